@@ -1,0 +1,118 @@
+"""Sphinx: the API pages and the table of methods are written here, from the public list."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import skinverse
+from skinverse.estimators import BaseReconstructor
+
+HERE = Path(__file__).parent
+
+project = "skinverse"
+author = copyright = "skinverse developers"
+version = release = skinverse.__version__
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "numpydoc",
+    "myst_parser",
+    "sphinx_gallery.gen_gallery",
+]
+exclude_patterns = ["_build", "gallery/**.ipynb", "gallery/**.py", "gallery/**.md5"]
+templates_path = ["_templates"]
+smartquotes = False  # "auto" is a value
+
+autosummary_generate = True
+autodoc_typehints = "none"  # the docstrings give types, with shapes and ranges
+numpydoc_show_class_members = False
+
+myst_heading_anchors = 3
+
+html_theme = "pydata_sphinx_theme"
+html_static_path = ["_static"]
+html_title = "skinverse"
+html_theme_options = {"show_prev_next": False, "navigation_with_keys": False}
+html_show_sourcelink = False
+
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples",
+    "gallery_dirs": "gallery",
+    "filename_pattern": r"plot_",
+    "ignore_pattern": r"(^|/)(?!plot_)[^/]*\.py$",
+    "abort_on_example_error": True,
+    "download_all_examples": False,
+    "show_signature": False,
+    "remove_config_comments": True,
+}
+
+
+# ------------------------------------------------------------------------------------ reading the docstrings
+def escape_stars(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """A shape such as (n, *dims) is no emphasis, outside of literals and examples."""
+    for i, line in enumerate(lines):
+        if not line.lstrip().startswith((">>>", "...")):
+            lines[i] = re.sub(r"(``.*?``)|\*(?=[\w.]+[,)])", lambda star: star[1] or r"\*", line)
+
+
+INITIAL = re.compile(r"[A-Z]\. ")
+
+
+def itemize_references(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """One item per reference: the initial it begins with would pass for the number of a list."""
+    start = lines.index("References") + 2 if "References" in lines else len(lines)
+    stop = next((i for i in range(start, len(lines)) if not lines[i].strip()), len(lines))
+    if start < stop and INITIAL.match(lines[start]):
+        lines[start:stop] = [("* \\" if INITIAL.match(line) else "  ") + line for line in lines[start:stop]]
+
+
+def skip_foreign(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+    """What a class inherits from other packages is documented there."""
+    function = getattr(obj, "fget", obj)
+    return None if str(getattr(function, "__module__", "")).startswith("skinverse") else True
+
+
+def setup(app: Any) -> None:
+    app.connect("autodoc-process-docstring", escape_stars, priority=1)
+    app.connect("autodoc-process-docstring", itemize_references, priority=1)
+    app.connect("autodoc-skip-member", skip_foreign)
+
+
+# --------------------------------------------------------------------------- pages made of the public list
+def title(text: str, underline: str = "=") -> str:
+    return f"{text}\n{underline * len(text)}\n"
+
+
+def autosummary(module: str, names: list[str]) -> str:
+    directive = (
+        f".. currentmodule:: {module}\n\n.. autosummary::\n   :toctree: generated\n   :nosignatures:\n"
+    )
+    return "\n".join([directive, *(f"   {name}" for name in names), ""])
+
+
+def page_of_package() -> str:
+    things = {name: getattr(skinverse, name) for name in skinverse.__all__}
+    methods = [n for n, t in things.items() if inspect.isclass(t) and issubclass(t, BaseReconstructor)]
+    rest = [n for n, t in things.items() if not inspect.ismodule(t) and n not in methods]
+    rooms = [n for n, t in things.items() if inspect.ismodule(t)]
+    parts = [
+        title("API"),
+        title("Methods", "-"),
+        autosummary("skinverse", methods),
+        title("Beside them", "-"),
+        autosummary("skinverse", rest),
+    ]
+    for room in rooms:
+        parts += [title(f"skinverse.{room}", "-"), f".. automodule:: skinverse.{room}\n   :no-members:\n"]
+        parts += [autosummary(f"skinverse.{room}", things[room].__all__)]
+    return "\n".join(parts)
+
+
+api = HERE / "api" / "index.rst"
+api.parent.mkdir(exist_ok=True)
+api.write_text(page_of_package())

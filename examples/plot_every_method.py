@@ -1,0 +1,56 @@
+"""
+Deblurring with every method
+============================
+
+Each method of the package on the same blurred, noisy photographs. A parameter that is called ``lam`` is found
+by a search, everything else is left as it comes.
+"""
+
+# %%
+import warnings
+
+from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import GridSearchCV
+
+import skinverse
+from skinverse.datasets import make_problem
+from skinverse.displays import ReconstructionDisplay
+from skinverse.estimators import BaseReconstructor
+from skinverse.metrics import psnr, ssim
+
+X_train, Y_train, A = make_problem("deblurring", n_samples=4, size=32, noise=0.02, random_state=0)
+X_test, Y_test, _ = make_problem("deblurring", n_samples=2, size=32, noise=0.02, random_state=1)
+
+# %%
+# The methods are those of the public list: a new one appears here by itself.
+public = [getattr(skinverse, name) for name in skinverse.__all__]
+methods = [c(A) for c in public if isinstance(c, type) and issubclass(c, BaseReconstructor)]
+
+
+def tuned(method):
+    """The method with the best of four weights, if it has one."""
+    if "lam" not in method.get_params():
+        return clone(method).fit(X_train, Y_train)
+    grid = {"lam": [1e-4, 1e-3, 1e-2, 1e-1]}
+    return GridSearchCV(method, grid, cv=2, error_score="raise").fit(X_train, Y_train).best_estimator_
+
+
+# %%
+# No photograph is known to the search that chose the weights.
+reconstructions = {}
+print(f"{'method':32s}{'PSNR':>8s}{'SSIM':>8s}")
+for method in methods:
+    name = type(method).__name__
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # weights far from the best one may take longer
+        try:
+            reconstructions[name] = tuned(method).predict(Y_test)
+        except TypeError as reason:  # filtered back-projection knows CT and Fourier data only
+            print(f"{name:32s}{reason}")
+            continue
+    x = reconstructions[name]
+    print(f"{name:32s}{psnr(X_test, x).mean():8.2f}{ssim(X_test, x).mean():8.3f}")
+
+# %%
+ReconstructionDisplay.from_predictions(X_test, reconstructions, Y_meas=Y_test, errors=False)

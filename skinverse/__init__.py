@@ -1,0 +1,7 @@
+"""scikit-learn for inverse problems: the public names, listed in ``__init__.pyi``, imported on first use."""
+
+import lazy_loader
+
+__version__ = "0.1.0"
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

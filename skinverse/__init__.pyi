@@ -1,0 +1,22 @@
+# The public list: type checkers read it, and the package imports each name from here on first use.
+# The common tests, the API pages, the benchmarks and the gallery run over every estimator named here.
+from . import datasets as datasets
+from . import displays as displays
+from . import functionals as functionals
+from . import metrics as metrics
+from . import operators as operators
+from . import solvers as solvers
+from ._versions import show_versions as show_versions
+from .estimators._analytic import FilteredBackProjection as FilteredBackProjection
+from .estimators._analytic import SpectralCutoff as SpectralCutoff
+from .estimators._analytic import Tikhonov as Tikhonov
+from .estimators._iterative import Kaczmarz as Kaczmarz
+from .estimators._iterative import Landweber as Landweber
+from .estimators._regressor import ReconstructionRegressor as ReconstructionRegressor
+from .estimators._variational import TotalGeneralizedVariationRecon as TotalGeneralizedVariationRecon
+from .estimators._variational import TotalVariationRecon as TotalVariationRecon
+from .estimators._variational import WaveletRecon as WaveletRecon
+from .persistence import load as load
+from .training import Trainer as Trainer
+
+__version__: str

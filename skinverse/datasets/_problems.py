@@ -1,0 +1,172 @@
+"""Complete inverse problems of one call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pylops
+import torch
+from numpy.typing import NDArray
+
+from skinverse import operators
+from skinverse.datasets._phantoms import grid, make_ellipses
+from skinverse.datasets._photographs import load_photographs
+from skinverse.datasets._random import RandomState, generator, positive
+
+Array = NDArray[Any]
+
+
+class Problem(NamedTuple):
+    """Images, their noisy data and the operator between them.
+
+    Attributes
+    ----------
+    images : ndarray of shape (n_samples, *operator.dims)
+        True images.
+    data : ndarray of shape (n_samples, *operator.dimsd)
+        Noisy measurements.
+    operator : pylops.LinearOperator
+        The map from one to the other.
+    """
+
+    images: Array
+    data: Array
+    operator: pylops.LinearOperator
+
+
+def make_problem(
+    name: str,
+    n_samples: int = 16,
+    size: int = 64,
+    noise: float = 0.05,
+    random_state: RandomState = None,
+    *,
+    images: Array | None = None,
+) -> Problem:
+    """Images, noisy data and operator of a typical inverse problem.
+
+    The operator depends on ``name`` and ``size`` alone: two calls with different seeds give training and
+    test sets of one problem.
+
+    Parameters
+    ----------
+    name : {"ct", "mri", "deblurring", "denoising", "compressive_sensing"}
+        - ``"ct"``: 30 parallel-beam views of ellipses; at size 128 the geometry of Adler and Öktem.
+        - ``"mri"``: complex ellipses of smooth phase seen by four coils, a quarter of k-space.
+        - ``"deblurring"``: photographs under a Gaussian blur of standard deviation ``size / 64`` pixels.
+        - ``"denoising"``: photographs, the identity.
+        - ``"compressive_sensing"``: photographs, a structurally random matrix with a quarter of the rows.
+    n_samples : int, default=16
+        Number of images; not used if ``images`` are given.
+    size : int, default=64
+        Pixels along each side; not used if ``images`` are given.
+    noise : float, default=0.05
+        Standard deviation of the Gaussian noise, relative to the mean absolute value of each sample's
+        noise-free data. For complex data it counts the real and imaginary part together.
+    random_state : int, Generator, RandomState or None, default=None
+        Draws the images and the noise. Photographs are random patches of all that there are.
+    images : ndarray of shape (n_samples, size, size), optional
+        Simulate data of these images instead, e.g. of ``load_photographs(64, subset="test")``.
+
+    Returns
+    -------
+    Problem
+        Named tuple ``images, data, operator``, arrays in single precision or that of ``images``.
+
+    Raises
+    ------
+    ValueError
+        If ``name`` is unknown, a number out of range or ``images`` not square.
+
+    Examples
+    --------
+    >>> from skinverse.datasets import make_problem
+    >>> images, data, operator = make_problem("ct", n_samples=2, size=32, random_state=0)
+    >>> images.shape, data.shape
+    ((2, 32, 32), (2, 30, 47))
+    """
+    if name not in _PROBLEMS:
+        raise ValueError(f"name: expected one of {sorted(_PROBLEMS)}, got {name!r}")
+    if not noise >= 0:
+        raise ValueError(f"noise: expected a number that is not negative, got {noise!r}")
+    draw, make_operator = _PROBLEMS[name]
+    rng = generator(random_state)
+    if images is None:
+        images = draw(positive(n_samples, "n_samples"), positive(size, "size"), rng)
+    if images.ndim != 3 or images.shape[1] != images.shape[2]:
+        raise ValueError(f"images: expected shape (n_samples, size, size), got {images.shape}")
+    operator = make_operator(images.shape[1])
+    exact = operators.as_torch(operator)(torch.from_numpy(images)).numpy()
+    return Problem(images, _add_noise(exact, noise, rng), operator)
+
+
+def _complex_ellipses(n_samples: int, size: int, rng: np.random.Generator) -> Array:
+    """Ellipses times ``exp(i phase)``, the phase a random plane wave of less than one period."""
+    y, x = grid(size)
+    slopes = rng.uniform(-np.pi / 2, np.pi / 2, (n_samples, 2, 1, 1))
+    phase = slopes[:, 0] * x + slopes[:, 1] * y
+    return (make_ellipses(n_samples, size, random_state=rng) * np.exp(1j * phase)).astype(np.complex64)
+
+
+def _patches(n_samples: int, size: int, rng: np.random.Generator) -> Array:
+    return load_photographs(size, n_patches=n_samples, random_state=rng)
+
+
+def _ct(size: int) -> pylops.LinearOperator:
+    """30 views; detector cells of about one pixel across the diagonal, 183 of them at size 128."""
+    angles = (np.arange(30) + 0.5) * np.pi / 30
+    n_detectors = 2 * math.ceil(size / math.sqrt(2)) + 1
+    return operators.parallel_beam(
+        (size, size), angles, n_detectors, detector_spacing=math.sqrt(2) * size / n_detectors
+    )
+
+
+def _mri(size: int) -> pylops.LinearOperator:
+    """Four coils at the corners; a twelfth of the lines in the centre, a quarter in all."""
+    lines, centre = max(1, size // 4), max(1, size // 12)
+    first = (size - centre) // 2
+    middle = np.arange(first, first + centre)
+    others = np.random.default_rng(0).permutation(np.setdiff1d(np.arange(size), middle))
+    mask = np.zeros((size, size), dtype=bool)
+    mask[:, np.concatenate([middle, others[: lines - centre]])] = True
+    return operators.fourier_sampling(np.fft.ifftshift(mask), coil_maps=_coil_maps(size))
+
+
+def _coil_maps(size: int) -> Array:
+    """Gaussians around the corners with a sum of squares of one."""
+    y, x = grid(size)
+    corners = [(-1, -1), (-1, 1), (1, -1), (1, 1)]
+    maps = np.stack([np.exp(-((x - a) ** 2 + (y - b) ** 2) / 3) for a, b in corners])
+    return (maps / np.sqrt((maps**2).sum(axis=0))).astype(np.complex64)
+
+
+def _deblurring(size: int) -> pylops.LinearOperator:
+    return operators.gaussian_blur((size, size), size / 64)
+
+
+def _denoising(size: int) -> pylops.LinearOperator:
+    return pylops.Identity((size, size), dtype="float32")
+
+
+def _compressive_sensing(size: int) -> pylops.LinearOperator:
+    return operators.structurally_random((size, size), max(1, size**2 // 4), random_state=0)
+
+
+_PROBLEMS: dict[str, tuple[Callable[..., Array], Callable[[int], pylops.LinearOperator]]] = {
+    "ct": (lambda n, size, rng: make_ellipses(n, size, random_state=rng), _ct),
+    "mri": (_complex_ellipses, _mri),
+    "deblurring": (_patches, _deblurring),
+    "denoising": (_patches, _denoising),
+    "compressive_sensing": (_patches, _compressive_sensing),
+}
+
+
+def _add_noise(exact: Array, noise: float, rng: np.random.Generator) -> Array:
+    level = noise * np.abs(exact).mean(axis=tuple(range(1, exact.ndim)), keepdims=True)
+    draw = rng.standard_normal(exact.shape)
+    if np.iscomplexobj(exact):
+        draw = (draw + 1j * rng.standard_normal(exact.shape)) / math.sqrt(2)
+    return (exact + level * draw).astype(exact.dtype)

@@ -1,0 +1,346 @@
+"""The two base classes: the public contract is written once, here."""
+
+from __future__ import annotations
+
+import copy
+import os
+import warnings
+from abc import ABC, abstractmethod
+from inspect import signature
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+import pylops
+import torch
+from sklearn.base import BaseEstimator, clone
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils.metadata_routing import UNUSED
+from sklearn.utils import Bunch, Tags, check_random_state
+from sklearn.utils.validation import check_is_fitted, check_memory
+from torch import Tensor, nn
+
+from skinverse.estimators._validation import (
+    as_batch,
+    check_operator,
+    per_sample,
+    resolve_device,
+    same_kind,
+)
+from skinverse.metrics import psnr
+from skinverse.operators import LinearMap, as_torch
+from skinverse.solvers import Solution
+from skinverse.training import Trainer
+
+if TYPE_CHECKING:
+    from skinverse.estimators._regressor import ReconstructionRegressor
+
+# Numbers in one tensor while reconstructing: 64 MiB of float32 in each variable of a solver.
+_CHUNK = 2**24
+
+
+class BaseReconstructor(BaseEstimator, ABC):
+    """A reconstruction method: measurements in, images out.
+
+    A method gives :meth:`_reconstruct` and, if it learns or prepares anything, :meth:`_fit`. Both
+    receive the operator as a batched torch map ``A`` and tensors on the right device.
+
+    Attributes
+    ----------
+    operator_ : pylops.LinearOperator or None
+        The operator seen by ``fit``; None while ``operator=None`` and no sizes have been seen.
+    """
+
+    # What `fit` cannot do without, and whether images and measurements must come in pairs.
+    _needs: ClassVar[tuple[str, ...]] = ()
+    _paired: ClassVar[bool] = True
+
+    __metadata_request__fit: ClassVar[dict[str, str]] = {"X_true": UNUSED, "Y_meas": UNUSED}
+    __metadata_request__predict: ClassVar[dict[str, str]] = {"Y_meas": UNUSED, "return_info": UNUSED}
+    __metadata_request__score: ClassVar[dict[str, str]] = {"X_true": UNUSED, "Y_meas": UNUSED}
+
+    operator: pylops.LinearOperator | None
+    device: str
+
+    def fit(self, X_true: Any = None, Y_meas: Any = None) -> Self:
+        """Learn what the method learns; images first, measurements second.
+
+        scikit-learn's own tools call ``fit(X, y)`` and later ``predict(X)``. Here the *second* argument
+        is what ``predict`` takes: searches that use ``score`` (``GridSearchCV``, ``cross_val_score``)
+        work as they are; for ``Pipeline``, ``cross_val_predict`` and string scorers use
+        :meth:`as_regressor`.
+
+        Parameters
+        ----------
+        X_true : array-like or Tensor of shape (n_samples, *operator.dims), optional
+            True images; flat (n_samples, n_pixels) is accepted. Only needed by methods that learn.
+        Y_meas : array-like or Tensor of shape (n_samples, *operator.dimsd), optional
+            Measurements; flat (n_samples, n_measurements) is accepted.
+
+        Returns
+        -------
+        self : object
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            If something needed is missing, or an array is empty, not finite or of the wrong shape, or the
+            operator's adjoint is wrong.
+        TypeError
+            If the operator is no ``pylops.LinearOperator`` or an array is not numeric.
+        """
+        self._check_given(X_true, Y_meas)
+        device = resolve_device(self.device)
+        images = None if X_true is None else as_batch(X_true, "X_true", device)
+        data = None if Y_meas is None else as_batch(Y_meas, "Y_meas", device)
+        operator = self._operator_for(images, data)
+        if operator is not None:
+            check_operator(operator)
+            images = None if images is None else per_sample(images, operator.dims, "X_true", "operator.dims")
+            data = None if data is None else per_sample(data, operator.dimsd, "Y_meas", "operator.dimsd")
+        self._check_pairs(images, data)
+        self.operator_ = operator
+        self._fit(None if operator is None else as_torch(operator), images, data)
+        return self
+
+    def predict(self, Y_meas: Any, *, return_info: bool = False) -> Any:
+        """Reconstruct images from measurements.
+
+        Parameters
+        ----------
+        Y_meas : array-like or Tensor of shape (n_samples, *operator.dimsd)
+            Measurements; flat (n_samples, n_measurements) is accepted.
+        return_info : bool, default=False
+            Also return how each image's reconstruction ended.
+
+        Returns
+        -------
+        X_hat : ndarray or Tensor of shape (n_samples, *operator.dims)
+            The images, of the kind and precision of ``Y_meas``.
+        info : Bunch, only if ``return_info``
+            Arrays of shape (n_samples,): ``n_steps``, ``converged``, ``residual`` (what the stopping rule
+            compared with its tolerance) and ``objective``, and what else the method reports.
+
+        Raises
+        ------
+        ValueError
+            If ``Y_meas`` is empty, not finite or of the wrong shape.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If images stopped before the tolerance was met; the message counts them.
+        """
+        check_is_fitted(self)
+        data = as_batch(Y_meas, "Y_meas", resolve_device(self.device))
+        operator = self._operator_for(None, data)
+        assert operator is not None  # data determine it
+        if operator is not self.operator_:
+            check_operator(operator)
+        data = per_sample(data, operator.dimsd, "Y_meas", "operator.dimsd")
+        solution = self._reconstruct_in_chunks(as_torch(operator), data)
+        self._warn(solution)
+        X_hat = same_kind(solution.x, Y_meas)
+        return (X_hat, _info(solution)) if return_info else X_hat
+
+    def score(self, X_true: Any, Y_meas: Any) -> float:
+        """Mean peak signal-to-noise ratio of the reconstructions, in dB.
+
+        Parameters
+        ----------
+        X_true : array-like or Tensor of shape (n_samples, *operator.dims)
+            True images.
+        Y_meas : array-like or Tensor of shape (n_samples, *operator.dimsd)
+            Their measurements.
+
+        Returns
+        -------
+        float
+            Mean over images of :func:`skinverse.metrics.psnr`; larger is better.
+        """
+        X_hat = self.predict(Y_meas)
+        images = per_sample(as_batch(X_true, "X_true", torch.device("cpu")), tuple(X_hat.shape[1:]), "X_true", "the reconstructions")
+        return float(np.mean(psnr(images, X_hat)))
+
+    def as_regressor(self) -> ReconstructionRegressor:
+        """The same method in scikit-learn's order: ``fit(Y_meas, X_true)``, flat arrays in and out.
+
+        Returns
+        -------
+        ReconstructionRegressor
+            An unfitted regressor around a clone of this estimator.
+        """
+        from skinverse.estimators._regressor import ReconstructionRegressor
+
+        return ReconstructionRegressor(clone(self))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the estimator to one file, to be read by :func:`skinverse.load`.
+
+        Parameters
+        ----------
+        path : path-like
+            The file, by convention ``*.skinverse``; overwritten if it exists.
+        """
+        from skinverse.persistence import save
+
+        save(self, path)
+
+    # ------------------------------------------------------------------ hooks
+    def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:  # noqa: B027
+        """Learn or prepare; by default there is nothing to do."""
+
+    @abstractmethod
+    def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
+        """Reconstruct a batch, (n, *A.dimsd) -> (n, *A.dims)."""
+
+    # ------------------------------------------------------------------ the rest is private
+    def _check_given(self, X_true: Any, Y_meas: Any) -> None:
+        given = {"X_true": X_true, "Y_meas": Y_meas}
+        for name in self._needs:
+            if given[name] is None:
+                others = " and ".join(self._needs)
+                raise ValueError(f"{type(self).__name__}.fit learns from {others}, but {name} is missing")
+
+    def _check_pairs(self, images: Tensor | None, data: Tensor | None) -> None:
+        if self._paired and images is not None and data is not None and len(images) != len(data):
+            raise ValueError(
+                f"{type(self).__name__}.fit expects pairs, "
+                f"but X_true holds {len(images)} images and Y_meas {len(data)} measurements"
+            )
+
+    def _operator_for(self, images: Tensor | None, data: Tensor | None) -> pylops.LinearOperator | None:
+        """The operator, or the identity of the sizes seen."""
+        if self.operator is not None:
+            return self.operator
+        seen = data if data is not None else images
+        if seen is None:
+            return None
+        if images is not None and images[0].numel() != seen[0].numel():
+            raise ValueError(
+                "operator=None is denoising and expects images and measurements of one shape, but got "
+                f"{tuple(images.shape[1:])} and {tuple(seen.shape[1:])}: pass the operator"
+            )
+        dims, known = tuple((seen if images is None else images).shape[1:]), getattr(self, "operator_", None)
+        if type(known) is pylops.Identity and (dims == known.dims or dims == (known.shape[1],)):
+            return known
+        return pylops.Identity(dims, dtype=str(seen.dtype).removeprefix("torch."))
+
+    def _reconstruct_in_chunks(self, A: LinearMap, data: Tensor) -> Solution:
+        """No image depends on its companions, so a large batch may be cut to bound the memory."""
+        size = max(1, _CHUNK // max(int(np.prod(A.dims)), int(np.prod(A.dimsd))))
+        return Solution.concatenate([self._reconstruct(A, part) for part in data.split(size)])
+
+    def _warn(self, solution: Solution) -> None:
+        failed = int((~solution.converged).sum())
+        if failed:
+            warnings.warn(
+                f"{type(self).__name__}: {failed} of {len(solution.x)} images did not converge "
+                f"(largest residual {float(solution.residual.max()):.1e}): raise max_steps or tol",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+
+    def __sklearn_clone__(self) -> Self:
+        """Clones share the operator: it may be hundreds of megabytes and is never written to."""
+        params = self.get_params(deep=False)
+        twin = type(self)(**{k: v if k == "operator" else clone(v, safe=False) for k, v in params.items()})
+        for name in ("_metadata_request", "_skl_callbacks"):
+            if hasattr(self, name):
+                setattr(twin, name, copy.deepcopy(getattr(self, name)))
+        return twin
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array, tags.input_tags.three_d_array = False, True
+        tags.target_tags.required = "Y_meas" in self._needs
+        return tags
+
+
+def _info(solution: Solution) -> Bunch:
+    """What the solver reports of each image, as NumPy arrays."""
+    fields = {name: getattr(solution, name) for name in ("n_steps", "converged", "residual", "objective")}
+    return Bunch(**{name: value.cpu().numpy() for name, value in (fields | solution.extra).items()})
+
+
+class LearnedReconstructor(BaseReconstructor):
+    """A reconstruction method with a trained torch module: seed, device, trainer, cache and history.
+
+    A method gives :meth:`_make_module`, :meth:`_reconstruct` and, unless it is the squared error, the
+    loss :meth:`_loss`. What is learned never depends on the parameters in ``_reconstruction_params``.
+
+    Attributes
+    ----------
+    module_ : nn.Module
+        The trained module.
+    history_ : list of dict
+        One entry per epoch: losses, held-out PSNR, seconds.
+    """
+
+    _needs: ClassVar[tuple[str, ...]] = ("X_true", "Y_meas")
+    _reconstruction_params: ClassVar[tuple[str, ...]] = ("lam", "max_steps", "tol", "verbose", "device")
+
+    trainer: Trainer | None
+    memory: Any
+    warm_start: bool
+    random_state: Any
+    verbose: int
+
+    @abstractmethod
+    def _make_module(self) -> nn.Module:
+        """The untrained module for the fitted ``operator_``."""
+
+    def _loss(self, module: nn.Module, images: Tensor, data: Tensor) -> Tensor:
+        """Loss of each image, (n,): by default the squared error of ``module(data)``."""
+        return (module(data) - images).abs().square().flatten(1).sum(1)
+
+    def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
+        assert images is not None and data is not None  # _needs
+        start = self.module_.state_dict() if self.warm_start and hasattr(self, "module_") else {}
+        train = check_memory(self.memory).cache(_train, ignore=["device", "verbose"])
+        weights, self.history_ = train(
+            self._recipe(),
+            images.cpu().numpy(),
+            data.cpu().numpy(),
+            {name: value.cpu().numpy() for name, value in start.items()},
+            check_random_state(self.random_state).randint(2**31),
+            device=images.device,
+            verbose=self.verbose,
+        )
+        self.module_ = self._make_module().to(images.device, images.dtype.to_real())
+        self.module_.load_state_dict(weights)
+        self.module_.eval()
+
+    def _recipe(self) -> Self:
+        """This estimator without what does not touch the training: the key under which it is cached."""
+        defaults = {name: p.default for name, p in signature(type(self)).parameters.items()}
+        untouched = {"memory", "random_state", "warm_start", *self._reconstruction_params} & defaults.keys()
+        recipe = clone(self).set_params(**{name: defaults[name] for name in untouched})
+        recipe.operator_ = self.operator_
+        return recipe
+
+
+def _train(
+    recipe: LearnedReconstructor,
+    images: np.ndarray,
+    data: np.ndarray,
+    start: dict[str, np.ndarray],
+    seed: int,
+    device: torch.device,
+    verbose: int,
+) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Train the recipe's module; a function of its arguments alone, so that it can be cached."""
+    x, y = torch.from_numpy(images).to(device), torch.from_numpy(data).to(device)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module = recipe._make_module().to(device, x.dtype.to_real())
+    if start:
+        module.load_state_dict({name: torch.from_numpy(value) for name, value in start.items()})
+    recipe.module_ = module
+
+    def held_out_psnr(images: Tensor, data: Tensor) -> float:
+        return float(np.mean(psnr(images, recipe._reconstruct(as_torch(recipe.operator_), data).x)))
+
+    trainer = recipe.trainer if recipe.trainer is not None else Trainer()
+    history = trainer.train(module, recipe._loss, x, y, score=held_out_psnr, seed=seed, verbose=verbose)
+    return {name: value.cpu() for name, value in module.state_dict().items()}, history

@@ -1,0 +1,133 @@
+"""From what a user hands over to a batch on the right device, or one sentence that says what is wrong."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pylops
+import scipy.sparse
+import torch
+from torch import Tensor
+
+from skinverse.operators import dot_test
+
+_FLOATS = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """``"auto"`` is CUDA where there is one, the CPU otherwise."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+def as_batch(array: Any, name: str, device: torch.device) -> Tensor:
+    """A finite float or complex tensor with at least one image; float32 and float64 stay what they are.
+
+    Raises
+    ------
+    TypeError
+        If the array is sparse or does not hold numbers.
+    ValueError
+        If it is empty, has no image axis or is not finite.
+    """
+    batch = array.detach() if isinstance(array, Tensor) else _from_numpy(array, name)
+    if batch.ndim < 2:
+        raise ValueError(f"{name}: expected a batch of images, (n_samples, ...), got shape {tuple(batch.shape)}")
+    if batch.numel() == 0:
+        raise ValueError(f"{name}: expected at least one image with at least one value, got shape {tuple(batch.shape)}")
+    batch = batch.to(device, batch.dtype if batch.dtype in _FLOATS else torch.float64)
+    finite = torch.isfinite(batch)
+    if not finite.all():
+        n_bad = int((~finite).flatten(1).any(1).sum())
+        raise ValueError(f"{name}: expected finite values, got NaN or inf in {n_bad} of {len(batch)} samples")
+    return batch
+
+
+def _from_numpy(array: Any, name: str) -> Tensor:
+    if scipy.sparse.issparse(array):
+        raise TypeError(f"{name}: expected a dense array, got a sparse {type(array).__name__}")
+    values = np.asarray(array)
+    if values.dtype == object:
+        raise TypeError(f"{name}: expected an array of numbers, got dtype object (images of unequal shape?)")
+    if values.dtype.kind not in "buifc":
+        raise TypeError(f"{name}: expected an array of numbers, got dtype {values.dtype}")
+    kept = values.dtype if values.dtype.name in ("float32", "float64", "complex64", "complex128") else None
+    wanted = kept or (np.complex128 if values.dtype.kind == "c" else np.float64)
+    # Memory maps of parallel workers are read-only, which torch does not allow: those are copied.
+    return torch.from_numpy(np.require(values, wanted, ["C", "W"]))
+
+
+def per_sample(batch: Tensor, dims: tuple[int, ...], name: str, source: str) -> Tensor:
+    """The batch as (n, *dims); only flat arrays are reshaped."""
+    dims = tuple(dims)
+    if tuple(batch.shape[1:]) == dims:
+        return batch
+    if batch.ndim == 2 and batch.shape[1] == math.prod(dims):
+        return batch.reshape(-1, *dims)
+    expected = ", ".join(map(str, dims)) + ("," if len(dims) == 0 else "")
+    raise ValueError(
+        f"{name}: expected shape (n_samples, {expected}) from {source}, or flat (n_samples, {math.prod(dims)}), "
+        f"got {tuple(batch.shape)}"
+    )
+
+
+def check_operator(operator: Any) -> None:
+    """Refuse what is no pylops operator, and an operator whose adjoint is not its adjoint.
+
+    Raises
+    ------
+    TypeError
+        If ``operator`` is no ``pylops.LinearOperator``.
+    ValueError
+        If it fails its dot test.
+    """
+    if not isinstance(operator, pylops.LinearOperator):
+        raise TypeError(f"operator: expected a pylops.LinearOperator, got {type(operator).__name__}")
+    dot_test(operator)
+
+
+def same_kind(x: Tensor, like: Any) -> Any:
+    """Torch out where torch came in (on its device), NumPy otherwise."""
+    return x.to(like.device) if isinstance(like, Tensor) else x.cpu().numpy()
+
+
+def check_lam(lam: Any, noise_std: float | None) -> None:
+    """A weight is a number >= 0, or "discrepancy" with a known noise level.
+
+    Raises
+    ------
+    ValueError
+        Otherwise.
+    """
+    if isinstance(lam, str):
+        if lam != "discrepancy":
+            raise ValueError(f'lam: expected a number >= 0 or "discrepancy", got {lam!r}')
+        if noise_std is None:
+            raise ValueError('lam="discrepancy" matches the residual to the noise: noise_std is missing')
+    elif not (np.isfinite(lam) and lam >= 0):
+        raise ValueError(f'lam: expected a number >= 0 or "discrepancy", got {lam!r}')
+    if noise_std is not None and not noise_std > 0:
+        raise ValueError(f"noise_std: expected a number > 0, got {noise_std!r}")
+
+
+def discrepancy_level(noise_std: float, data: Tensor) -> Tensor:
+    """Expected norm of the noise, ``sqrt(n_measurements) * noise_std``, one per image."""
+    level = math.sqrt(data[0].numel()) * noise_std
+    return torch.full((len(data),), level, dtype=data.dtype.to_real(), device=data.device)
+
+
+def check_bounds(bounds: Any) -> tuple[float | None, float | None]:
+    """``(low, high)`` with None for no bound.
+
+    Raises
+    ------
+    ValueError
+        If ``bounds`` is no such pair.
+    """
+    low, high = (None, None) if bounds is None else bounds
+    if low is not None and high is not None and not low < high:
+        raise ValueError(f"bounds: expected (low, high) with low < high, got {bounds!r}")
+    return low, high

@@ -1,0 +1,25 @@
+"""Functionals, image -> number: data fidelities and regularizers with value, gradient and prox."""
+
+from skinverse.functionals._base import Functional, Scaled, Sum
+from skinverse.functionals._fidelity import DataBall, KullbackLeibler, LeastSquares
+from skinverse.functionals._simple import Box, L1Norm, SquaredNorm
+from skinverse.functionals._sparsity import CosineSparsity, WaveletSparsity
+from skinverse.functionals._variation import GroupNorm, OfImage, TotalGeneralizedVariation, TotalVariation
+
+__all__ = [
+    "Box",
+    "CosineSparsity",
+    "DataBall",
+    "Functional",
+    "GroupNorm",
+    "KullbackLeibler",
+    "L1Norm",
+    "LeastSquares",
+    "OfImage",
+    "Scaled",
+    "SquaredNorm",
+    "Sum",
+    "TotalGeneralizedVariation",
+    "TotalVariation",
+    "WaveletSparsity",
+]

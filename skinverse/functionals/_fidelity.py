@@ -1,0 +1,267 @@
+"""Data fidelities: how far the data of an image are from the measurements."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skinverse._batch import dot, expand, norm
+from skinverse.functionals._base import Functional
+
+
+def _apply(A: Any, x: Tensor) -> Tensor:
+    return x if A is None else A(x)
+
+
+def _back(A: Any, y: Tensor) -> Tensor:
+    return y if A is None else A.adjoint(y)
+
+
+class LeastSquares(Functional):
+    """Least squares, ``1/2 sum_i w_i |(A x - y)_i|^2``: Gaussian noise of variance ``1 / w``.
+
+    Parameters
+    ----------
+    A : linear map or None
+        Batched: ``A(x)``, ``A.adjoint(y)``, ``A.norm()``; None is the identity.
+    y : Tensor of shape (n, *dimsd)
+        Measurements.
+    weights : Tensor of shape (n, *dimsd) or broadcastable to it, optional
+        Non-negative weights.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skinverse.functionals import LeastSquares
+    >>> LeastSquares(None, torch.tensor([[1.0, 2.0]]))(torch.zeros(1, 2))
+    tensor([2.5000])
+    """
+
+    smooth = True
+
+    def __init__(self, A: Any, y: Tensor, *, weights: Tensor | None = None) -> None:
+        self.A, self.y, self.weights = A, y, weights
+        self.outer = _SquaredDistance(y, weights)
+        self.proximable = A is None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.outer(_apply(self.A, x))
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        value, gradient = self.outer.value_and_grad(_apply(self.A, x))
+        return value, _back(self.A, gradient)
+
+    def prox(self, x: Tensor, step: Tensor | float) -> Tensor:
+        return self.outer.prox(x, step) if self.A is None else super().prox(x, step)
+
+    def conjugate(self, u: Tensor) -> Tensor | None:
+        return self.outer.conjugate(u) if self.A is None else None
+
+    def split(self) -> tuple[Functional, Any]:
+        return self.outer, self.A
+
+    def select(self, index: Tensor) -> Functional:
+        return LeastSquares(self.A, self.y[index], weights=_pick(self.weights, index, self.y))
+
+
+class _SquaredDistance(Functional):
+    """``1/2 sum_i w_i |u_i - y_i|^2``."""
+
+    smooth = proximable = True
+
+    def __init__(self, y: Tensor, weights: Tensor | None) -> None:
+        self.y, self.weights = y, weights
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return dot(u - self.y, self._weigh(u - self.y)) / 2
+
+    def value_and_grad(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        residual = u - self.y
+        gradient = self._weigh(residual)
+        return dot(residual, gradient) / 2, gradient
+
+    def prox(self, u: Tensor, step: Tensor | float) -> Tensor:
+        s = expand(step, u) if self.weights is None else expand(step, u) * self.weights
+        return (u + s * self.y) / (1 + s)
+
+    def conjugate(self, u: Tensor) -> Tensor | None:
+        return dot(u, self.y) + norm(u).square() / 2 if self.weights is None else None
+
+    def select(self, index: Tensor) -> Functional:
+        return _SquaredDistance(self.y[index], _pick(self.weights, index, self.y))
+
+    def _weigh(self, residual: Tensor) -> Tensor:
+        return residual if self.weights is None else self.weights * residual
+
+
+class KullbackLeibler(Functional):
+    """Kullback-Leibler divergence of Poisson counts, ``sum_i (Ax+b)_i - y_i + y_i log(y_i / (Ax+b)_i)``.
+
+    Infinite where ``A x + b`` is negative, or zero under a positive count.
+
+    Parameters
+    ----------
+    A : linear map or None
+        Batched; None is the identity.
+    y : Tensor of shape (n, *dimsd)
+        Counts, real and non-negative.
+    background : float or Tensor, default=0.0
+        The expected background ``b >= 0``, for example scatter and randoms in PET.
+
+    Raises
+    ------
+    ValueError
+        If a count or the background is negative or complex.
+
+    References
+    ----------
+    L. A. Shepp and Y. Vardi, Maximum likelihood reconstruction for emission tomography, IEEE Transactions
+    on Medical Imaging 1, 1982.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skinverse.functionals import KullbackLeibler
+    >>> KullbackLeibler(None, torch.tensor([[3.0, 0.0]]))(torch.tensor([[3.0, 1.0]]))
+    tensor([1.])
+    """
+
+    smooth = True
+
+    def __init__(self, A: Any, y: Tensor, *, background: Tensor | float = 0.0) -> None:
+        if y.is_complex() or bool((y < 0).any()):
+            raise ValueError("KullbackLeibler: expected real counts y >= 0, got negative or complex values")
+        if bool((torch.as_tensor(background) < 0).any()):
+            raise ValueError("KullbackLeibler: expected a background >= 0, got negative values")
+        self.A, self.y, self.background = A, y, background
+        self.outer = _PoissonDistance(y, background)
+        self.proximable = A is None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.outer(_apply(self.A, x))
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        value, gradient = self.outer.value_and_grad(_apply(self.A, x))
+        return value, _back(self.A, gradient)
+
+    def prox(self, x: Tensor, step: Tensor | float) -> Tensor:
+        return self.outer.prox(x, step) if self.A is None else super().prox(x, step)
+
+    def conjugate(self, u: Tensor) -> Tensor | None:
+        return self.outer.conjugate(u) if self.A is None else None
+
+    def split(self) -> tuple[Functional, Any]:
+        return self.outer, self.A
+
+    def select(self, index: Tensor) -> Functional:
+        return KullbackLeibler(self.A, self.y[index], background=_pick(self.background, index, self.y))
+
+
+class _PoissonDistance(Functional):
+    """``sum_i v_i - y_i + y_i log(y_i / v_i)`` at ``v = u + b``."""
+
+    smooth = proximable = True
+
+    def __init__(self, y: Tensor, background: Tensor | float) -> None:
+        self.y, self.background = y, background
+
+    def __call__(self, u: Tensor) -> Tensor:
+        v = u + self.background
+        divergence = torch.special.xlogy(self.y, self.y) - torch.special.xlogy(self.y, v.clamp_min(0)) + v - self.y
+        return torch.where(v < 0, torch.inf, divergence).flatten(1).sum(1)
+
+    def value_and_grad(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        return self(u), 1 - torch.where(self.y > 0, self.y / (u + self.background), 0)
+
+    def prox(self, u: Tensor, step: Tensor | float) -> Tensor:
+        s = expand(step, u)
+        v = u + self.background - s  # the larger root of v^2 - (u + b - s) v - s y = 0
+        return (v + (v.square() + 4 * s * self.y).sqrt()) / 2 - self.background
+
+    def conjugate(self, u: Tensor) -> Tensor | None:
+        value = -torch.special.xlogy(self.y, (1 - u).clamp_min(0)) - self.background * u
+        return torch.where(u > 1, torch.inf, value).flatten(1).sum(1)
+
+    def select(self, index: Tensor) -> Functional:
+        return _PoissonDistance(self.y[index], _pick(self.background, index, self.y))
+
+
+class DataBall(Functional):
+    """Zero where ``||A x - y|| <= radius``, infinite elsewhere: the discrepancy principle as a constraint.
+
+    Parameters
+    ----------
+    A : linear map or None
+        Batched; None is the identity.
+    y : Tensor of shape (n, *dimsd)
+        Measurements.
+    radius : Tensor of shape (n,) or float
+        Expected norm of the noise, ``sqrt(n_measurements) * noise_std``.
+
+    Notes
+    -----
+    The value allows for rounding: a relative excess of 1e-3 counts as inside.
+
+    References
+    ----------
+    V. A. Morozov, On the solution of functional equations by the method of regularization, 1966.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skinverse.functionals import DataBall
+    >>> DataBall(None, torch.zeros(2, 1), 1.0)(torch.tensor([[0.5], [2.0]]))
+    tensor([0., inf])
+    """
+
+    def __init__(self, A: Any, y: Tensor, radius: Tensor | float) -> None:
+        self.A, self.y, self.radius = A, y, radius
+        self.outer = _Ball(y, radius)
+        self.proximable = A is None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.outer(_apply(self.A, x))
+
+    def prox(self, x: Tensor, step: Tensor | float) -> Tensor:
+        return self.outer.prox(x, step) if self.A is None else super().prox(x, step)
+
+    def conjugate(self, u: Tensor) -> Tensor | None:
+        return self.outer.conjugate(u) if self.A is None else None
+
+    def split(self) -> tuple[Functional, Any]:
+        return self.outer, self.A
+
+    def select(self, index: Tensor) -> Functional:
+        return DataBall(self.A, self.y[index], _pick(self.radius, index, self.y))
+
+
+class _Ball(Functional):
+    """Indicator of ``||u - y|| <= radius``."""
+
+    proximable = True
+
+    def __init__(self, y: Tensor, radius: Tensor | float) -> None:
+        self.y, self.radius = y, radius
+
+    def __call__(self, u: Tensor) -> Tensor:
+        distance = norm(u - self.y)
+        return torch.where(distance <= 1.001 * self.radius, 0.0, torch.inf).to(distance.dtype)
+
+    def prox(self, u: Tensor, step: Tensor | float) -> Tensor:
+        offset = u - self.y
+        shrink = (self.radius / norm(offset).clamp_min(torch.finfo(offset.dtype).tiny)).clamp_max(1)
+        return self.y + expand(shrink, u) * offset
+
+    def conjugate(self, u: Tensor) -> Tensor | None:
+        return dot(u, self.y) + self.radius * norm(u)
+
+    def select(self, index: Tensor) -> Functional:
+        return _Ball(self.y[index], _pick(self.radius, index, self.y))
+
+
+def _pick(value: Any, index: Tensor, y: Tensor) -> Any:
+    """What belongs to each image is indexed, what is shared by all stays."""
+    per_image = isinstance(value, Tensor) and value.ndim > 0 and len(value) == len(y) and value.ndim in (1, y.ndim)
+    return value[index] if per_image else value

@@ -1,0 +1,109 @@
+"""Functionals with a formula for everything."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from skinverse._batch import expand, norm
+from skinverse.functionals._base import Functional
+
+
+class SquaredNorm(Functional):
+    """``1/2 ||x||^2``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skinverse.functionals import SquaredNorm
+    >>> SquaredNorm()(torch.tensor([[3.0, 4.0]]))
+    tensor([12.5000])
+    """
+
+    smooth = proximable = True
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return norm(x).square() / 2
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self(x), x
+
+    def prox(self, x: Tensor, step: Tensor | float) -> Tensor:
+        return x / (1 + expand(step, x))
+
+    def conjugate(self, u: Tensor) -> Tensor | None:
+        return self(u)
+
+
+class Box(Functional):
+    """Zero for real images with ``low <= x <= high``, infinite elsewhere; its prox is the projection.
+
+    Parameters
+    ----------
+    low, high : float or None, default=None
+        The bounds; None is no bound, ``Box(0)`` is non-negativity.
+
+    Raises
+    ------
+    ValueError
+        If ``low > high``; on use, if images are complex.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skinverse.functionals import Box
+    >>> Box(0, 1).prox(torch.tensor([[-1.0, 0.5, 2.0]]), 1.0)
+    tensor([[0.0000, 0.5000, 1.0000]])
+    """
+
+    proximable = True
+
+    def __init__(self, low: float | None = None, high: float | None = None) -> None:
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"Box: expected low <= high, got low={low} and high={high}")
+        self.low, self.high = low, high
+
+    def __call__(self, x: Tensor) -> Tensor:
+        outside = (x != self.prox(x, 1.0)).flatten(1).any(1)
+        return torch.where(outside, torch.inf, 0.0).to(x.dtype)
+
+    def prox(self, x: Tensor, step: Tensor | float) -> Tensor:
+        if x.is_complex():
+            raise ValueError("Box: expected real images, complex numbers have no order")
+        return x if self.low is None and self.high is None else x.clamp(self.low, self.high)
+
+    def conjugate(self, u: Tensor) -> Tensor | None:
+        low, high = (-torch.inf if self.low is None else self.low), (torch.inf if self.high is None else self.high)
+        below, above = u.clamp_max(0), u.clamp_min(0)
+        return (torch.where(below < 0, low * below, 0) + torch.where(above > 0, high * above, 0)).flatten(1).sum(1)
+
+    def __repr__(self) -> str:
+        return f"Box({self.low}, {self.high})"
+
+
+class L1Norm(Functional):
+    """``sum |x|`` of real or complex numbers.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skinverse.functionals import L1Norm
+    >>> L1Norm()(torch.tensor([[1.0, -2.0]]))
+    tensor([3.])
+    """
+
+    proximable = True
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x.abs().flatten(1).sum(1)
+
+    def prox(self, x: Tensor, step: Tensor | float) -> Tensor:
+        return x * (1 - expand(step, x) / x.abs().clamp_min(torch.finfo(x.dtype).tiny)).clamp_min(0)
+
+    def conjugate(self, u: Tensor) -> Tensor | None:
+        return unit_ball(u.abs().flatten(1).amax(1))
+
+
+def unit_ball(largest: Tensor) -> Tensor:
+    """Indicator of ``largest <= 1``, up to rounding."""
+    return torch.where(largest <= 1 + 1e-5, 0.0, torch.inf).to(largest.dtype)

@@ -1,0 +1,268 @@
+"""How close a reconstruction is to the truth: one number per image, and scorers for searches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = [
+    "ReconstructionScorer",
+    "neg_nmse_scorer",
+    "nmse",
+    "psnr",
+    "psnr_scorer",
+    "ssim",
+    "ssim_scorer",
+]
+
+Values = NDArray[np.float64]
+
+
+def psnr(X_true: Any, X_pred: Any, *, data_range: ArrayLike | None = None) -> Values:
+    """Peak signal-to-noise ratio of each image, in dB.
+
+    Parameters
+    ----------
+    X_true, X_pred : array-like or Tensor of shape (n_samples, ...)
+        True and reconstructed images of the same shape, real or complex: flat, (n_samples, H, W) or
+        (n_samples, C, H, W).
+    data_range : float or array-like of shape (n_samples,), optional
+        The range ``R`` of values. By default each true image's own: largest minus smallest value, of the
+        modulus if the images are complex. A constant true image has no range of its own; its modulus takes
+        that place, and 1 if that is zero too.
+
+    Returns
+    -------
+    ndarray of shape (n_samples,)
+        The ratios; larger is better, ``inf`` for a perfect reconstruction.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, there is no image, a value is NaN or inf, or ``data_range`` is not positive.
+
+    Notes
+    -----
+    ``10 log10(R^2 / mean |x - x_hat|^2)``, the mean taken over all values of an image.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skinverse.metrics import psnr
+    >>> X_true = np.array([[[0.0, 1.0], [1.0, 0.0]]])
+    >>> psnr(X_true, X_true + 0.1).round(2)
+    array([20.])
+    """
+    x, x_hat = _pair(X_true, X_pred)
+    error = np.mean(_flat(np.abs(x - x_hat)) ** 2, axis=1)
+    with np.errstate(divide="ignore"):
+        return 20 * np.log10(_range(x, data_range)) - 10 * np.log10(error)
+
+
+def ssim(X_true: Any, X_pred: Any, *, data_range: ArrayLike | None = None) -> Values:
+    """Structural similarity of each image.
+
+    Parameters
+    ----------
+    X_true, X_pred : array-like or Tensor of shape (n_samples, ...)
+        True and reconstructed images of the same shape; of complex images the moduli are compared. Channels
+        of (n_samples, C, H, W) are averaged; flat images, (n_samples, n_pixels), are signals.
+    data_range : float or array-like of shape (n_samples,), optional
+        The range of values, by default as in :func:`psnr`. Published tables differ in it: for floating-point
+        images scikit-image used to take 2.
+
+    Returns
+    -------
+    ndarray of shape (n_samples,)
+        The similarities, at most 1; larger is better.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, there is no image, a value is NaN or inf, or ``data_range`` is not positive.
+
+    Notes
+    -----
+    :func:`skimage.metrics.structural_similarity` with its uniform window of 7 pixels. Where an image is
+    smaller, the window is the largest odd one that fits; axes of length 1 do not count.
+
+    References
+    ----------
+    .. [1] Wang, Bovik, Sheikh, Simoncelli, "Image quality assessment: from error visibility to structural
+       similarity", IEEE Transactions on Image Processing 13(4), 2004, equation (13).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skinverse.metrics import ssim
+    >>> X_true = np.eye(8)[None]
+    >>> ssim(X_true, X_true)
+    array([1.])
+    """
+    x, x_hat = _pair(X_true, X_pred)
+    ranges = _range(x, data_range)
+    x, x_hat = (_channels(np.abs(a) if np.iscomplexobj(a) else a) for a in (x, x_hat))
+    return np.array([_ssim_of_channels(*images) for images in zip(x, x_hat, ranges, strict=True)])
+
+
+def nmse(X_true: Any, X_pred: Any) -> Values:
+    """Squared error of each image, relative to the squared norm of the truth.
+
+    Parameters
+    ----------
+    X_true, X_pred : array-like or Tensor of shape (n_samples, ...)
+        True and reconstructed images of the same shape, real or complex.
+
+    Returns
+    -------
+    ndarray of shape (n_samples,)
+        ``|x - x_hat|^2 / |x|^2``; smaller is better, 0 for a perfect reconstruction (also of a zero image),
+        ``inf`` for any other reconstruction of a zero image.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, there is no image, or a value is NaN or inf.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skinverse.metrics import nmse
+    >>> nmse(np.array([[3.0, 4.0]]), np.array([[3.0, 3.0]]))
+    array([0.04])
+    """
+    x, x_hat = _pair(X_true, X_pred)
+    error, signal = (np.sum(_flat(np.abs(a)) ** 2, axis=1) for a in (x - x_hat, x))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(error == 0, 0.0, error / signal)
+
+
+@dataclass(frozen=True, repr=False)
+class ReconstructionScorer:
+    """A metric as ``scoring=`` of scikit-learn's searches, images first.
+
+    Calling it with ``(estimator, X_true, Y_meas)`` gives the mean of the metric over the images, where
+    larger is better.
+
+    Parameters
+    ----------
+    metric : callable
+        ``metric(X_true, X_pred)``, one number per image.
+    sign : {1, -1}, default=1
+        -1 for a metric of which smaller is better.
+    data_range : float, optional
+        Handed to the metric; left out if None.
+
+    Examples
+    --------
+    >>> from skinverse.metrics import ReconstructionScorer, ssim
+    >>> ReconstructionScorer(ssim, data_range=1.0)
+    ReconstructionScorer(ssim, data_range=1.0)
+    """
+
+    metric: Callable[..., Values]
+    sign: int = 1
+    data_range: float | None = None
+
+    def __call__(self, estimator: Any, X_true: Any, Y_meas: Any) -> float:
+        """Score the estimator's reconstructions.
+
+        Parameters
+        ----------
+        estimator : object
+            A fitted reconstructor.
+        X_true : array-like or Tensor of shape (n_samples, ...)
+            True images.
+        Y_meas : array-like or Tensor of shape (n_samples, ...)
+            Their measurements.
+
+        Returns
+        -------
+        float
+            Mean of the metric over the images, times ``sign``.
+        """
+        X_pred = estimator.predict(Y_meas)
+        values = self.metric(_unflatten(X_true, X_pred.shape), X_pred, **self._options())
+        return self.sign * float(np.mean(values))
+
+    def _options(self) -> dict[str, float]:
+        return {} if self.data_range is None else {"data_range": self.data_range}
+
+    def __repr__(self) -> str:
+        """Show the call that makes it, defaults left out."""
+        parts = [getattr(self.metric, "__name__", repr(self.metric))]
+        parts += [] if self.sign == 1 else [f"sign={self.sign}"]
+        parts += [f"{name}={value}" for name, value in self._options().items()]
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+psnr_scorer = ReconstructionScorer(psnr)
+ssim_scorer = ReconstructionScorer(ssim)
+neg_nmse_scorer = ReconstructionScorer(nmse, sign=-1)
+
+
+def _pair(X_true: Any, X_pred: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Both batches as finite NumPy arrays in double precision, of one shape."""
+    x, x_hat = _as_double(X_true, "X_true"), _as_double(X_pred, "X_pred")
+    if x.shape != x_hat.shape:
+        raise ValueError(f"expected images of one shape, got X_true of {x.shape} and X_pred of {x_hat.shape}")
+    return x, x_hat
+
+
+def _as_double(images: Any, name: str) -> NDArray[Any]:
+    values = images.detach().cpu().numpy() if isinstance(images, torch.Tensor) else np.asarray(images)
+    values = values.astype(np.complex128 if np.iscomplexobj(values) else np.float64)
+    if values.ndim < 2 or values.size == 0:
+        raise ValueError(f"{name}: expected a batch of images, (n_samples, ...), got shape {values.shape}")
+    bad = int((~np.isfinite(_flat(values))).any(axis=1).sum())
+    if bad:
+        raise ValueError(f"{name}: expected finite values, got NaN or inf in {bad} of {len(values)} images")
+    return values
+
+
+def _flat(x: NDArray[Any]) -> NDArray[Any]:
+    return x.reshape(len(x), -1)
+
+
+def _range(x: NDArray[Any], data_range: ArrayLike | None) -> Values:
+    """Each image's range: the one given, or its own."""
+    if data_range is None:
+        values = _flat(np.abs(x) if np.iscomplexobj(x) else x)
+        own, peak = np.ptp(values, axis=1), np.abs(values).max(axis=1)
+        return np.where(own > 0, own, np.where(peak > 0, peak, 1.0))
+    given = np.asarray(data_range, dtype=float)
+    if given.shape not in ((), (len(x),)) or not (np.isfinite(given) & (given > 0)).all():
+        raise ValueError(f"data_range: expected a positive number, or one per image, got {data_range!r}")
+    return np.broadcast_to(given, (len(x),))
+
+
+def _channels(x: Values) -> Values:
+    """Each image as channels, (n, C, ...), without axes of length 1 behind them."""
+    channels = x if x.ndim == 4 else x[:, None]
+    kept = [size for size in channels.shape[2:] if size > 1]
+    return channels.reshape(*channels.shape[:2], *(kept or [1]))
+
+
+def _ssim_of_channels(x: Values, x_hat: Values, data_range: float) -> float:
+    from skimage.metrics import structural_similarity
+
+    window = min(7, *x.shape[1:])
+    window -= (window + 1) % 2
+    # One pixel has no sample covariance.
+    similarities = [
+        structural_similarity(a, b, win_size=window, data_range=data_range, use_sample_covariance=window > 1)
+        for a, b in zip(x, x_hat, strict=True)
+    ]
+    return float(np.mean(similarities))
+
+
+def _unflatten(X_true: Any, shape: tuple[int, ...]) -> Any:
+    """Flat true images in the shape of the reconstructions; others as they are."""
+    given = np.shape(X_true)
+    flat = len(given) == 2 and given == (shape[0], int(np.prod(shape[1:])))
+    return X_true.reshape(tuple(shape)) if flat and hasattr(X_true, "reshape") else X_true

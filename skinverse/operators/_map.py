@@ -1,0 +1,101 @@
+"""The torch face of a linear operator: batched, differentiable any number of times, on any device."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skinverse._batch import norm
+
+_COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
+
+
+class _Apply(torch.autograd.Function):
+    """``A x``, whose derivative is ``A^H g``: the same function with the roles swapped."""
+
+    @staticmethod
+    def forward(x: Tensor, linear: LinearMap, adjoint: bool) -> Tensor:
+        return linear._adjoint(x) if adjoint else linear._forward(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, ctx.linear, ctx.adjoint = inputs
+        ctx.real = not x.is_complex()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        back = _Apply.apply(g, ctx.linear, not ctx.adjoint)
+        return (back.real if ctx.real and back.is_complex() else back), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor, *_: Any) -> Tensor:  # type: ignore[override]
+        return _Apply.apply(dx, ctx.linear, ctx.adjoint)
+
+
+class LinearMap(ABC):
+    """A linear map between batches, ``(n, *dims) -> (n, *dimsd)``.
+
+    A subclass gives :meth:`_forward` and :meth:`_adjoint`: plain torch code, never asked for a
+    gradient. Constants live in ``_constants`` and are handed out by :meth:`_constant` on the device
+    and in the precision of the batch at hand, so float32 stays float32 and float64 stays float64.
+
+    Parameters
+    ----------
+    dims, dimsd : tuple of int
+        Shape of one image, shape of its data.
+    """
+
+    def __init__(self, dims: tuple[int, ...], dimsd: tuple[int, ...]) -> None:
+        self.dims = tuple(int(d) for d in dims)
+        self.dimsd = tuple(int(d) for d in dimsd)
+        self._constants: dict[str, Tensor] = {}
+        self._cast: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
+        self._norm: float | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Apply the map to a batch of images, (n, *dims) -> (n, *dimsd)."""
+        return _Apply.apply(x, self, False)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Apply the adjoint to a batch of data, (n, *dimsd) -> (n, *dims)."""
+        return _Apply.apply(y, self, True)
+
+    def norm(self) -> float:
+        """Spectral norm, by power iteration on ``A^H A``; computed once (relative error about 1e-4)."""
+        if self._norm is None:
+            self._norm = _power_iteration(self)
+        return self._norm
+
+    @abstractmethod
+    def _forward(self, x: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _adjoint(self, y: Tensor) -> Tensor: ...
+
+    def _constant(self, name: str, like: Tensor) -> Tensor:
+        """The constant on the device and in the precision of ``like``; indices and masks keep their type."""
+        stored = self._constants[name]
+        real = like.dtype.to_real()
+        dtype = _COMPLEX[real] if stored.is_complex() else real if stored.is_floating_point() else stored.dtype
+        key = (name, like.device, dtype)
+        if key not in self._cast:
+            self._cast[key] = stored.to(like.device, dtype)
+        return self._cast[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cast": {}}
+
+
+def _power_iteration(linear: LinearMap, *, max_steps: int = 300, tol: float = 1e-5) -> float:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn((1, *linear.dims), generator=generator, dtype=torch.float64)
+    value = torch.zeros(1, dtype=torch.float64)
+    for _ in range(max_steps):
+        x = linear.adjoint(linear(x / norm(x).clamp_min(torch.finfo(x.dtype).tiny).item()))
+        previous, value = value, norm(x)
+        if abs(value - previous) <= tol * value:
+            break
+    return float(value.sqrt())

@@ -1,0 +1,54 @@
+"""What a solver returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Self
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Images and, for each of them, how its solver ended.
+
+    Attributes
+    ----------
+    x : Tensor of shape (n, *dims)
+        The images.
+    n_steps : Tensor of shape (n,), int64
+        Steps taken until the image stopped.
+    converged : Tensor of shape (n,), bool
+        Whether it stopped by its tolerance.
+    residual : Tensor of shape (n,)
+        The quantity compared with ``tol`` at the end.
+    objective : Tensor of shape (n,)
+        Final value of the objective; NaN where nothing is minimised.
+    extra : dict of Tensor of shape (n,)
+        What else a method reports of each image.
+    """
+
+    x: Tensor
+    n_steps: Tensor
+    converged: Tensor
+    residual: Tensor
+    objective: Tensor
+    extra: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def direct(cls, x: Tensor, *, extra: dict[str, Tensor] | None = None) -> Self:
+        """The solution of a method that does not iterate."""
+        number = torch.zeros(len(x), dtype=x.dtype.to_real(), device=x.device)
+        steps = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        return cls(x, steps, torch.ones_like(steps, dtype=torch.bool), number, number * torch.nan, extra or {})
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Solution]) -> Solution:
+        """One solution for the images of several."""
+        if len(parts) == 1:
+            return parts[0]
+        names = [f.name for f in fields(cls) if f.name != "extra"]
+        joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+        return cls(**joined, extra={k: torch.cat([part.extra[k] for part in parts]) for k in parts[0].extra})
