@@ -35,7 +35,6 @@ numpydoc_show_class_members = False
 myst_heading_anchors = 3
 
 html_theme = "pydata_sphinx_theme"
-html_static_path = ["_static"]
 html_title = "skinverse"
 html_theme_options = {"show_prev_next": False, "navigation_with_keys": False}
 html_show_sourcelink = False

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skinverse._batch import expand
+from skinverse._batch import expand, norm
 
 
 class Functional(ABC):
@@ -134,9 +134,15 @@ class Scaled(Functional):
     def prox(self, x: Tensor, step: Tensor | float) -> Tensor:
         return self.functional.prox(x, step * self.weight)
 
+    def prox_conjugate(self, u: Tensor, step: Tensor | float) -> Tensor:
+        weight, safe = self._safe_weight(u)
+        return expand(weight, u) * self.functional.prox_conjugate(u / expand(safe, u), step / safe)
+
     def conjugate(self, u: Tensor) -> Tensor | None:
-        value = self.functional.conjugate(u / expand(self.weight, u))
-        return None if value is None else self.weight * value
+        weight, safe = self._safe_weight(u)
+        value = self.functional.conjugate(u / expand(safe, u))
+        nothing = torch.where(norm(u) == 0, 0.0, torch.inf).to(weight.dtype)  # the conjugate of zero
+        return None if value is None else torch.where(weight == 0, nothing, weight * value)
 
     def split(self) -> tuple[Functional, Any]:
         outer, linear = self.functional.split()
@@ -145,6 +151,11 @@ class Scaled(Functional):
     def select(self, index: Tensor) -> Functional:
         weight = self.weight[index] if isinstance(self.weight, Tensor) and self.weight.ndim else self.weight
         return Scaled(weight, self.functional.select(index))
+
+    def _safe_weight(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The weight, and what to divide by instead."""
+        weight = torch.as_tensor(self.weight, dtype=u.dtype.to_real(), device=u.device).expand(len(u))
+        return weight, torch.where(weight == 0, 1.0, weight)
 
     def __repr__(self) -> str:
         return f"{self.weight} * {self.functional!r}"

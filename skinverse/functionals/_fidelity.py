@@ -86,6 +86,12 @@ class _SquaredDistance(Functional):
         s = expand(step, u) if self.weights is None else expand(step, u) * self.weights
         return (u + s * self.y) / (1 + s)
 
+    def prox_conjugate(self, u: Tensor, step: Tensor | float) -> Tensor:
+        if self.weights is not None:
+            return super().prox_conjugate(u, step)
+        s = expand(step, u)
+        return (u - s * self.y) / (1 + s)
+
     def conjugate(self, u: Tensor) -> Tensor | None:
         return dot(u, self.y) + norm(u).square() / 2 if self.weights is None else None
 

@@ -100,6 +100,9 @@ class L1Norm(Functional):
     def prox(self, x: Tensor, step: Tensor | float) -> Tensor:
         return x * (1 - expand(step, x) / x.abs().clamp_min(torch.finfo(x.dtype).tiny)).clamp_min(0)
 
+    def prox_conjugate(self, u: Tensor, step: Tensor | float) -> Tensor:
+        return u / u.abs().clamp_min(1)
+
     def conjugate(self, u: Tensor) -> Tensor | None:
         return unit_ball(u.abs().flatten(1).amax(1))
 

@@ -22,7 +22,7 @@ _WINDOWS: dict[str, Callable[[NDArray], NDArray]] = {  # of the frequency, in un
 _MISSING_WEDGE = 10  # times the usual gap between angles
 
 
-class FilteredBackProjection(LinearMap):
+class FilteredBackProjectionMap(LinearMap):
     r"""Analytic inverse of the parallel-beam transform, itself a linear map from data to images.
 
     Parameters

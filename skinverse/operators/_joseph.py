@@ -20,6 +20,7 @@ MAX_STORED_BYTES = 2**31
 """A larger matrix is not stored but built anew, a few angles at a time, whenever it is applied."""
 CHUNK_BYTES = 2**27
 """About the size of the matrix of those few angles."""
+_MAX_ENTRIES = 2**31 - 2**25  # of 32-bit indices, less the error of the estimate
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,10 +167,10 @@ def _row_lengths(geometry: Geometry, angle: float) -> NDArray[np.int64]:
 
 def _build(geometry: Geometry, dtype: DTypeLike) -> sp.csr_array:
     """Count the entries, then fill them in: only the matrix and the work arrays of one angle are held."""
-    lengths = np.concatenate([_row_lengths(geometry, angle) for angle in geometry.angles])
-    if lengths.sum() > np.iinfo(np.int32).max:
-        raise ValueError(f"the matrix has {lengths.sum()} entries, more than 32-bit indices can count")
-    indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    if geometry.n_weights() > _MAX_ENTRIES:
+        raise ValueError(f"the matrix has {geometry.n_weights()} entries, more than 32-bit indices can count")
+    lengths = [_row_lengths(geometry, angle) for angle in geometry.angles]
+    indptr = np.concatenate([[0], *lengths]).cumsum(dtype=np.int32)
     indices, data = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], dtype)
     bounds = indptr[:: geometry.n_detectors]
     for angle, start, stop in zip(geometry.angles, bounds[:-1], bounds[1:], strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from pylops import LinearOperator
 from torch import Tensor
 
-from skinverse.operators._fbp import FilteredBackProjection
+from skinverse.operators._fbp import FilteredBackProjectionMap
 from skinverse.operators._joseph import Geometry, JosephMatrix
 from skinverse.operators._lowering import register
 from skinverse.operators._map import LinearMap
@@ -102,8 +103,8 @@ class ParallelBeam(LinearOperator):
 
     def _rmatmat(self, X: NDArray) -> NDArray:
         views = X.reshape(*self.dimsd, -1)
-        parts = (matrix.T @ views[angles].reshape(matrix.shape[0], -1) for angles, matrix in self._rows.pieces())
-        return sum(parts)
+        pieces = self._rows.pieces()
+        return sum(matrix.T @ views[angles].reshape(matrix.shape[0], -1) for angles, matrix in pieces)
 
     def _matvec(self, x: NDArray) -> NDArray:
         return self._matmat(x.reshape(-1, 1)).ravel()
@@ -140,7 +141,7 @@ class _ParallelBeamMap(LinearMap):
         return torch.cat([piece._forward(x) for _, piece in self._pieces()], dim=1)
 
     def _adjoint(self, y: Tensor) -> Tensor:
-        return sum(piece._adjoint(y[:, angles]) for angles, piece in self._pieces())
+        return reduce(torch.add, (piece._adjoint(y[:, angles]) for angles, piece in self._pieces()))
 
     def block(self, start: int, stop: int) -> LinearMap:
         """Keep the angles ``start`` to ``stop``."""
@@ -148,7 +149,7 @@ class _ParallelBeamMap(LinearMap):
 
     def filtered_adjoint(self, y: Tensor, filter: str = "ramp") -> Tensor:
         """Reconstruct by filtered back-projection, (n, n_angles, n_detectors) -> (n, height, width)."""
-        return FilteredBackProjection(self._rows.geometry, filter)(y)
+        return FilteredBackProjectionMap(self._rows.geometry, filter)(y)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_stored": None}
@@ -234,11 +235,11 @@ def parallel_beam(
     --------
     >>> import numpy as np
     >>> from skinverse.operators import parallel_beam
-    >>> A = parallel_beam((3, 4), [0, np.pi / 2], 4)
-    >>> x = np.arange(12, dtype=np.float32).reshape(3, 4)
+    >>> A = parallel_beam((2, 4), [0, np.pi / 2], 4)
+    >>> x = np.arange(8, dtype=np.float32).reshape(2, 4)
     >>> (A @ x).round(3)
-    array([[12., 15., 18., 21.],
-           [19., 30., 14.,  3.]], dtype=float32)
+    array([[ 4.,  6.,  8., 10.],
+           [ 0., 22.,  6.,  0.]], dtype=float32)
     """
     return ParallelBeam(
         dims, angles, n_detectors, pixel_size=pixel_size, detector_spacing=detector_spacing, dtype=dtype

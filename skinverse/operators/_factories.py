@@ -1,0 +1,228 @@
+"""Operators people measure with, each composed of pylops parts."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pylops
+from numpy.typing import ArrayLike, NDArray
+from pylops import LinearOperator
+from pylops.signalprocessing import DCT, FFT2D, Convolve2D
+
+
+def fourier_sampling(mask: ArrayLike, coil_maps: ArrayLike | None = None) -> LinearOperator:
+    r"""Cartesian Fourier samples of a complex image: magnetic resonance imaging with one or more coils.
+
+    Parameters
+    ----------
+    mask : array_like of bool, shape (height, width)
+        Frequencies that are measured, as a spectrum is displayed: the zero frequency is
+        ``mask[height // 2, width // 2]``. A mask with it in the corner goes through
+        :func:`numpy.fft.fftshift` first.
+    coil_maps : array_like of shape (n_coils, height, width), default=None
+        Complex sensitivities; None is one coil with sensitivity one everywhere.
+
+    Returns
+    -------
+    pylops.LinearOperator
+        From complex images (height, width) to complex data (n_samples,), or (n_coils, n_samples) with
+        coil maps; the samples are in the order of ``mask.nonzero()``.
+
+    Raises
+    ------
+    ValueError
+        If the mask is not a two-dimensional boolean array that measures something, or the coil maps do
+        not have its size.
+
+    Notes
+    -----
+    With the orthonormal Fourier transform :math:`F`, the rows :math:`M` of the identity that the mask
+    keeps, and the sensitivities :math:`S_c`, coil ``c`` measures :math:`M F S_c x`. Without coil maps the
+    rows are orthonormal, and the adjoint is the zero-filled inverse.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skinverse.operators import fourier_sampling
+    >>> mask = np.zeros((4, 6), dtype=bool)
+    >>> mask[:, 2:5] = True  # three lines in the centre
+    >>> A = fourier_sampling(mask)
+    >>> A.shape
+    (12, 24)
+    >>> (A @ np.ones((4, 6))).real.round(3)  # nothing but the zero frequency
+    array([0.   , 0.   , 0.   , 0.   , 0.   , 0.   , 0.   , 4.899, 0.   ,
+           0.   , 0.   , 0.   ])
+    """
+    mask = _mask(mask)
+    if mask.ndim != 2:
+        raise ValueError(f"mask must be of shape (height, width), got {mask.shape}")
+    samples = np.flatnonzero(mask)
+    if coil_maps is None:
+        sample = pylops.Restriction(mask.size, samples, dtype="complex128")
+        return sample @ _spectrum(mask.shape)
+    coil_maps = np.asarray(coil_maps)
+    if coil_maps.ndim != 3 or coil_maps.shape[1:] != mask.shape:
+        expected = f"(n_coils, {mask.shape[0]}, {mask.shape[1]})"
+        raise ValueError(f"coil_maps must be of shape {expected}, got {coil_maps.shape}")
+    n_coils = len(coil_maps)
+    sense = pylops.VStack([pylops.Diagonal(coil, dtype="complex128") for coil in coil_maps])
+    sample = pylops.Restriction((n_coils, mask.size), samples, axis=1, dtype="complex128")
+    return sample @ _spectrum(coil_maps.shape) @ sense
+
+
+def _spectrum(dims: tuple[int, ...]) -> LinearOperator:
+    """Orthonormal Fourier transform of the last two axes, zero frequency in the centre."""
+    return FFT2D(dims, axes=(-2, -1), norm="ortho", fftshift_after=True, dtype="complex128")
+
+
+def structurally_random(
+    dims: tuple[int, ...], n_measurements: int, *, random_state: int | np.random.Generator | None = None
+) -> LinearOperator:
+    r"""Structurally random matrix for compressive sensing: as good as a random one, as fast as a transform.
+
+    Parameters
+    ----------
+    dims : tuple of int
+        Shape of the image.
+    n_measurements : int
+        Number of measurements, at most the number of pixels.
+    random_state : int, Generator or None, default=None
+        Randomness of permutation, signs and subsampling.
+
+    Returns
+    -------
+    pylops.LinearOperator
+        From images ``dims`` to data (n_measurements,).
+
+    Raises
+    ------
+    ValueError
+        If there are no measurements, or more than pixels.
+
+    Notes
+    -----
+    The pixels change their signs (:math:`R`) and places (:math:`P`) at random, are transformed by the
+    orthonormal discrete cosine transform (:math:`T`) and subsampled at random (:math:`D`),
+
+    .. math:: A = D \, T \, P \, R, \qquad A A^T = I .
+
+    There is no factor :math:`\sqrt{n / m}`: rows are orthonormal, hence :math:`\|A\| = 1`.
+
+    References
+    ----------
+    .. [1] Do, Gan, Nguyen, Tran, "Fast and efficient compressive sensing using structurally random
+       matrices", IEEE Transactions on Signal Processing 60(1), 2012, equation 2.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skinverse.operators import structurally_random
+    >>> A = structurally_random((8, 8), 16, random_state=0)
+    >>> y = np.ones(16)
+    >>> bool(np.allclose(A @ (A.H @ y), y))
+    True
+    """
+    dims = _sizes(dims)
+    n = math.prod(dims)
+    if not 1 <= n_measurements <= n:
+        raise ValueError(f"n_measurements must be between 1 and the {n} pixels, got {n_measurements}")
+    rng = np.random.default_rng(random_state)
+    flip = pylops.Diagonal(rng.choice([-1.0, 1.0], dims))
+    permute = pylops.Restriction(n, rng.permutation(n))
+    subsample = pylops.Restriction(n, np.sort(rng.choice(n, n_measurements, replace=False)))
+    return subsample @ DCT(n) @ permute @ flip
+
+
+def gaussian_blur(dims: tuple[int, ...], sigma: float, *, truncate: float = 4.0) -> LinearOperator:
+    r"""Blur by a Gaussian.
+
+    Parameters
+    ----------
+    dims : tuple of int
+        Shape of the image, (height, width) or (channels, height, width).
+    sigma : float
+        Standard deviation of the Gaussian in pixels.
+    truncate : float, default=4.0
+        Where the kernel ends, in standard deviations.
+
+    Returns
+    -------
+    pylops.LinearOperator
+        From images ``dims`` to data ``dims``, symmetric.
+
+    Raises
+    ------
+    ValueError
+        If ``sigma`` or ``truncate`` is not positive, or the image has fewer than two dimensions.
+
+    Notes
+    -----
+    The kernel sums to one, and there is zero outside of the image: what is blurred across the rim is lost,
+    and the image darkens towards it. So :math:`A = A^T` and :math:`\|A\| \le 1`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skinverse.operators import gaussian_blur
+    >>> A = gaussian_blur((32, 32), 1.5)
+    >>> point = np.zeros((32, 32))
+    >>> point[16, 16] = 1
+    >>> round(float((A @ point).sum()), 6)
+    1.0
+    """
+    dims = _sizes(dims)
+    if len(dims) < 2:
+        raise ValueError(f"dims must be (height, width) or (channels, height, width), got {dims}")
+    if not (sigma > 0 and truncate > 0):
+        raise ValueError(f"sigma and truncate must be positive, got {sigma!r} and {truncate!r}")
+    radius = round(truncate * sigma)
+    profile = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    kernel = np.outer(profile, profile) / profile.sum() ** 2
+    return Convolve2D(dims, kernel, offset=(radius, radius))
+
+
+def inpainting(mask: ArrayLike) -> LinearOperator:
+    """Restriction to the known pixels.
+
+    Parameters
+    ----------
+    mask : array_like of bool, any shape
+        Pixels that are known.
+
+    Returns
+    -------
+    pylops.LinearOperator
+        From images of the mask's shape to data (n_known,), in the order of ``mask.nonzero()``.
+
+    Raises
+    ------
+    ValueError
+        If the mask is not boolean, or no pixel is known.
+
+    Examples
+    --------
+    >>> from skinverse.operators import inpainting
+    >>> A = inpainting([[True, False], [True, True]])
+    >>> A @ [1.0, 2.0, 3.0, 4.0]
+    array([1., 3., 4.])
+    """
+    known = _mask(mask)
+    return pylops.Restriction(known.size, np.flatnonzero(known)) @ pylops.Identity(known.shape)
+
+
+def _mask(mask: ArrayLike) -> NDArray[np.bool_]:
+    """Refuse numbers: they may be indices, or densities."""
+    mask = np.asarray(mask)
+    if mask.dtype != bool:
+        raise ValueError(f"mask must be boolean, got {mask.dtype}")
+    if not mask.any():
+        raise ValueError("mask must be True somewhere, got an empty selection")
+    return mask
+
+
+def _sizes(dims: tuple[int, ...]) -> tuple[int, ...]:
+    sizes = tuple(int(size) for size in np.atleast_1d(dims))
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"dims must be positive sizes, got {dims!r}")
+    return sizes

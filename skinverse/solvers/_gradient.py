@@ -1,0 +1,298 @@
+"""Gradient and proximal gradient methods with a line search per image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skinverse._batch import dot, expand, norm
+from skinverse.solvers._loop import Callback, State, iterate
+from skinverse.solvers._solution import Solution
+
+# A refused step is halved; an accepted one may grow in the next iteration.
+_SHRINK, _GROW, _MOST_TRIALS = 0.5, 1.25, 60
+
+
+def gradient_descent(
+    objective: Any,
+    x0: Tensor,
+    *,
+    max_steps: int = 1000,
+    tol: float = 1e-5,
+    callback: Callback | None = None,
+) -> Solution:
+    """Minimise a smooth functional by gradient descent, ``x <- x - t grad f(x)``.
+
+    The step ``t`` of each image is found by backtracking and grows again after success.
+
+    Parameters
+    ----------
+    objective : Functional
+        Smooth.
+    x0 : Tensor of shape (n, *dims)
+        Start.
+    max_steps : int, default=1000
+        Most steps.
+    tol : float, default=1e-5
+        An image stops when a step changes it by less than ``tol`` relative to its norm.
+    callback : callable or None, default=None
+        ``callback(step, x)`` after each step, with all images.
+
+    Returns
+    -------
+    Solution
+        The images and how each of them ended.
+
+    Raises
+    ------
+    TypeError
+        If a term has no gradient.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skinverse.functionals import LeastSquares
+    >>> from skinverse.solvers import gradient_descent
+    >>> gradient_descent(LeastSquares(None, torch.ones(1, 2)), torch.zeros(1, 2)).x
+    tensor([[1., 1.]])
+    """
+    rough = [f for f in objective.summands if not f.smooth]
+    if rough:
+        raise TypeError(
+            f"gradient_descent needs a gradient and {rough[0]!r} has none: use proximal_gradient or primal_dual"
+        )
+    return _descend(_proximal_step, objective, x0, max_steps, tol, callback)
+
+
+def proximal_gradient(
+    objective: Any,
+    x0: Tensor,
+    *,
+    max_steps: int = 1000,
+    tol: float = 1e-5,
+    callback: Callback | None = None,
+) -> Solution:
+    """Minimise ``f + g``, smooth plus proximable, by ``x <- prox_(t g)(x - t grad f(x))``.
+
+    The summands of the objective are sorted: smooth ones form ``f``, at most one other is ``g``. The step
+    ``t`` of each image is found by backtracking and grows again after success; the objective never rises.
+
+    Parameters
+    ----------
+    objective : Functional
+        A sum.
+    x0 : Tensor of shape (n, *dims)
+        Start.
+    max_steps : int, default=1000
+        Most steps.
+    tol : float, default=1e-5
+        An image stops when a step changes it by less than ``tol`` relative to its norm.
+    callback : callable or None, default=None
+        ``callback(step, x)`` after each step, with all images.
+
+    Returns
+    -------
+    Solution
+        The images and how each of them ended.
+
+    Raises
+    ------
+    TypeError
+        If there are several non-smooth terms or one without a prox.
+
+    References
+    ----------
+    P. L. Combettes and V. R. Wajs, Signal recovery by proximal forward-backward splitting, Multiscale
+    Modeling and Simulation 4, 2005.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skinverse.functionals import L1Norm, LeastSquares
+    >>> from skinverse.solvers import proximal_gradient
+    >>> y = torch.tensor([[3.0, 0.5]])
+    >>> proximal_gradient(LeastSquares(None, y) + 1.0 * L1Norm(), torch.zeros(1, 2)).x
+    tensor([[2., 0.]])
+    """
+    _check(objective, "proximal_gradient")
+    return _descend(_proximal_step, objective, x0, max_steps, tol, callback)
+
+
+def accelerated_gradient(
+    objective: Any,
+    x0: Tensor,
+    *,
+    max_steps: int = 1000,
+    tol: float = 1e-5,
+    callback: Callback | None = None,
+) -> Solution:
+    """Minimise ``f + g`` by proximal gradient steps with momentum, safe for non-convex smooth ``f``.
+
+    Each image extrapolates, ``z = x + beta (x - x_old)``, and takes a proximal gradient step from ``z``.
+    Momentum starts anew when the step points against it; where the step from ``z`` does not decrease the
+    objective, the plain step from ``x`` is taken, so the objective never rises.
+
+    Parameters
+    ----------
+    objective : Functional
+        A sum: smooth terms and at most one proximable one.
+    x0 : Tensor of shape (n, *dims)
+        Start.
+    max_steps : int, default=1000
+        Most steps.
+    tol : float, default=1e-5
+        An image stops when a proximal gradient step changes it by less than ``tol`` relative to its norm.
+    callback : callable or None, default=None
+        ``callback(step, x)`` after each step, with all images.
+
+    Returns
+    -------
+    Solution
+        The images and how each of them ended.
+
+    Raises
+    ------
+    TypeError
+        If there are several non-smooth terms or one without a prox.
+
+    References
+    ----------
+    A. Beck and M. Teboulle, A fast iterative shrinkage-thresholding algorithm, SIAM Journal on Imaging
+    Sciences 2, 2009.
+    H. Li and Z. Lin, Accelerated proximal gradient methods for nonconvex programming, NeurIPS, 2015.
+    B. O'Donoghue and E. Candes, Adaptive restart for accelerated gradient schemes, Foundations of
+    Computational Mathematics 15, 2015.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skinverse.functionals import LeastSquares
+    >>> from skinverse.solvers import accelerated_gradient
+    >>> accelerated_gradient(LeastSquares(None, torch.ones(1, 2)), torch.zeros(1, 2)).x
+    tensor([[1., 1.]])
+    """
+    _check(objective, "accelerated_gradient")
+    return _descend(_accelerated_step, objective, x0, max_steps, tol, callback)
+
+
+class _Parts:
+    """The objective as smooth plus proximable, for the images still active."""
+
+    def __init__(self, objective: Any) -> None:
+        self.smooth = [f for f in objective.summands if f.smooth]
+        self.rough = [f for f in objective.summands if not f.smooth]
+
+    def select(self, index: Tensor) -> _Parts:
+        chosen = _Parts.__new__(_Parts)
+        chosen.smooth = [f.select(index) for f in self.smooth]
+        chosen.rough = [f.select(index) for f in self.rough]
+        return chosen
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Value and gradient of the smooth part."""
+        pairs = [f.value_and_grad(x) for f in self.smooth]
+        zero = torch.zeros(len(x), dtype=x.dtype.to_real(), device=x.device)
+        return sum((v for v, _ in pairs), zero), sum((g for _, g in pairs), torch.zeros_like(x))
+
+    def prox(self, x: Tensor, step: Tensor) -> Tensor:
+        return self.rough[0].prox(x, step) if self.rough else x
+
+    def rest(self, x: Tensor) -> Tensor | float:
+        """Value of the proximable part."""
+        return self.rough[0](x) if self.rough else 0.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.value_and_grad(x)[0] + self.rest(x)
+
+
+def _check(objective: Any, solver: str) -> None:
+    rough = [f for f in objective.summands if not f.smooth]
+    for f in rough:
+        if not f.proximable:
+            raise TypeError(f"{solver} needs a gradient or a prox and {f!r} has neither: use primal_dual")
+    if len(rough) > 1:
+        raise TypeError(f"{solver} takes one non-smooth term, got {rough[0]!r} and {rough[1]!r}: use primal_dual")
+
+
+def _descend(
+    step: Any, objective: Any, x0: Tensor, max_steps: int, tol: float, callback: Callback | None
+) -> Solution:
+    parts = _Parts(objective)
+    with torch.no_grad():
+        value, gradient = parts.value_and_grad(x0)
+        t = _first_step(parts, x0, gradient)
+    state = {"x": x0, "old": x0, "value": value, "gradient": gradient, "t": t, "momentum": torch.ones_like(t)}
+    return iterate(step, parts, state, max_steps=max_steps, tol=tol, callback=callback)
+
+
+def _first_step(parts: _Parts, x: Tensor, gradient: Tensor) -> Tensor:
+    """One over the curvature along the gradient, by a difference small against the image."""
+    tiny = torch.finfo(x.dtype).tiny
+    length = 1e-2 * (norm(x) + (norm(x) == 0)) / norm(gradient).clamp_min(tiny)
+    change = parts.value_and_grad(x - expand(length, x) * gradient)[1] - gradient
+    curvature = norm(change) / (length * norm(gradient)).clamp_min(tiny)
+    return torch.where(curvature > 0, 1 / curvature, 1.0)
+
+
+def _proximal_step(parts: _Parts, state: State) -> State:
+    x = state["x"]
+    new, value, gradient, t = _line_search(parts, x, state["value"], state["gradient"], state["t"])
+    return {**state, "x": new, "value": value, "gradient": gradient, "t": _GROW * t, "residual": _change(new, x)}
+
+
+def _accelerated_step(parts: _Parts, state: State) -> State:
+    x, old, m = state["x"], state["old"], state["momentum"]
+    next_m = (1 + (1 + 4 * m.square()).sqrt()) / 2
+    z = x + expand((m - 1) / next_m, x) * (x - old)
+    z_value, z_gradient = parts.value_and_grad(z)
+    new, value, gradient, t = _line_search(parts, z, z_value, z_gradient, state["t"])
+    residual, before = _change(new, z), state["value"] + parts.rest(x)
+    rises = value + parts.rest(new) > before + 4 * torch.finfo(before.dtype).eps * before.abs()
+    against = dot(z - new, new - x) > 0
+    found = {"x": new, "value": value, "gradient": gradient, "t": t, "residual": residual}
+    worse = rises.nonzero()[:, 0]
+    if len(worse):
+        part = {name: state[name][worse] for name in ("x", "value", "gradient", "t")}
+        plain = _proximal_step(parts.select(worse), part)
+        found = {name: value.index_copy(0, worse, plain[name]) for name, value in found.items()}
+    found["t"] = _GROW * found["t"]
+    return {**found, "old": x, "momentum": torch.where(rises | against, 1.0, next_m)}
+
+
+def _line_search(
+    parts: _Parts, x: Tensor, value: Tensor, gradient: Tensor, t: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Proximal gradient step from ``x`` whose quadratic model bounds ``f``; halved where it does not."""
+    new, new_value, new_gradient = x.clone(), value.clone(), gradient.clone()
+    trying, t = torch.arange(len(x), device=x.device), t.clone()
+    for _ in range(_MOST_TRIALS):
+        part = parts if len(trying) == len(x) else parts.select(trying)
+        xs, gs, ts = x[trying], gradient[trying], t[trying]
+        trial = part.prox(xs - expand(ts, xs) * gs, ts)
+        trial_value, trial_gradient = part.value_and_grad(trial)
+        accepted = _bounded(xs, value[trying], gs, ts, trial, trial_value, trial_gradient)
+        ok = trying[accepted]
+        new[ok], new_value[ok], new_gradient[ok] = trial[accepted], trial_value[accepted], trial_gradient[accepted]
+        trying = trying[~accepted]
+        if len(trying) == 0:
+            break
+        t[trying] *= _SHRINK
+    return new, new_value, new_gradient, t
+
+
+def _bounded(
+    x: Tensor, value: Tensor, gradient: Tensor, t: Tensor, new: Tensor, new_value: Tensor, new_gradient: Tensor
+) -> Tensor:
+    """``f(new) <= f(x) + <grad f(x), d> + ||d||^2 / 2t``; by gradients once values differ by rounding only."""
+    d = new - x
+    square = dot(d, d)
+    model = value + dot(gradient, d) + square / (2 * t)
+    rounding = 16 * torch.finfo(value.dtype).eps * value.abs()
+    level = (new_value - value).abs() <= rounding
+    return (new_value <= model) | (level & (dot(new_gradient - gradient, d) <= square / t))
+
+
+def _change(new: Tensor, x: Tensor) -> Tensor:
+    return norm(new - x) / norm(new).clamp_min(torch.finfo(x.dtype).tiny)

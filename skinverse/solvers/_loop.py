@@ -1,0 +1,57 @@
+"""The loop of every iterative solver, written once: it stops image by image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skinverse.solvers._solution import Solution
+
+# What a method remembers between steps: tensors whose first axis counts images, `x` and `residual` among them.
+State = dict[str, Tensor]
+Step = Callable[[Any, State], State]
+# Called after each step with its number and all images, finished ones included.
+Callback = Callable[[int, Tensor], None]
+
+
+def iterate(
+    step: Step, objective: Any, state: State, *, max_steps: int, tol: float, callback: Callback | None = None
+) -> Solution:
+    """Repeat ``step`` on the images that are not finished.
+
+    An image is finished when its ``residual`` falls below ``tol``. One that turns non-finite goes back to
+    its last finite iterate and counts as not converged. Finished images leave the state and the objective,
+    so they cost nothing and can influence nobody.
+    """
+    n = len(state["x"])
+    x, active = state["x"].clone(), torch.arange(n, device=state["x"].device)
+    residual = torch.full((n,), torch.inf, dtype=x.dtype.to_real(), device=x.device)
+    n_steps, whole = torch.zeros_like(active), objective
+    converged = torch.zeros_like(active, dtype=torch.bool)
+    with torch.no_grad():
+        for k in range(max_steps):
+            new = step(objective, state)
+            finite = torch.isfinite(new["x"]).flatten(1).all(1) & ~torch.isnan(new["residual"])
+            done = finite & (new["residual"] < tol)
+            n_steps[active] += 1
+            residual[active] = new["residual"]
+            converged[active] = done
+            going = finite & ~done
+            if callback is not None or not going.all():
+                x[active[finite]] = new["x"][finite]
+            if callback is not None:
+                callback(k + 1, x)
+            if going.all():
+                state = new
+                continue
+            x[active[~finite]] = state["x"][~finite]
+            active, kept = active[going], going.nonzero()[:, 0]
+            state = {name: value[kept] for name, value in new.items()}
+            objective = objective.select(kept)
+            if len(active) == 0:
+                break
+        x[active] = state["x"]
+        return Solution(x, n_steps, converged, residual, whole(x))
