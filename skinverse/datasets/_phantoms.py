@@ -29,8 +29,9 @@ _SHEPP_LOGAN = (
 def shepp_logan(size: int, *, modified: bool = True, dtype: DTypeLike = np.float32) -> Array:
     """Head phantom of Shepp and Logan.
 
-    Ten ellipses on [-1, 1]^2, sampled at the pixel centres without anti-aliasing. Rows run from the top of
-    the head (``y = 1``) downwards, columns from left to right, as images are shown.
+    Ten ellipses on [-1, 1]^2, sampled at the pixel centres without anti-aliasing: [-1, 1] are the outer
+    edges of the outermost pixels. Rows run from the top of the head (``y = 1``) downwards, columns from
+    left to right, as images are shown.
 
     Parameters
     ----------

@@ -127,12 +127,11 @@ def _ct(size: int) -> pylops.LinearOperator:
 def _mri(size: int) -> pylops.LinearOperator:
     """Four coils at the corners; a twelfth of the lines in the centre, a quarter in all."""
     lines, centre = max(1, size // 4), max(1, size // 12)
-    first = (size - centre) // 2
-    middle = np.arange(first, first + centre)
+    middle = size // 2 - centre // 2 + np.arange(centre)
     others = np.random.default_rng(0).permutation(np.setdiff1d(np.arange(size), middle))
     mask = np.zeros((size, size), dtype=bool)
     mask[:, np.concatenate([middle, others[: lines - centre]])] = True
-    return operators.fourier_sampling(np.fft.ifftshift(mask), coil_maps=_coil_maps(size))
+    return operators.fourier_sampling(mask, coil_maps=_coil_maps(size))
 
 
 def _coil_maps(size: int) -> Array:

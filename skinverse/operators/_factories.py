@@ -202,9 +202,10 @@ def inpainting(mask: ArrayLike) -> LinearOperator:
 
     Examples
     --------
+    >>> import numpy as np
     >>> from skinverse.operators import inpainting
     >>> A = inpainting([[True, False], [True, True]])
-    >>> A @ [1.0, 2.0, 3.0, 4.0]
+    >>> A @ np.array([1.0, 2.0, 3.0, 4.0])
     array([1., 3., 4.])
     """
     known = _mask(mask)

@@ -45,7 +45,7 @@ class Geometry:
     @property
     def detectors(self) -> NDArray[np.float64]:
         """Where the detector elements lie, in pixels from the centre of rotation."""
-        centred = np.arange(self.n_detectors) - (self.n_detectors - 1) / 2
+        centred = np.arange(self.n_detectors, dtype=np.float64) - (self.n_detectors - 1) / 2
         return centred * (self.detector_spacing / self.pixel_size)
 
     def n_weights(self) -> int:
@@ -128,7 +128,7 @@ class _Crossings:
         """The lower pixel of each pair, and which pixels of the pair (rays, lines, 2) exist."""
         low = np.floor(np.clip(self.position, -2, self.size)).astype(np.int32)
         inside = np.empty((*low.shape, 2), dtype=bool)
-        np.less(low.view(np.uint32), self.size, out=inside[..., 0])
+        np.less(low.view(np.uint32), self.size, out=inside[..., 0])  # negative is large when unsigned
         np.less((low + np.int32(1)).view(np.uint32), self.size, out=inside[..., 1])
         return low, inside
 

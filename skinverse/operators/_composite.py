@@ -1,0 +1,172 @@
+"""Maps made of maps: scalings, sums, adjoints, powers and stacks."""
+
+from __future__ import annotations
+
+import math
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from skinverse.operators._map import LinearMap
+
+
+class View(LinearMap):
+    """The same map between differently shaped arrays."""
+
+    def __init__(self, linear: LinearMap, dims: tuple[int, ...], dimsd: tuple[int, ...]) -> None:
+        super().__init__(dims, dimsd)
+        self._parts = (linear,)
+        self.passive = linear.passive
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return self._parts[0]._forward(x.reshape(len(x), *self._parts[0].dims)).reshape(len(x), *self.dimsd)
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return self._parts[0]._adjoint(y.reshape(len(y), *self._parts[0].dimsd)).reshape(len(y), *self.dims)
+
+    def filtered_adjoint(self, y: Tensor, filter: str = "ramp") -> Tensor:
+        inner = self._parts[0]
+        return inner.filtered_adjoint(y.reshape(len(y), *inner.dimsd), filter).reshape(len(y), *self.dims)
+
+    def block(self, start: int, stop: int) -> LinearMap:
+        if self._parts[0].dimsd != self.dimsd:
+            return super().block(start, stop)
+        return View(self._parts[0].block(start, stop), self.dims, (stop - start, *self.dimsd[1:]))
+
+
+class Scaling(LinearMap):
+    """``alpha A``, ``alpha`` real or complex."""
+
+    def __init__(self, alpha: complex, linear: LinearMap) -> None:
+        super().__init__(linear.dims, linear.dimsd)
+        self._alpha = alpha if isinstance(alpha, complex) and alpha.imag else float(alpha.real)
+        self._parts = (linear,)
+        self.passive = linear.passive
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return self._alpha * self._parts[0]._forward(x)
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return self._parts[0]._adjoint(self._alpha.conjugate() * y)
+
+    def filtered_adjoint(self, y: Tensor, filter: str = "ramp") -> Tensor:
+        return self._parts[0].filtered_adjoint(y / self._alpha, filter)
+
+    def block(self, start: int, stop: int) -> LinearMap:
+        return Scaling(self._alpha, self._parts[0].block(start, stop))
+
+
+class Addition(LinearMap):
+    """``A_1 x + ... + A_k x``."""
+
+    def __init__(self, parts: tuple[LinearMap, ...]) -> None:
+        super().__init__(parts[0].dims, parts[0].dimsd)
+        self._parts = parts
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return reduce(torch.add, (part._forward(x) for part in self._parts))
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return reduce(torch.add, (part._adjoint(y) for part in self._parts))
+
+
+class Adjoint(LinearMap):
+    """``A^H``."""
+
+    def __init__(self, linear: LinearMap) -> None:
+        super().__init__(linear.dimsd, linear.dims)
+        self._parts = (linear,)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return self._parts[0]._adjoint(x)
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return self._parts[0]._forward(y)
+
+
+class Conjugate(LinearMap):
+    """The map with conjugate entries, ``conj(A conj(x))``."""
+
+    def __init__(self, linear: LinearMap) -> None:
+        super().__init__(linear.dims, linear.dimsd)
+        self._parts = (linear,)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return self._parts[0]._forward(x.conj().resolve_conj()).conj().resolve_conj()
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return self._parts[0]._adjoint(y.conj().resolve_conj()).conj().resolve_conj()
+
+
+class PartOf(LinearMap):
+    """Real or imaginary part of what a map gives, forwards, backwards or both (``op.toreal()``)."""
+
+    def __init__(self, linear: LinearMap, *, real: bool, forwards: bool, backwards: bool) -> None:
+        super().__init__(linear.dims, linear.dimsd)
+        self._parts = (linear,)
+        self._real, self._forwards, self._backwards = real, forwards, backwards
+
+    def _forward(self, x: Tensor) -> Tensor:
+        y = self._parts[0]._forward(x)
+        return y if not self._forwards else y.real if self._real else _imaginary(y)
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        x = self._parts[0]._adjoint(y)
+        return x if not self._backwards else x.real if self._real else -_imaginary(x)
+
+
+class Stack(LinearMap):
+    """Blocks above each other: ``x -> (A_1 x, ..., A_k x)``."""
+
+    def __init__(self, parts: tuple[LinearMap, ...], dims: tuple[int, ...], dimsd: tuple[int, ...]) -> None:
+        super().__init__(dims, dimsd)
+        self._parts = parts
+        self._sizes = [math.prod(part.dimsd) for part in parts]
+        self.passive = all(part.passive for part in parts)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        rows = [part._forward(x.reshape(len(x), *part.dims)).flatten(1) for part in self._parts]
+        return _joined(rows).reshape(len(x), *self.dimsd)
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        rows = y.reshape(len(y), -1).split(self._sizes, dim=1)
+        pieces = zip(self._parts, rows, strict=True)
+        columns = (part._adjoint(row.reshape(len(y), *part.dimsd)).reshape(len(y), -1) for part, row in pieces)
+        return reduce(torch.add, columns).reshape(len(y), *self.dims)
+
+    def filtered_adjoint(self, y: Tensor, filter: str = "ramp") -> Tensor:
+        """Coils or scans side by side: their inverses add up, as their adjoints do."""
+        pieces = zip(self._parts, y.reshape(len(y), -1).split(self._sizes, dim=1), strict=True)
+        parts = (p.filtered_adjoint(row.reshape(len(y), *p.dimsd), filter).reshape(len(y), -1) for p, row in pieces)
+        return reduce(torch.add, parts).reshape(len(y), *self.dims)
+
+
+class BlockDiagonal(LinearMap):
+    """Blocks along the diagonal: ``(x_1, ..., x_k) -> (A_1 x_1, ..., A_k x_k)``."""
+
+    def __init__(self, parts: tuple[LinearMap, ...], dims: tuple[int, ...], dimsd: tuple[int, ...]) -> None:
+        super().__init__(dims, dimsd)
+        self._parts = parts
+        self._widths = [math.prod(part.dims) for part in parts]
+        self._heights = [math.prod(part.dimsd) for part in parts]
+
+    def _forward(self, x: Tensor) -> Tensor:
+        pieces = zip(self._parts, x.reshape(len(x), -1).split(self._widths, dim=1), strict=True)
+        rows = [part._forward(piece.reshape(len(x), *part.dims)).flatten(1) for part, piece in pieces]
+        return _joined(rows).reshape(len(x), *self.dimsd)
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        pieces = zip(self._parts, y.reshape(len(y), -1).split(self._heights, dim=1), strict=True)
+        rows = [part._adjoint(piece.reshape(len(y), *part.dimsd)).flatten(1) for part, piece in pieces]
+        return _joined(rows).reshape(len(y), *self.dims)
+
+
+def _joined(rows: list[Tensor]) -> Tensor:
+    """Concatenated; real blocks beside complex ones become complex."""
+    dtype = reduce(torch.promote_types, (row.dtype for row in rows))
+    return torch.cat([row.to(dtype) for row in rows], dim=1)
+
+
+def _imaginary(x: Tensor) -> Tensor:
+    return x.imag if x.is_complex() else torch.zeros_like(x)

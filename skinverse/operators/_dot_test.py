@@ -1,0 +1,63 @@
+"""Does an operator's adjoint belong to it?"""
+
+from __future__ import annotations
+
+import numpy as np
+import pylops
+import torch
+from torch import Tensor
+
+from skinverse._batch import dot, norm
+from skinverse.operators._lowering import as_torch
+
+
+def dot_test(op: pylops.LinearOperator, *, tol: float | None = None, random_state: int = 0) -> float:
+    """Check ``<A x, y> = <x, A^H y>`` on random images and data.
+
+    Parameters
+    ----------
+    op : pylops.LinearOperator
+        The operator.
+    tol : float or None, default=None
+        Largest relative error allowed; None is 1e-4 for operators in single precision, 1e-8 in double.
+    random_state : int, default=0
+        Seed of the images and data.
+
+    Returns
+    -------
+    float
+        The relative error.
+
+    Raises
+    ------
+    ValueError
+        If the error is larger than ``tol``.
+
+    Examples
+    --------
+    >>> import pylops
+    >>> from skinverse.operators import dot_test
+    >>> dot_test(pylops.FirstDerivative(5)) < 1e-8
+    True
+    """
+    A, generator = as_torch(op), torch.Generator().manual_seed(random_state)
+
+    def draw(shape: tuple[int, ...], *, complex: bool) -> Tensor:
+        dtype = torch.complex128 if complex else torch.float64
+        return torch.randn((1, *shape), generator=generator, dtype=dtype)
+
+    x = draw(A.dims, complex=False)
+    y = draw(A.dimsd, complex=A(x).is_complex())
+    if A.adjoint(y).is_complex():
+        x = draw(A.dims, complex=True)
+    Ax, Ay = A(x), A.adjoint(y)
+    size = torch.maximum(norm(Ax) * norm(y), norm(x) * norm(Ay)).item()
+    error = abs((dot(Ax, y) - dot(x, Ay)).item()) / size if size else 0.0
+    single = np.dtype(op.dtype) in (np.float32, np.complex64)
+    allowed = tol if tol is not None else 1e-4 if single else 1e-8
+    if not error <= allowed:
+        raise ValueError(
+            f"{op!r} fails its dot test: <Ax, y> and <x, A^H y> differ by {error:.1e}, more than {allowed:.0e}; "
+            "its adjoint does not belong to it"
+        )
+    return error

@@ -1,0 +1,251 @@
+"""The operators people use, as torch code: algebra, indexing and stencils."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from skinverse.operators._map import LinearMap
+
+
+class Identity(LinearMap):
+    """The identity; between sizes that differ it cuts off or pads with zeros."""
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return _fitted(x, self.dimsd)
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return _fitted(y, self.dims)
+
+    def norm(self) -> float:
+        """One."""
+        return 1.0
+
+    def filtered_adjoint(self, y: Tensor, filter: str = "ramp") -> Tensor:
+        return self.adjoint(y)
+
+
+class Zero(LinearMap):
+    """Maps everything to zero."""
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return x.new_zeros((len(x), *self.dimsd))
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return y.new_zeros((len(y), *self.dims))
+
+
+class Diagonal(LinearMap):
+    """Multiplies by numbers; several sets of them make several data of one image."""
+
+    passive = True
+
+    def __init__(self, values: np.ndarray, dims: tuple[int, ...]) -> None:
+        super().__init__(dims, dims)
+        self._constants["d"] = torch.from_numpy(np.require(values, requirements="W"))
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return self._constant("d", x) * x
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return self._constant("d", y).conj() * y
+
+
+class Diagonals(LinearMap):
+    """Several diagonals above each other, such as the sensitivities of coils, in one product."""
+
+    passive = True
+
+    def __init__(self, values: np.ndarray, dims: tuple[int, ...], dimsd: tuple[int, ...]) -> None:
+        super().__init__(dims, dimsd)
+        self._constants["d"] = torch.from_numpy(np.ascontiguousarray(values))
+
+    def _forward(self, x: Tensor) -> Tensor:
+        d = self._constant("d", x)
+        return (d * x.reshape(len(x), 1, *d.shape[1:])).reshape(len(x), *self.dimsd)
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        d = self._constant("d", y)
+        return (d.conj() * y.reshape(len(y), *d.shape)).sum(1).reshape(len(y), *self.dims)
+
+
+class Restriction(LinearMap):
+    """Picks entries along an axis, possibly several times."""
+
+    passive = True
+
+    def __init__(self, index: np.ndarray, axis: int, dims: tuple[int, ...], dimsd: tuple[int, ...]) -> None:
+        super().__init__(dims, dimsd)
+        self._axis = axis % len(dims) + 1
+        self._repeats = len(np.unique(index)) != len(index)
+        self._constants["index"] = torch.from_numpy(np.asarray(index, dtype=np.int64) % dims[axis])
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return x.index_select(self._axis, self._constant("index", x))
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        x = y.new_zeros((len(y), *self.dims))
+        put = x.index_add_ if self._repeats else x.index_copy_
+        return put(self._axis, self._constant("index", y), y)
+
+
+class Matrix(LinearMap):
+    """A dense matrix along the first axis."""
+
+    def __init__(self, matrix: np.ndarray, dims: tuple[int, ...], dimsd: tuple[int, ...]) -> None:
+        super().__init__(dims, dimsd)
+        self._constants["A"] = torch.from_numpy(np.require(matrix, requirements="W"))
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return self._times(self._constant("A", x), x, self.dimsd)
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return self._times(self._constant("A", y).mH, y, self.dims)
+
+    def block(self, start: int, stop: int) -> LinearMap:
+        rows = self._constants["A"][start:stop].numpy()
+        return Matrix(rows, self.dims, (stop - start, *self.dimsd[1:]))
+
+    def _times(self, matrix: Tensor, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        dtype = torch.promote_types(matrix.dtype, x.dtype)
+        matrix, x = matrix.to(dtype), x.to(dtype)
+        product = x @ matrix.T if x.ndim == 2 else matrix @ x.flatten(2)
+        return product.reshape(len(x), *shape)
+
+
+class Bands(LinearMap):
+    """A matrix with few diagonals along an axis: finite differences."""
+
+    def __init__(self, matrix: np.ndarray, axis: int, dims: tuple[int, ...]) -> None:
+        super().__init__(dims, dims)
+        self._axis = axis - len(dims)
+        bands = sp.dia_array(matrix)
+        self._offsets = [int(k) for k in bands.offsets]
+        for k in self._offsets:
+            self._constants[str(k)] = torch.from_numpy(np.ascontiguousarray(np.diagonal(matrix, k)))
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return self._add(x, transposed=False)
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return self._add(y, transposed=True)
+
+    def _add(self, x: Tensor, *, transposed: bool) -> Tensor:
+        """``y[i] += d_k[i] x[i + k]`` for each diagonal ``k``, or with the indices exchanged."""
+        out, n = torch.zeros_like(x), x.shape[self._axis]
+        for k in self._offsets:
+            row, column, size = max(-k, 0), max(k, 0), n - abs(k)
+            row, column = (column, row) if transposed else (row, column)
+            d = self._constant(str(k), x).reshape(-1, *[1] * (-self._axis - 1))
+            out.narrow(self._axis, row, size).addcmul_(d, x.narrow(self._axis, column, size))
+        return out
+
+
+class Flip(LinearMap):
+    """Reverses an axis."""
+
+    passive = True
+
+    def __init__(self, axis: int, dims: tuple[int, ...]) -> None:
+        super().__init__(dims, dims)
+        self._axis = axis % len(dims) + 1
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return x.flip(self._axis)
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return y.flip(self._axis)
+
+
+class Roll(LinearMap):
+    """Shifts an axis periodically."""
+
+    passive = True
+
+    def __init__(self, shift: int, axis: int, dims: tuple[int, ...]) -> None:
+        super().__init__(dims, dims)
+        self._shift, self._axis = shift, axis % len(dims) + 1
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return x.roll(self._shift, self._axis)
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return y.roll(-self._shift, self._axis)
+
+
+class Transpose(LinearMap):
+    """Exchanges axes."""
+
+    passive = True
+
+    def __init__(self, axes: list[int], dims: tuple[int, ...], dimsd: tuple[int, ...]) -> None:
+        super().__init__(dims, dimsd)
+        self._there = [0, *(a + 1 for a in axes)]
+        self._back = [int(a) for a in np.argsort(self._there)]
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return x.permute(self._there)
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return y.permute(self._back)
+
+
+class Pad(LinearMap):
+    """Pads with zeros."""
+
+    passive = True
+
+    def __init__(self, pad: list[tuple[int, int]], dims: tuple[int, ...], dimsd: tuple[int, ...]) -> None:
+        super().__init__(dims, dimsd)
+        self._widths = [int(width) for pair in reversed(pad) for width in pair]
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.pad(x, self._widths)
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return torch.nn.functional.pad(y, [-width for width in self._widths])
+
+
+class Sum(LinearMap):
+    """Sums along an axis."""
+
+    def __init__(self, axis: int, dims: tuple[int, ...], dimsd: tuple[int, ...]) -> None:
+        super().__init__(dims, dimsd)
+        self._axis = axis % len(dims) + 1
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return x.sum(self._axis)
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return y.unsqueeze(self._axis).expand(len(y), *self.dims).clone()
+
+
+class Real(LinearMap):
+    """Real part: images are complex, their adjoint images real."""
+
+    passive = True
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return x.real if x.is_complex() else x
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return y.real if y.is_complex() else y
+
+
+class Imaginary(LinearMap):
+    """Imaginary part."""
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return x.imag if x.is_complex() else torch.zeros_like(x)
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        real = y.real if y.is_complex() else y
+        return torch.complex(torch.zeros_like(real), real)
+
+
+def _fitted(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Cut or padded with zeros at the end of each axis."""
+    widths = [width for new, old in zip(reversed(shape), reversed(x.shape[1:]), strict=True) for width in (0, new - old)]
+    return torch.nn.functional.pad(x, widths) if any(widths) else x

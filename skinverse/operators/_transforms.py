@@ -1,0 +1,174 @@
+"""Fourier and cosine transforms, and convolutions through them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from scipy.fft import next_fast_len
+from torch import Tensor
+
+from skinverse.operators._map import LinearMap
+
+
+class Fourier(LinearMap):
+    """Discrete Fourier transform of some axes, cut or padded to ``sizes``, possibly shifted.
+
+    With ``half`` the images are real and only half of the spectrum is kept, weighted so that the transform
+    is an isometry up to its scale.
+
+    Parameters
+    ----------
+    dims, dimsd : tuple of int
+        Shape of one image, shape of its data.
+    axes, sizes : tuple of int
+        Axes transformed, negative, and their lengths in the transform.
+    scale : float
+        Factor on the unnormalised transform.
+    half, real : bool
+        Half spectrum of real images; images are real.
+    before, after : tuple of int
+        Axes shifted before (``ifftshift``) and after (``fftshift``) the transform.
+    """
+
+    def __init__(
+        self,
+        dims: tuple[int, ...],
+        dimsd: tuple[int, ...],
+        *,
+        axes: tuple[int, ...],
+        sizes: tuple[int, ...],
+        scale: float,
+        half: bool,
+        real: bool,
+        before: tuple[int, ...],
+        after: tuple[int, ...],
+    ) -> None:
+        super().__init__(dims, dimsd)
+        self._axes, self._sizes, self._scale = axes, sizes, scale
+        self._half, self._real, self._before, self._after = half, real, before, after
+
+    def _forward(self, x: Tensor) -> Tensor:
+        x = torch.fft.ifftshift(x, dim=self._before) if self._before else x
+        x = x.real if self._real and x.is_complex() else x
+        transform = torch.fft.rfftn if self._half else torch.fft.fftn
+        # "ortho" is the scale in common use and costs nothing inside the transform.
+        y = transform(x, s=self._sizes, dim=self._axes, norm="ortho")
+        y = self._weighted(self._rescaled(y), math.sqrt(2))
+        return torch.fft.fftshift(y, dim=self._after) if self._after else y
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        y = torch.fft.ifftshift(y, dim=self._after) if self._after else y
+        inverse = torch.fft.irfftn if self._half else torch.fft.ifftn
+        weighted = self._weighted(y, 1 / math.sqrt(2))
+        x = self._rescaled(inverse(weighted, s=self._sizes, dim=self._axes, norm="ortho"))
+        x = _fit(x, self._axes, tuple(self.dims[axis] for axis in self._axes))
+        x = x.real if self._real and x.is_complex() else x
+        return torch.fft.fftshift(x, dim=self._before) if self._before else x
+
+    def filtered_adjoint(self, y: Tensor, filter: str = "ramp") -> Tensor:
+        """Zero-filled inverse: frequencies that were not measured count as zero."""
+        return self.adjoint(y) / (self._scale**2 * math.prod(self._sizes))
+
+    def _rescaled(self, x: Tensor) -> Tensor:
+        factor = self._scale * math.sqrt(math.prod(self._sizes))
+        return x if math.isclose(factor, 1, rel_tol=1e-14) else factor * x
+
+    def _weighted(self, y: Tensor, weight: float) -> Tensor:
+        """Frequencies whose mirror image is left out of the half spectrum count twice."""
+        if not self._half:
+            return y
+        weights = torch.ones(y.shape[self._axes[-1]], dtype=y.dtype.to_real(), device=y.device)
+        weights[1 : 1 + (self._sizes[-1] - 1) // 2] = weight
+        return y * weights.reshape(-1, *[1] * (-self._axes[-1] - 1))
+
+
+class Cosine(LinearMap):
+    """Orthonormal discrete cosine transform (DCT-II) of some axes, by one FFT per axis."""
+
+    def __init__(self, dims: tuple[int, ...], axes: tuple[int, ...]) -> None:
+        super().__init__(dims, dims)
+        self._axes = axes
+        for axis in axes:
+            n = dims[axis]
+            twiddle = np.sqrt(2 / n) * np.exp(-0.5j * np.pi * np.arange(n) / n)
+            twiddle[0] = 1 / np.sqrt(n)
+            self._constants[str(axis)] = torch.from_numpy(twiddle)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return self._along_axes(x, self._analysis)
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return self._along_axes(y, self._synthesis)
+
+    def _along_axes(self, x: Tensor, one: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        for axis in self._axes:
+            twiddle = self._constant(str(axis), x)
+            x = _real_linear(lambda v, t=twiddle: one(v, t), x.transpose(axis, -1)).transpose(axis, -1)
+        return x
+
+    def _analysis(self, x: Tensor, twiddle: Tensor) -> Tensor:
+        folded = torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], dim=-1)
+        return (torch.fft.fft(folded) * twiddle).real
+
+    def _synthesis(self, y: Tensor, twiddle: Tensor) -> Tensor:
+        folded = torch.fft.ifft(y * twiddle.conj(), norm="forward").real
+        half = (y.shape[-1] + 1) // 2
+        x = torch.empty_like(folded)
+        x[..., ::2], x[..., 1::2] = folded[..., :half], folded[..., half:].flip(-1)
+        return x
+
+
+class Convolution(LinearMap):
+    """Convolution with a kernel of odd or even size, zero beyond the border, same size, by FFT."""
+
+    def __init__(self, kernel: np.ndarray, dims: tuple[int, ...]) -> None:
+        super().__init__(dims, dims)
+        self._axes = tuple(axis for axis in range(-len(dims), 0) if kernel.shape[axis] > 1) or (-1,)
+        self._start = tuple((kernel.shape[axis] - 1) // 2 for axis in self._axes)
+        self._kept = tuple(dims[axis] for axis in self._axes)
+        self._sizes = tuple(next_fast_len(dims[axis] + kernel.shape[axis] - 1, True) for axis in self._axes)
+        self._complex = np.iscomplexobj(kernel)
+        transform = np.fft.fftn if self._complex else np.fft.rfftn
+        self._constants["spectrum"] = torch.from_numpy(transform(kernel, s=self._sizes, axes=self._axes))
+
+    def _forward(self, x: Tensor) -> Tensor:
+        full = self._filter(x, conjugate=False)
+        for axis, start, size in zip(self._axes, self._start, self._kept, strict=True):
+            full = full.narrow(axis, start, size)
+        return full
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        widths = [0] * (2 * len(self.dims))
+        for axis, start in zip(self._axes, self._start, strict=True):
+            widths[2 * (-axis - 1)] = start
+        padded = torch.nn.functional.pad(y, widths)
+        return _fit(self._filter(padded, conjugate=True), self._axes, self._kept)
+
+    def _filter(self, x: Tensor, *, conjugate: bool) -> Tensor:
+        spectrum = self._constant("spectrum", x)
+        spectrum = spectrum.conj() if conjugate else spectrum
+        if self._complex:
+            return torch.fft.ifftn(torch.fft.fftn(x, self._sizes, self._axes) * spectrum, dim=self._axes)
+
+        def convolve(v: Tensor) -> Tensor:
+            return torch.fft.irfftn(torch.fft.rfftn(v, self._sizes, self._axes) * spectrum, self._sizes, self._axes)
+
+        return _real_linear(convolve, x)
+
+
+def _real_linear(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """A function for real images, applied to real and imaginary part."""
+    return torch.complex(function(x.real), function(x.imag)) if x.is_complex() else function(x)
+
+
+def _fit(x: Tensor, axes: tuple[int, ...], sizes: tuple[int, ...]) -> Tensor:
+    """Cut at the end of each axis, or padded with zeros."""
+    for axis, size in zip(axes, sizes, strict=True):
+        missing = size - x.shape[axis]
+        if missing > 0:
+            x = torch.nn.functional.pad(x, [0, 0] * (-axis - 1) + [0, missing])
+        x = x.narrow(axis, 0, size)
+    return x
