@@ -19,7 +19,7 @@ X_train, X_test, Y_train, Y_test = train_test_split(images, data, test_size=2, r
 
 # %%
 # Images come first, measurements second, so the search maximises the mean PSNR as it is.
-search = GridSearchCV(TotalVariationRecon(A), {"lam": [0.3, 1.0, 3.0]}, cv=2, error_score="raise")
+search = GridSearchCV(TotalVariationRecon(A), {"lam": [0.1, 0.3, 1.0]}, cv=2, error_score="raise")
 search.fit(X_train, Y_train)
 search.best_params_
 

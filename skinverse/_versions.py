@@ -19,6 +19,7 @@ _REQUIRED = (
     "pylops",
     "scikit-image",
     "safetensors",
+    "lazy-loader",
     "tqdm",
 )
 _OPTIONAL = ("matplotlib", "astra-toolbox", "dask", "accelerate")

@@ -138,7 +138,7 @@ class Trainer(BaseEstimator):
                 verbose=verbose,
             )
             net.fit(_dataset(*train), y=None)
-        return [{k: v for k, v in epoch.items() if k != "batches"} for epoch in net.history]
+        return [{k: v for k, v in epoch.items() if k != "batches" and v is not None} for epoch in net.history]
 
     def _split(self, images: Tensor, data: Tensor, seed: int) -> tuple[Any, Any]:
         n_held_out = int(round(self.validation_fraction * len(images)))

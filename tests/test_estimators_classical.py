@@ -105,7 +105,7 @@ def test_complex_data_of_real_and_complex_images(monkeypatch, randomized) -> Non
     rng = np.random.default_rng(0)
     matrix = rng.normal(size=(6, 4)) + 1j * rng.normal(size=(6, 4))
     Y = rng.normal(size=(3, 6)) + 1j * rng.normal(size=(3, 6))
-    A = pylops.MatrixMult(matrix)
+    A = pylops.MatrixMult(matrix, dtype="complex128")
     assert_allclose(SpectralCutoff(A, lam=0.0).fit().predict(Y), Y @ np.linalg.pinv(matrix).T)
     of_real = A @ pylops.Real(4, dtype="complex128")
     stacked = np.vstack([matrix.real, matrix.imag])
@@ -123,12 +123,13 @@ def test_landweber_is_the_spectral_filter_of_its_steps(dense) -> None:
 
 
 @pytest.mark.parametrize("method", [Landweber, Kaczmarz])
-def test_iterative_methods_stop_at_the_noise_image_by_image(dense, method) -> None:
-    matrix, _, A = dense
+def test_iterative_methods_stop_at_the_noise_image_by_image(method) -> None:
     rng = np.random.default_rng(3)
+    matrix = rng.normal(size=(15, 10))
+    A = pylops.MatrixMult(matrix)
     Y = np.array([[1.0], [5.0], [25.0]]) * (rng.normal(size=(3, 10)) @ matrix.T) + 0.1 * rng.normal(size=(3, 15))
-    x, info = method(A, max_steps=5000, noise_std=0.1, relaxation=0.5).fit().predict(Y, return_info=True)
-    assert np.all(np.linalg.norm(x @ matrix.T - Y, axis=1) <= 1.3 * 0.1 * np.sqrt(15))
+    x, info = method(A, max_steps=5000, noise_std=0.1, relaxation=0.3).fit().predict(Y, return_info=True)
+    assert np.all(np.linalg.norm(x @ matrix.T - Y, axis=1) <= 0.1 * np.sqrt(15))
     assert len(set(info.n_steps)) == 3
 
 

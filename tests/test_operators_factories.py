@@ -139,7 +139,9 @@ def test_structurally_random_is_repeatable() -> None:
 
 
 # ---------------------------------------------------------------- blur, inpainting
-@pytest.mark.parametrize(("sigma", "truncate"), [(0.1, 4.0), (0.6, 4.0), (1.5, 4.0), (1.5, 2.0), (4.0, 4.0)])
+@pytest.mark.parametrize(
+    ("sigma", "truncate"), [(0.1, 4.0), (0.6, 4.0), (1.2, 4.0), (1.0, 2.5), (1.5, 2.0), (4.0, 4.0)]
+)
 @pytest.mark.parametrize("dims", [(24, 17), (5, 6), (3, 12, 9)])
 def test_blur_is_that_of_scipy_with_zeros_outside(
     dims: tuple[int, ...], sigma: float, truncate: float

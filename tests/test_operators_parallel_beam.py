@@ -273,13 +273,10 @@ def test_the_build_holds_little_more_than_the_matrix() -> None:
     assert peak < 2.2 * sum(part.nbytes for part in (matrix.data, matrix.indices, matrix.indptr))
 
 
-@given(dims=SIZES, angles=ANGLES, n_detectors=st.integers(1, 40), spacing=LENGTHS)
-def test_the_number_of_entries_is_known_beforehand(
-    dims: tuple[int, int], angles: list[float], n_detectors: int, spacing: float
-) -> None:
-    A = parallel_beam(dims, angles, n_detectors, detector_spacing=spacing)
-    rim = 4 * len(angles) * sum(dims) / spacing + 4 * len(angles) * max(dims)
-    assert A.matrix().nnz <= A._rows.geometry.n_weights() + rim
+@pytest.mark.parametrize(("n_detectors", "spacing"), [(95, 1.0), (200, 0.5), (60, 1.7), (5, 1.0), (3, 0.1)])
+def test_the_number_of_entries_is_known_beforehand(n_detectors: int, spacing: float) -> None:
+    A = parallel_beam((64, 48), np.arange(40) * np.pi / 40, n_detectors, detector_spacing=spacing)
+    assert_allclose(A._rows.geometry.n_weights, A.matrix().nnz, rtol=0.25 if n_detectors < 10 else 0.01)
 
 
 @pytest.mark.parametrize("chunk", [1, 3000, 10**9])

@@ -22,7 +22,7 @@ Array = NDArray[Any]
 class Problem(NamedTuple):
     """Images, their noisy data and the operator between them.
 
-    Attributes
+    Parameters
     ----------
     images : ndarray of shape (n_samples, *operator.dims)
         True images.

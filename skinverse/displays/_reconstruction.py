@@ -33,8 +33,8 @@ class ReconstructionDisplay:
     predictions : dict of str to array-like
         Reconstructions by name, each shaped like ``X_true``.
     Y_meas : array-like of shape (n_samples, ...), optional
-        Measurements. Shown if each is two-dimensional or shaped like an image, complex ones as
-        ``log(1 + |y|)``.
+        Measurements. Shown if each is shaped like an image, complex ones as ``log(1 + |y|)``, or is real
+        and two-dimensional, such as a sinogram.
     data_range : float, optional
         For the PSNR, see :func:`skinverse.metrics.psnr`.
 
@@ -205,7 +205,7 @@ class ReconstructionDisplay:
         data, images = _numpy(self.Y_meas), _numpy(self.X_true)
         if len(data) != n_samples:
             raise ValueError(f"expected as many measurements as images, got {len(data)} and {n_samples}")
-        if data.ndim != 3 and data.shape != images.shape:
+        if data.shape != images.shape and (data.ndim != 3 or np.iscomplexobj(data)):
             return {}
         return {"Data": _pictures(np.log1p(np.abs(data)) if np.iscomplexobj(data) else data, "Y_meas")}
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from skinverse._batch import expand, norm
 from skinverse.estimators._base import BaseReconstructor
-from skinverse.estimators._validation import check_lam, check_noise_std, discrepancy_level
+from skinverse.estimators._validation import check_lam, discrepancy_level
 from skinverse.operators import LinearMap, as_torch
 from skinverse.solvers import Solution, conjugate_gradient
 
@@ -236,7 +236,7 @@ class SpectralCutoff(BaseReconstructor):
         check_lam(self.lam, self.noise_std)
         if A is not None:
             parts = self._decompose(A)
-            self.data_components_, self.singular_values_, self.components_ = (t.cpu().numpy() for t in parts)
+            self.data_components_, self.singular_values_, self.components_ = (t.cpu().resolve_conj().numpy() for t in parts)
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
         u, s, v = self._parts(A, data)

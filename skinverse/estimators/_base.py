@@ -53,6 +53,8 @@ class BaseReconstructor(BaseEstimator, ABC):
     # What `fit` cannot do without, and whether images and measurements must come in pairs.
     _needs: ClassVar[tuple[str, ...]] = ()
     _paired: ClassVar[bool] = True
+    # Private attributes that `predict` needs, to be saved with the public fitted ones.
+    _saved: ClassVar[tuple[str, ...]] = ()
 
     __metadata_request__fit: ClassVar[dict[str, str]] = {"X_true": UNUSED, "Y_meas": UNUSED}
     __metadata_request__predict: ClassVar[dict[str, str]] = {"Y_meas": UNUSED, "return_info": UNUSED}
@@ -307,7 +309,7 @@ class LearnedReconstructor(BaseReconstructor):
             device=images.device,
             verbose=self.verbose,
         )
-        self.module_ = self._make_module().to(images.device, images.dtype.to_real())
+        self.module_ = _seeded_module(self, 0, images)
         self.module_.load_state_dict(weights)
         self.module_.eval()
 
@@ -331,16 +333,22 @@ def _train(
 ) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """Train the recipe's module; a function of its arguments alone, so that it can be cached."""
     x, y = torch.from_numpy(images).to(device), torch.from_numpy(data).to(device)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        module = recipe._make_module().to(device, x.dtype.to_real())
+    module = _seeded_module(recipe, seed, x)
     if start:
         module.load_state_dict({name: torch.from_numpy(value) for name, value in start.items()})
     recipe.module_ = module
 
     def held_out_psnr(images: Tensor, data: Tensor) -> float:
-        return float(np.mean(psnr(images, recipe._reconstruct(as_torch(recipe.operator_), data).x)))
+        with np.errstate(over="ignore"):  # a diverging training is the trainer's to report
+            return float(np.mean(psnr(images, recipe._reconstruct(as_torch(recipe.operator_), data).x)))
 
     trainer = recipe.trainer if recipe.trainer is not None else Trainer()
     history = trainer.train(module, recipe._loss, x, y, score=held_out_psnr, seed=seed, verbose=verbose)
     return {name: value.cpu() for name, value in module.state_dict().items()}, history
+
+
+def _seeded_module(estimator: LearnedReconstructor, seed: int, like: Tensor) -> nn.Module:
+    """An untrained module in the precision and on the device of ``like``; the global generator is left alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return estimator._make_module().to(like.device, like.dtype.to_real())

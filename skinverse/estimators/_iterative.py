@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pylops
@@ -17,8 +17,8 @@ from skinverse.estimators._validation import check_bounds, check_lam, discrepanc
 from skinverse.operators import LinearMap, as_torch
 from skinverse.solvers import Solution
 
-# One sweep: current images and their data to better images and the residual norm met on the way.
-Sweep = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+# One sweep: images, their data and their residual ``y - A x`` to better images.
+Sweep = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Landweber(BaseReconstructor):
@@ -95,9 +95,8 @@ class Landweber(BaseReconstructor):
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
         omega = self.relaxation / A.norm() ** 2 if A.norm() > 0 else 0.0
 
-        def sweep(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-            residual = y - A(x)
-            return _project(x + omega * A.adjoint(residual), self.bounds), norm(residual)
+        def sweep(x: Tensor, _: Tensor, residual: Tensor) -> Tensor:
+            return _project(x + omega * A.adjoint(residual), self.bounds)
 
         return _sweep_until_discrepancy(sweep, A, data, self.noise_std, self.max_steps)
 
@@ -124,8 +123,8 @@ class Kaczmarz(BaseReconstructor):
     relaxation : float in (0, 2), default=1.0
         Step size in units of ``1 / ||A_b||^2``; noisy data want less than 1.
     noise_std : float > 0 or None, default=None
-        Standard deviation of the noise in one measurement. If given, an image stops once the residual met
-        during a sweep is at most ``sqrt(n_measurements) * noise_std``.
+        Standard deviation of the noise in one measurement. If given, an image stops after the first
+        sweep with ``||A x - y|| <= sqrt(n_measurements) * noise_std``.
     bounds : (low, high) or None, default=None
         Project each iterate onto this interval.
     random_state : int, RandomState or None, default=0
@@ -154,6 +153,8 @@ class Kaczmarz(BaseReconstructor):
     >>> Kaczmarz(A, max_steps=50).fit().predict(np.array([[1.0, 3.0]])).round(3)
     array([[1., 2.]])
     """
+
+    _saved: ClassVar[tuple[str, ...]] = ("_seed",)
 
     def __init__(
         self,
@@ -195,13 +196,11 @@ class Kaczmarz(BaseReconstructor):
         squares = (self.block_norms_ if known else self._norms(A)) ** 2
         random = np.random.default_rng(self._seed)
 
-        def sweep(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-            misfit = torch.zeros(len(x), dtype=x.dtype.to_real(), device=x.device)
+        def sweep(x: Tensor, y: Tensor, _: Tensor) -> Tensor:
             for b in self._order(squares, random):
                 residual = y[:, slice(*edges[b])] - blocks[b](x)
                 x = _project(x + self.relaxation / squares[b] * blocks[b].adjoint(residual), self.bounds)
-                misfit += norm(residual).square()
-            return x, misfit.sqrt()
+            return x
 
         return _sweep_until_discrepancy(sweep, A, data, self.noise_std, self.max_steps)
 
@@ -224,22 +223,22 @@ class Kaczmarz(BaseReconstructor):
 def _sweep_until_discrepancy(
     sweep: Sweep, A: LinearMap, data: Tensor, noise_std: float | None, max_steps: int
 ) -> Solution:
-    """Sweep from zero; an image whose residual is down to the noise keeps its iterate and leaves."""
+    """Sweep from zero; an image whose residual is down to the noise leaves."""
     x = torch.zeros_like(A.adjoint(data))
     level = torch.full_like(norm(data), -1.0) if noise_std is None else discrepancy_level(noise_std, data)
     n_steps = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    active = torch.arange(len(x), device=x.device)
+    active, residual = torch.arange(len(x), device=x.device), data - A(x)
     for _ in range(max_steps):
-        better, residual = sweep(x[active], data[active])
-        going = residual > level[active]
-        active = active[going]
+        going = norm(residual) > level[active]
+        active, residual = active[going], residual[going]
         if len(active) == 0:
             break
-        x[active] = better[going]
+        x[active] = sweep(x[active], data[active], residual)
         n_steps[active] += 1
-    residual = norm(A(x) - data)
-    stopped = torch.ones_like(n_steps, dtype=torch.bool) if noise_std is None else residual <= level
-    return Solution(x, n_steps, stopped & torch.isfinite(residual), residual, residual.square() / 2)
+        residual = data[active] - A(x[active])
+    final = norm(data - A(x))
+    met = torch.isfinite(final) if noise_std is None else final <= level
+    return Solution(x, n_steps, met, final, final.square() / 2)
 
 
 def _project(x: Tensor, bounds: tuple[float | None, float | None] | None) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pylops
@@ -48,6 +48,8 @@ class ReconstructionRegressor(MetaEstimatorMixin, RegressorMixin, BaseEstimator)
     >>> cross_val_predict(regressor, data.reshape(4, -1), images.reshape(4, -1), cv=2).shape
     (4, 256)
     """
+
+    _saved: ClassVar[tuple[str, ...]] = ("_one_column",)
 
     def __init__(self, estimator: BaseReconstructor | None = None) -> None:
         self.estimator = estimator

@@ -63,7 +63,7 @@ class LeastSquares(Functional):
         return self.outer, self.A
 
     def select(self, index: Tensor) -> Functional:
-        return LeastSquares(self.A, self.y[index], weights=_pick(self.weights, index, self.y))
+        return LeastSquares(self.A, self.y[index], weights=_pick(self.weights, index, self.y.shape))
 
 
 class _SquaredDistance(Functional):
@@ -96,7 +96,7 @@ class _SquaredDistance(Functional):
         return dot(u, self.y) + norm(u).square() / 2 if self.weights is None else None
 
     def select(self, index: Tensor) -> Functional:
-        return _SquaredDistance(self.y[index], _pick(self.weights, index, self.y))
+        return _SquaredDistance(self.y[index], _pick(self.weights, index, self.y.shape))
 
     def _weigh(self, residual: Tensor) -> Tensor:
         return residual if self.weights is None else self.weights * residual
@@ -162,7 +162,7 @@ class KullbackLeibler(Functional):
         return self.outer, self.A
 
     def select(self, index: Tensor) -> Functional:
-        return KullbackLeibler(self.A, self.y[index], background=_pick(self.background, index, self.y))
+        return KullbackLeibler(self.A, self.y[index], background=_pick(self.background, index, self.y.shape))
 
 
 class _PoissonDistance(Functional):
@@ -175,7 +175,9 @@ class _PoissonDistance(Functional):
 
     def __call__(self, u: Tensor) -> Tensor:
         v = u + self.background
-        divergence = torch.special.xlogy(self.y, self.y) - torch.special.xlogy(self.y, v.clamp_min(0)) + v - self.y
+        divergence = (
+            torch.special.xlogy(self.y, self.y) - torch.special.xlogy(self.y, v.clamp_min(0)) + v - self.y
+        )
         return torch.where(v < 0, torch.inf, divergence).flatten(1).sum(1)
 
     def value_and_grad(self, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -183,15 +185,19 @@ class _PoissonDistance(Functional):
 
     def prox(self, u: Tensor, step: Tensor | float) -> Tensor:
         s = expand(step, u)
-        v = u + self.background - s  # the larger root of v^2 - (u + b - s) v - s y = 0
-        return (v + (v.square() + 4 * s * self.y).sqrt()) / 2 - self.background
+        v = u + self.background - s  # the larger root of v^2 - (u + b - s) v - s y = 0 ...
+        q = (v.abs() + (v.square() + 4 * s * self.y).sqrt()) / 2
+        other = (
+            s * self.y / q.clamp_min(torch.finfo(q.dtype).tiny)
+        )  # ... from the product of both, lest it cancel
+        return torch.where(v < 0, other, q) - self.background
 
     def conjugate(self, u: Tensor) -> Tensor | None:
         value = -torch.special.xlogy(self.y, (1 - u).clamp_min(0)) - self.background * u
         return torch.where(u > 1, torch.inf, value).flatten(1).sum(1)
 
     def select(self, index: Tensor) -> Functional:
-        return _PoissonDistance(self.y[index], _pick(self.background, index, self.y))
+        return _PoissonDistance(self.y[index], _pick(self.background, index, self.y.shape))
 
 
 class DataBall(Functional):
@@ -240,7 +246,7 @@ class DataBall(Functional):
         return self.outer, self.A
 
     def select(self, index: Tensor) -> Functional:
-        return DataBall(self.A, self.y[index], _pick(self.radius, index, self.y))
+        return DataBall(self.A, self.y[index], _pick(self.radius, index, self.y.shape[:1]))
 
 
 class _Ball(Functional):
@@ -264,10 +270,10 @@ class _Ball(Functional):
         return dot(u, self.y) + self.radius * norm(u)
 
     def select(self, index: Tensor) -> Functional:
-        return _Ball(self.y[index], _pick(self.radius, index, self.y))
+        return _Ball(self.y[index], _pick(self.radius, index, self.y.shape[:1]))
 
 
-def _pick(value: Any, index: Tensor, y: Tensor) -> Any:
-    """What belongs to each image is indexed, what is shared by all stays."""
-    per_image = isinstance(value, Tensor) and value.ndim > 0 and len(value) == len(y) and value.ndim in (1, y.ndim)
+def _pick(value: Any, index: Tensor, shape: tuple[int, ...]) -> Any:
+    """What belongs to each image, as many axes and images as ``shape``, is indexed; what they share stays."""
+    per_image = isinstance(value, Tensor) and value.ndim == len(shape) and len(value) == shape[0]
     return value[index] if per_image else value

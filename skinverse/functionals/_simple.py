@@ -73,9 +73,16 @@ class Box(Functional):
         return x if self.low is None and self.high is None else x.clamp(self.low, self.high)
 
     def conjugate(self, u: Tensor) -> Tensor | None:
-        low, high = (-torch.inf if self.low is None else self.low), (torch.inf if self.high is None else self.high)
+        low, high = (
+            (-torch.inf if self.low is None else self.low),
+            (torch.inf if self.high is None else self.high),
+        )
         below, above = u.clamp_max(0), u.clamp_min(0)
-        return (torch.where(below < 0, low * below, 0) + torch.where(above > 0, high * above, 0)).flatten(1).sum(1)
+        return (
+            (torch.where(below < 0, low * below, 0) + torch.where(above > 0, high * above, 0))
+            .flatten(1)
+            .sum(1)
+        )
 
     def __repr__(self) -> str:
         return f"Box({self.low}, {self.high})"

@@ -201,6 +201,7 @@ def _periodic(x: Tensor, n_taps: int) -> Tensor:
 
 
 @lru_cache(maxsize=32)
+@torch.inference_mode(False)  # the matrix is shared with those who differentiate
 def _cosine_matrix(n: int) -> Tensor:
     k, i = torch.arange(n, dtype=torch.float64)[:, None], torch.arange(n, dtype=torch.float64)
     matrix = math.sqrt(2 / n) * torch.cos(math.pi * k * (2 * i + 1) / (2 * n))

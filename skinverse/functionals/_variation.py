@@ -275,12 +275,15 @@ def _minimum_over_fields(g: Tensor, alpha: float, *, gap: float = 1e-4, max_step
     """``min_v ||g - v|| + alpha ||E v||`` for gradients ``g``, by primal-dual steps to a relative gap.
 
     The dual is ``max <g, alpha E^T w>`` over ``|w| <= 1, |alpha E^T w| <= 1``; a dual iterate is scaled
-    into it, so the gap is a certificate.
+    into it, so the gap is a certificate. Gradients are brought to mean length one, which suits the steps.
     """
     E, norm = SymmetrizedDerivative(), GroupNorm()
+    mean = norm(g) / g[0, 0].numel()
+    unit = torch.where(mean > 0, mean, 1)
+    g = g / expand(unit, g)
     step = 1 / (alpha * E.norm())
     v, w = g.clone(), torch.zeros_like(E(g))
-    v_bar, upper, lower = v, torch.full_like(norm(g), torch.inf), torch.zeros_like(norm(g))
+    v_bar, upper, lower = v, torch.full_like(unit, torch.inf), torch.zeros_like(unit)
     for k in range(max_steps):
         w = norm.prox_conjugate(w + step * alpha * E(v_bar), step)
         pull = alpha * E.adjoint(w)
@@ -288,8 +291,9 @@ def _minimum_over_fields(g: Tensor, alpha: float, *, gap: float = 1e-4, max_step
         v_bar, v = 2 * new - v, new
         if k % 10 == 9:
             longest = _length(pull).flatten(1).amax(1).clamp_min(1)
-            upper = torch.minimum(upper, norm(g - v) + alpha * norm(E(v)))
-            lower = torch.maximum(lower, dot(g, pull) / longest)
-            if bool((upper - lower <= gap * upper + torch.finfo(g.dtype).eps * norm(g)).all()):
+            done = upper - lower <= gap * upper + torch.finfo(g.dtype).eps * norm(g)
+            upper = torch.where(done, upper, torch.minimum(upper, norm(g - v) + alpha * norm(E(v))))
+            lower = torch.where(done, lower, torch.maximum(lower, dot(g, pull) / longest))
+            if bool(done.all()):
                 break
-    return upper
+    return unit * upper

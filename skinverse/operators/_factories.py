@@ -39,7 +39,8 @@ def fourier_sampling(mask: ArrayLike, coil_maps: ArrayLike | None = None) -> Lin
     -----
     With the orthonormal Fourier transform :math:`F`, the rows :math:`M` of the identity that the mask
     keeps, and the sensitivities :math:`S_c`, coil ``c`` measures :math:`M F S_c x`. Without coil maps the
-    rows are orthonormal, and the adjoint is the zero-filled inverse.
+    rows are orthonormal, and the adjoint is the zero-filled inverse; so it is with coil maps that are
+    normalised, :math:`\sum_c |S_c|^2 = 1`.
 
     Examples
     --------
@@ -112,7 +113,7 @@ def structurally_random(
     References
     ----------
     .. [1] Do, Gan, Nguyen, Tran, "Fast and efficient compressive sensing using structurally random
-       matrices", IEEE Transactions on Signal Processing 60(1), 2012, equation 2.
+       matrices", IEEE Transactions on Signal Processing 60(1), 2012, section II.
 
     Examples
     --------
@@ -144,7 +145,7 @@ def gaussian_blur(dims: tuple[int, ...], sigma: float, *, truncate: float = 4.0)
     sigma : float
         Standard deviation of the Gaussian in pixels.
     truncate : float, default=4.0
-        Where the kernel ends, in standard deviations.
+        Where the kernel ends, in standard deviations, rounded to pixels.
 
     Returns
     -------
@@ -176,7 +177,7 @@ def gaussian_blur(dims: tuple[int, ...], sigma: float, *, truncate: float = 4.0)
         raise ValueError(f"dims must be (height, width) or (channels, height, width), got {dims}")
     if not (sigma > 0 and truncate > 0):
         raise ValueError(f"sigma and truncate must be positive, got {sigma!r} and {truncate!r}")
-    radius = round(truncate * sigma)
+    radius = int(truncate * sigma + 0.5)
     profile = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     kernel = np.outer(profile, profile) / profile.sum() ** 2
     return Convolve2D(dims, kernel, offset=(radius, radius))

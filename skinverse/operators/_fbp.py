@@ -44,7 +44,7 @@ class FilteredBackProjectionMap(LinearMap):
     References
     ----------
     .. [1] Kak, Slaney, "Principles of Computerized Tomographic Imaging", IEEE Press, 1988,
-       equations 3.61 and 3.73.
+       section 3.3, equation 61.
     """
 
     def __init__(self, geometry: Geometry, filter: str) -> None:

@@ -48,6 +48,7 @@ class Geometry:
         centred = np.arange(self.n_detectors, dtype=np.float64) - (self.n_detectors - 1) / 2
         return centred * (self.detector_spacing / self.pixel_size)
 
+    @property
     def n_weights(self) -> int:
         """Number of entries of the matrix, to about a row or column of pixels."""
         reach = np.maximum(np.abs(np.cos(self.angles)), np.abs(np.sin(self.angles))).sum()
@@ -74,7 +75,7 @@ class JosephMatrix:
     @property
     def n_bytes(self) -> int:
         """About the memory of the whole matrix: a weight and a 32-bit index for each entry."""
-        return self.geometry.n_weights() * (self.dtype.itemsize + 4)
+        return self.geometry.n_weights * (self.dtype.itemsize + 4)
 
     @property
     def is_stored(self) -> bool:
@@ -167,8 +168,8 @@ def _row_lengths(geometry: Geometry, angle: float) -> NDArray[np.int64]:
 
 def _build(geometry: Geometry, dtype: DTypeLike) -> sp.csr_array:
     """Count the entries, then fill them in: only the matrix and the work arrays of one angle are held."""
-    if geometry.n_weights() > _MAX_ENTRIES:
-        raise ValueError(f"the matrix has {geometry.n_weights()} entries, more than 32-bit indices can count")
+    if geometry.n_weights > _MAX_ENTRIES:
+        raise ValueError(f"the matrix has {geometry.n_weights} entries, more than 32-bit indices can count")
     lengths = [_row_lengths(geometry, angle) for angle in geometry.angles]
     indptr = np.concatenate([[0], *lengths]).cumsum(dtype=np.int32)
     indices, data = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], dtype)

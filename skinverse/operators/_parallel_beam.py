@@ -91,7 +91,9 @@ class ParallelBeam(LinearOperator):
         return self._rows.geometry.detector_spacing
 
     def matrix(self) -> sp.csr_array:
-        """Return the matrix of shape (n_angles * n_detectors, height * width); do not write to it.
+        """Return the matrix of shape (n_angles * n_detectors, height * width), which is not to be written to.
+
+        It is built by the first call; by every call if it is too large to be stored.
 
         Returns
         -------
@@ -236,7 +238,7 @@ def parallel_beam(
     References
     ----------
     .. [1] Joseph, "An improved algorithm for reprojecting rays through pixel images", IEEE Transactions
-       on Medical Imaging 1(3), 1982, equations 5 to 8.
+       on Medical Imaging 1(3), 1982.
 
     Examples
     --------

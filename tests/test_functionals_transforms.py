@@ -1,0 +1,370 @@
+"""Total variations and sparsities, and the linear maps they are made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.fft
+import scipy.optimize
+import torch
+from numpy.testing import assert_allclose
+from torch import Tensor
+
+from skinverse.functionals import (
+    CosineSparsity,
+    Functional,
+    KullbackLeibler,
+    LeastSquares,
+    OfImage,
+    TotalGeneralizedVariation,
+    TotalVariation,
+    WaveletSparsity,
+)
+from skinverse.functionals._differences import SymmetrizedDerivative
+from skinverse.functionals._sparsity import CosineTransform, WaveletTransform
+
+REAL, COMPLEX = torch.float64, torch.complex128
+TGV = TotalGeneralizedVariation()
+
+
+def draw(shape: tuple[int, ...], dtype: torch.dtype = REAL, *, seed: int = 0) -> Tensor:
+    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def dense(linear: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """The matrix of a linear map of images, whose columns are the images of the unit vectors."""
+    size = int(np.prod(shape))
+    return linear(torch.eye(size, dtype=REAL).reshape(-1, *shape)).flatten(1).numpy().T
+
+
+# Splits
+
+SPLITS: dict[str, tuple[Functional, tuple[int, ...]]] = {
+    **{
+        f"TotalVariation {shape}": (TotalVariation(), shape)
+        for shape in [(7,), (5, 6), (2, 4, 3), (1, 5), (1, 1)]
+    },
+    "TotalVariation anisotropic": (TotalVariation(isotropic=False), (5, 6)),
+    **{
+        f"lifted {shape}": (TGV.lifted(), shape)
+        for shape in [(2, 7), (3, 5, 6), (3, 2, 4, 3), (3, 1, 5), (3, 1, 1)]
+    },
+    "lifted with another weight": (TotalGeneralizedVariation(alpha=0.3).lifted(), (3, 5, 4)),
+    "OfImage of TotalVariation": (OfImage(TotalVariation(), 2), (3, 5, 6)),
+    "OfImage of scaled signals": (OfImage(0.5 * TotalVariation(), 1), (2, 6)),
+    "OfImage of LeastSquares": (OfImage(LeastSquares(None, draw((2, 4, 5))), 2), (3, 4, 5)),
+    "OfImage of KullbackLeibler": (OfImage(KullbackLeibler(None, torch.ones(2, 4), background=9), 1), (2, 4)),
+}
+every_split = pytest.mark.parametrize(("f", "shape"), SPLITS.values(), ids=SPLITS.keys())
+
+
+@every_split
+@pytest.mark.parametrize("dtype", [REAL, COMPLEX])
+def test_split_is_a_simple_functional_of_an_exact_linear_map(f: Functional, shape, dtype) -> None:
+    if dtype is COMPLEX and shape == (2, 4):
+        return  # counts are real
+    x, (outer, K) = draw((2, *shape), dtype, seed=1), f.split()
+    Kx = x if K is None else K(x)
+    assert outer.proximable
+    assert_allclose(outer(Kx), f(x), rtol=1e-12)
+    if K is not None:
+        p = draw(tuple(Kx.shape), dtype, seed=2)
+        left = (Kx.conj() * p).flatten(1).sum(1)
+        right = (x.conj() * K.adjoint(p)).flatten(1).sum(1)
+        assert_allclose(left, right, rtol=1e-12, atol=1e-12)
+
+
+@every_split
+def test_norm_bounds_the_largest_singular_value(f: Functional, shape) -> None:
+    K = f.split()[1]
+    if K is not None:
+        assert K.norm() >= np.linalg.norm(dense(K, shape), 2)
+
+
+@pytest.mark.parametrize(
+    ("K", "shape"),
+    [
+        (TotalVariation().split()[1], (16, 16)),
+        (OfImage(TotalVariation(), 2).split()[1], (3, 16, 16)),
+        (WaveletTransform(2), (16, 16)),
+        (CosineTransform(), (16, 16)),
+    ],
+)
+def test_norm_is_sharp(K: Any, shape) -> None:
+    largest = np.linalg.norm(dense(K, shape), 2)
+    assert largest * (1 - 1e-12) <= K.norm() <= 1.1 * largest
+
+
+@pytest.mark.parametrize("shape", [(1, 6), (2, 5, 6), (2, 1, 4), (2, 4, 1)])
+def test_symmetrized_derivative(shape) -> None:
+    E = SymmetrizedDerivative()
+    v = draw((2, *shape), seed=1)
+    e = draw(tuple(E(v).shape), seed=2)
+    assert_allclose(
+        (E(v) * e).flatten(1).sum(1), (v * E.adjoint(e)).flatten(1).sum(1), rtol=1e-12, atol=1e-12
+    )
+    assert np.linalg.norm(dense(E, shape), 2) <= E.norm()
+    assert_allclose(E(torch.ones_like(v)), 0)
+
+
+def test_symmetrized_derivative_of_a_gradient_is_the_hessian() -> None:
+    i, j = np.meshgrid(np.arange(6.0), np.arange(7.0), indexing="ij")
+    x = torch.tensor(1.5 * i**2 + 2 * i * j - j**2)[None]
+    e = SymmetrizedDerivative()(TotalVariation().split()[1](x))[0]
+    assert_allclose(e[0, :4], 3.0)
+    assert_allclose(e[1, :, :5], -2.0)
+    assert_allclose(e[2, :5, :6], 2.0 * np.sqrt(2))
+
+
+# Total variation
+
+
+def plain_variation(x: np.ndarray, *, isotropic: bool) -> float:
+    """Of one image (H, W), pixel by pixel."""
+    total, (height, width) = 0.0, x.shape
+    for i in range(height):
+        for j in range(width):
+            down = abs(x[i + 1, j] - x[i, j]) if i + 1 < height else 0.0
+            right = abs(x[i, j + 1] - x[i, j]) if j + 1 < width else 0.0
+            total += np.hypot(down, right) if isotropic else down + right
+    return total
+
+
+@pytest.mark.parametrize("isotropic", [True, False])
+@pytest.mark.parametrize("dtype", [REAL, COMPLEX])
+def test_total_variation_is_the_plain_formula(isotropic: bool, dtype) -> None:
+    x, f = draw((2, 3, 5, 4), dtype), TotalVariation(isotropic=isotropic)
+    channels = [[plain_variation(c, isotropic=isotropic) for c in image] for image in x.numpy()]
+    assert_allclose(f(x), np.sum(channels, axis=1))
+    assert_allclose(f(x[:, 0]), [c[0] for c in channels])
+    assert_allclose(f(x[:, 0, 0]), np.abs(np.diff(x[:, 0, 0].numpy())).sum(1))
+
+
+@pytest.mark.parametrize("side", [1, 3, 6])
+def test_anisotropic_variation_of_a_square_is_its_perimeter(side: int) -> None:
+    x = torch.zeros(1, 9, 9)
+    x[:, 1 : 1 + side, 2 : 2 + side] = 1
+    assert_allclose(TotalVariation(isotropic=False)(x), 4 * side)
+
+
+def turned(x: Tensor) -> list[Tensor]:
+    """The eight rotations and flips of images."""
+    return [torch.rot90(y, k, (-2, -1)) for k in range(4) for y in (x, x.flip(-1))]
+
+
+def test_only_anisotropic_variation_is_invariant_under_rotations_and_flips() -> None:
+    x = draw((2, 6, 7))
+    anisotropic = TotalVariation(isotropic=False)
+    for y in turned(x):
+        assert_allclose(anisotropic(y), anisotropic(x), rtol=1e-12)
+    isotropic = TotalVariation()
+    assert max(float((isotropic(y) / isotropic(x) - 1).abs().max()) for y in turned(x)) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "f", [TotalVariation(), TotalVariation(isotropic=False), TGV, WaveletSparsity(), CosineSparsity()]
+)
+@pytest.mark.parametrize("shape", [(1,), (1, 1), (3, 1, 1), (9,), (8, 12), (1, 9), (9, 1)])
+def test_constant_images_cost_nothing(f: Functional, shape) -> None:
+    assert_allclose(f(torch.full((2, *shape), 3.0, dtype=REAL)), 0, atol=1e-9)
+
+
+def test_one_pixel_costs_nothing_and_has_no_gradient() -> None:
+    for shape in [(2, 1), (2, 1, 1)]:
+        x = draw(shape)
+        assert_allclose(TotalVariation()(x), 0)
+        K = TotalVariation().split()[1]
+        assert_allclose(K(x), 0)
+        assert_allclose(K.adjoint(torch.ones_like(K(x))), 0)
+
+
+# Total generalized variation
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1.0, 2.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_generalized_variation_of_signals_is_a_linear_program(alpha: float, seed: int) -> None:
+    x = draw((2, 12), seed=seed).cumsum(1)
+    expected = [linear_program(np.diff(signal), alpha) for signal in x.numpy()]
+    assert_allclose(TotalGeneralizedVariation(alpha=alpha)(x), expected, rtol=1e-3)
+
+
+def linear_program(g: np.ndarray, alpha: float) -> float:
+    """``min_v |g - v|_1 + alpha |v'|_1`` in v and the two absolute values' bounds s, t."""
+    n = len(g)
+    D = np.diff(np.eye(n), axis=0)
+    identity, none = np.eye(n), np.zeros
+    rows = [
+        [-identity, -identity, none((n, n - 1))],  # g - v <= s
+        [identity, -identity, none((n, n - 1))],
+        [D, none((n - 1, n)), -np.eye(n - 1)],  # v' <= t
+        [-D, none((n - 1, n)), -np.eye(n - 1)],
+    ]
+    bounds = np.concatenate([-g, g, none(2 * (n - 1))])
+    cost = np.concatenate([none(n), np.ones(n), np.full(n - 1, alpha)])
+    return scipy.optimize.linprog(cost, A_ub=np.block(rows), b_ub=bounds, bounds=(None, None)).fun
+
+
+def test_generalized_variation_of_images_against_a_smoothed_minimum() -> None:
+    """Quasi-Newton on ``sqrt(|.|^2 + eps^2)`` exceeds the minimum by at most eps per length."""
+    x, eps = draw((1, 5, 5)).cumsum(1), 1e-4
+    lifted = TGV.lifted()
+    K = dense(lifted.split()[1], (3, 5, 5))
+    first, second = K[:, :25] @ x.numpy().ravel(), K[:, 25:]
+
+    def smoothed(v: np.ndarray) -> tuple[float, np.ndarray]:
+        p = (first + second @ v).reshape(5, 25)
+        lengths = [np.sqrt((q**2).sum(0) + eps**2) for q in (p[:2], p[2:])]
+        slope = np.concatenate([p[:2] / lengths[0], p[2:] / lengths[1]])
+        return sum(length.sum() for length in lengths), second.T @ slope.ravel()
+
+    best = scipy.optimize.minimize(
+        smoothed, np.zeros(50), jac=True, method="L-BFGS-B", options={"maxiter": 5000, "maxfun": 20000}
+    )
+    found = float(TGV(x))
+    assert best.fun - 50 * eps - 1e-3 * found <= found <= best.fun + 1e-3 * found
+
+
+def test_generalized_variation_vanishes_exactly_on_affine_images() -> None:
+    i, j = np.meshgrid(np.arange(8.0), np.arange(9.0), indexing="ij")
+    affine = torch.tensor(2 * i - 3 * j + 1)[None]
+    assert float(TGV(affine)) < 1e-6 * float(TotalVariation()(affine))
+    assert float(TGV(torch.arange(9.0, dtype=REAL)[None])) < 1e-6
+    assert float(TGV(affine + draw((1, 8, 9)))) > 1
+
+
+@pytest.mark.parametrize("dtype", [REAL, COMPLEX])
+def test_generalized_variation_is_a_minimum_over_fields(dtype) -> None:
+    x = draw((3, 6, 7), dtype)
+    value, slack = TGV(x), 1 + 1e-4
+    assert (value <= slack * TotalVariation()(x)).all()
+    assert_allclose(TGV.lifted()(TGV.pack(x)), TotalVariation()(x))
+    K = TotalVariation().split()[1]
+    for seed, scale in [(1, 0.1), (2, 1.0)]:
+        for field in (scale * draw((3, 2, 6, 7), dtype, seed=seed), scale * K(x)):
+            assert (value <= slack * TGV.lifted()(torch.cat([x[:, None], field], dim=1))).all()
+
+
+@pytest.mark.parametrize("factor", [3.0, -0.01, 1e4])
+def test_generalized_variation_is_homogeneous(factor: float) -> None:
+    x = draw((2, 6, 7))
+    assert_allclose(TGV(factor * x), abs(factor) * TGV(x), rtol=2e-4)
+
+
+def test_generalized_variation_ignores_affine_parts() -> None:
+    x, slope = draw((2, 6, 7)), torch.arange(6.0, dtype=REAL)[:, None]
+    assert_allclose(TGV(x + slope), TGV(x), rtol=2e-4)
+
+
+def test_generalized_variation_does_not_look_at_other_images() -> None:
+    easy, hard = torch.eye(8, dtype=REAL)[None], draw((1, 8, 8)).cumsum(1)
+    together = TGV(torch.cat([easy, hard]))
+    assert_allclose(together, torch.cat([TGV(easy), TGV(hard)]), rtol=1e-12)
+
+
+@pytest.mark.parametrize("alpha", [0.0, -1.0, float("nan")])
+def test_second_order_weight_is_positive(alpha: float) -> None:
+    with pytest.raises(ValueError, match="alpha: expected a number > 0"):
+        TotalGeneralizedVariation(alpha=alpha)
+
+
+# Transforms
+
+GRIDS = [(1,), (2,), (3,), (16,), (17,), (37,), (1, 1), (1, 9), (9, 1), (8, 8), (5, 7), (12, 6)]
+
+
+@pytest.mark.parametrize("shape", GRIDS)
+@pytest.mark.parametrize("order", [1, 2, 4, 10])
+@pytest.mark.parametrize("n_levels", [None, 1, 3])
+def test_wavelets_are_orthonormal(shape, order: int, n_levels: int | None) -> None:
+    W = WaveletTransform(order, n_levels)
+    matrix = dense(W, shape)
+    assert_allclose(matrix.T @ matrix, np.eye(len(matrix)), atol=1e-6 if order == 10 else 1e-10)
+    assert_allclose(dense(W.adjoint, shape), matrix.T, atol=1e-14)
+    if n_levels is not None and max(shape) > 1:
+        assert np.abs(matrix - np.eye(len(matrix))).max() > 0.1
+
+
+@pytest.mark.parametrize("order", range(1, 11))
+@pytest.mark.parametrize("dtype", [torch.float32, REAL, COMPLEX])
+def test_wavelets_reconstruct(order: int, dtype) -> None:
+    x, W = draw((2, 3, 33, 40), dtype), WaveletTransform(order)
+    before = x.clone()
+    tol = 1e-5 if dtype is torch.float32 else 1e-7
+    assert_allclose(W.adjoint(W(x)), x, atol=tol)
+    assert_allclose(W(W.adjoint(x)), x, atol=tol)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("order", range(1, 11))
+@pytest.mark.parametrize("length", [40, 41])
+def test_wavelets_have_vanishing_moments(order: int, length: int) -> None:
+    t = torch.linspace(-1, 1, length, dtype=REAL)
+    powers = torch.stack([t**k for k in range(order + 1)])
+    half = length // 2
+    inner = WaveletTransform(order, 1)(powers)[
+        :, length - half : length - order + 1
+    ]  # windows that do not wrap
+    assert_allclose(inner[:order], 0, atol=1e-8)
+    assert inner[order].abs().min() > 1e3 * inner[:order].abs().max()
+
+
+def test_daubechies_filter_has_its_closed_form() -> None:
+    r = np.sqrt(3)
+    closed = np.array([1 + r, 3 + r, 3 - r, 1 - r]) / (4 * np.sqrt(2))
+    row = dense(WaveletTransform(2, 1), (8,))[0, :4]
+    assert min(np.abs(row - closed).max(), np.abs(row - closed[::-1]).max()) < 1e-12
+
+
+def test_haar_pyramid_by_hand() -> None:
+    c = WaveletTransform(1, 2)(torch.tensor([[1.0, 3.0, 5.0, 9.0, 2.0]], dtype=REAL))
+    a, b, r = 4 / np.sqrt(2), 14 / np.sqrt(2), np.sqrt(2)
+    assert_allclose(c.abs(), [[(a + b) / r, 2.0, (b - a) / r, r, 2 * r]])
+
+
+@pytest.mark.parametrize("order", [0, 11, 2.5])
+def test_wavelet_orders_go_from_one_to_ten(order: Any) -> None:
+    with pytest.raises(ValueError, match="order: expected an integer from 1 to 10"):
+        WaveletSparsity(order)
+
+
+@pytest.mark.parametrize("shape", [*GRIDS, (3, 5, 6)])
+def test_cosine_transform_is_scipys(shape) -> None:
+    C, axes = CosineTransform(), tuple(range(-min(len(shape), 2), 0))
+    for dtype in (REAL, COMPLEX):
+        x = draw((2, *shape), dtype)
+        expected = scipy.fft.dctn(x.numpy(), norm="ortho", axes=axes)
+        assert_allclose(C(x), expected, atol=1e-12)
+        assert_allclose(C.adjoint(C(x)), x, atol=1e-12)
+
+
+def test_cosine_sparsity_leaves_the_mean_alone() -> None:
+    x = draw((2, 3, 5, 6))
+    c = scipy.fft.dctn(x.numpy(), norm="ortho", axes=(-2, -1))
+    c[..., 0, 0] = 0
+    assert_allclose(CosineSparsity()(x), np.abs(c).sum((1, 2, 3)))
+    shrunk = CosineSparsity().prox(x, 100.0)
+    assert_allclose(shrunk, x.mean((-2, -1), keepdim=True).expand_as(x), atol=1e-12)
+
+
+def test_wavelet_sparsity_leaves_the_approximation_alone() -> None:
+    x, f = draw((2, 3, 8, 8)), WaveletSparsity(order=1, n_levels=2)
+    blocks = x.reshape(2, 3, 2, 4, 2, 4).mean((3, 5))
+    assert_allclose(f.prox(x, 100.0), blocks.repeat_interleave(4, -2).repeat_interleave(4, -1), atol=1e-12)
+    c = WaveletTransform(1, 2)(x)
+    assert_allclose(f(x), c.abs().sum((1, 2, 3)) - 4 * blocks.abs().sum((1, 2, 3)))
+
+
+@pytest.mark.parametrize("f", [WaveletSparsity(order=2), CosineSparsity()])
+def test_sparsity_leaves_its_argument_alone_and_survives_inference_mode(f: Functional) -> None:
+    x = draw((2, 11, 13))
+    before = x.clone()
+    with torch.inference_mode():
+        value = f(x).clone()
+        f.prox(x, 0.3)
+    assert torch.equal(x, before)
+    y = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(f(y).sum(), y)
+    assert_allclose((gradient * x).sum((1, 2)), value, rtol=1e-10)  # Euler: f is homogeneous
