@@ -28,7 +28,9 @@ def choose_lam(rng: np.random.Generator) -> float:
     images = load_photographs(160)
     data = noisy(images, rng)
     grid = np.arange(0.05, 0.13, 0.01)
-    scores = [psnr(images, TotalVariationRecon(lam=lam).fit().predict(data), data_range=1.0).mean() for lam in grid]
+    scores = [
+        psnr(images, TotalVariationRecon(lam=lam).fit().predict(data), data_range=1.0).mean() for lam in grid
+    ]
     return float(grid[int(np.argmax(scores))])
 
 

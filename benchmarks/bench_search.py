@@ -37,7 +37,9 @@ def fits_alone(model: Tikhonov, images: np.ndarray, data: np.ndarray) -> float:
 
 def search(model: Tikhonov, images: np.ndarray, data: np.ndarray, n_jobs: int) -> float:
     start = time.perf_counter()
-    GridSearchCV(model, {"lam": LAMS}, cv=CV, n_jobs=n_jobs, refit=False, error_score="raise").fit(images, data)
+    GridSearchCV(model, {"lam": LAMS}, cv=CV, n_jobs=n_jobs, refit=False, error_score="raise").fit(
+        images, data
+    )
     return time.perf_counter() - start
 
 

@@ -54,8 +54,10 @@ def main() -> None:
     rng = np.random.default_rng(0)
     known, unseen = (load_photographs(SIZE, subset=subset) for subset in ("train", "test"))
     known_data, unseen_data = measure(known, operator, rng), measure(unseen, operator, rng)
-    print(f"{len(known)} photographs to choose parameters, {len(unseen)} to judge; "
-          f"{SIZE} x {SIZE}, blur {BLUR} pixels, noise {NOISE_STD}\n")
+    print(
+        f"{len(known)} photographs to choose parameters, {len(unseen)} to judge; "
+        f"{SIZE} x {SIZE}, blur {BLUR} pixels, noise {NOISE_STD}\n"
+    )
     print(f"{'method':<18}{'PSNR (dB)':>10}{'SSIM':>8}{'s / image':>11}   chosen")
     reconstructions = {}
     report("blurred data", unseen, unseen_data, 0.0, {})
@@ -66,7 +68,10 @@ def main() -> None:
         report(name, unseen, reconstructions[name], time.perf_counter() - start, best.best_params_)
     shown = [1, 3]
     display = ReconstructionDisplay.from_predictions(
-        unseen[shown], {name: x[shown] for name, x in reconstructions.items()}, Y_meas=unseen_data[shown], data_range=1.0
+        unseen[shown],
+        {name: x[shown] for name, x in reconstructions.items()},
+        Y_meas=unseen_data[shown],
+        data_range=1.0,
     )
     display.figure_.savefig("demo.png", dpi=110)
     print(f"\npicture: {Path('demo.png').resolve()}")

@@ -170,7 +170,9 @@ class _Mean(nn.Module):
 class _Watch(Callback):
     """Keeps the best weights, stops when they no longer improve or the loss is no longer a number."""
 
-    def __init__(self, held_out: tuple[Tensor, Tensor] | None, score: Score | None, patience: int | None) -> None:
+    def __init__(
+        self, held_out: tuple[Tensor, Tensor] | None, score: Score | None, patience: int | None
+    ) -> None:
         self.held_out, self.score, self.patience = held_out, score, patience
 
     def on_train_begin(self, net: NeuralNet, X: Any = None, y: Any = None, **_: Any) -> None:
@@ -181,7 +183,9 @@ class _Watch(Callback):
             self.failed_ = True
             raise KeyboardInterrupt  # skorch's way of ending a training in good order
 
-    def on_epoch_end(self, net: NeuralNet, dataset_train: Any = None, dataset_valid: Any = None, **_: Any) -> None:
+    def on_epoch_end(
+        self, net: NeuralNet, dataset_train: Any = None, dataset_valid: Any = None, **_: Any
+    ) -> None:
         score = self._evaluate(net)
         net.history.record("valid_score", score)
         if score is None or score > self.best_score_:

@@ -127,7 +127,9 @@ def test_iterative_methods_stop_at_the_noise_image_by_image(method) -> None:
     rng = np.random.default_rng(3)
     matrix = rng.normal(size=(15, 10))
     A = pylops.MatrixMult(matrix)
-    Y = np.array([[1.0], [5.0], [25.0]]) * (rng.normal(size=(3, 10)) @ matrix.T) + 0.1 * rng.normal(size=(3, 15))
+    Y = np.array([[1.0], [5.0], [25.0]]) * (rng.normal(size=(3, 10)) @ matrix.T) + 0.1 * rng.normal(
+        size=(3, 15)
+    )
     x, info = method(A, max_steps=5000, noise_std=0.1, relaxation=0.3).fit().predict(Y, return_info=True)
     assert np.all(np.linalg.norm(x @ matrix.T - Y, axis=1) <= 0.1 * np.sqrt(15))
     assert len(set(info.n_steps)) == 3

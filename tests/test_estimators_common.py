@@ -47,6 +47,7 @@ def fitted(estimator: BaseReconstructor, problem) -> BaseReconstructor:
     return clone(estimator).set_params(operator=operator).fit(images, data)
 
 
+@pytest.mark.draws_globally  # one of scikit-learn's checks does
 @parametrize_with_checks([e.as_regressor() for e in reconstructors()] + [ReconstructionRegressor()])
 def test_sklearn_checks(estimator, check) -> None:
     check(estimator)
@@ -96,7 +97,9 @@ def test_precision_is_kept(estimator, problem, dtype) -> None:
 def test_single_precision_agrees_with_double(estimator, problem) -> None:
     _, data, _ = problem
     model = fitted(estimator, problem)
-    assert_allclose(model.predict(data.astype("float32")), model.predict(data), atol=5e-3 * np.abs(data).max())
+    assert_allclose(
+        model.predict(data.astype("float32")), model.predict(data), atol=5e-3 * np.abs(data).max()
+    )
 
 
 @every
@@ -192,7 +195,9 @@ def test_grid_search_uses_the_score(estimator, problem) -> None:
         for n, v in {"lam": [1e-3, 1e3], "max_steps": [1, 30], "filter": ["ramp", "hann"]}.items()
         if n in estimator.get_params()
     )
-    search = GridSearchCV(clone(estimator).set_params(operator=operator), {name: values}, cv=2, error_score="raise")
+    search = GridSearchCV(
+        clone(estimator).set_params(operator=operator), {name: values}, cv=2, error_score="raise"
+    )
     search.fit(images, data)
     assert search.best_score_ == max(search.cv_results_["mean_test_score"])
     assert search.predict(data).shape == images.shape

@@ -493,14 +493,24 @@ def test_values_follow_the_formula(case: Prox) -> None:
         assert_allclose(case.f(x), [case.formula(x[i].numpy(), i) for i in range(N)], atol=1e-12)
 
 
-@every_prox
+WITHOUT_CONJUGATE = {
+    "LeastSquares weighted",
+    "WaveletSparsity",
+    "WaveletSparsity complex",
+    "CosineSparsity",
+    "CosineSparsity image",
+    "outer of weighted LeastSquares",
+    "OfImage",
+}
+
+
+@pytest.mark.parametrize("name", sorted(PROXES.keys() - WITHOUT_CONJUGATE))
 @given(seed=seeds, log_step=logarithms, log_scale=st.floats(-2, 1))
-def test_conjugate_by_fenchel_and_young(case: Prox, seed: int, log_step: float, log_scale: float) -> None:
+def test_conjugate_by_fenchel_and_young(name: str, seed: int, log_step: float, log_scale: float) -> None:
     """``f(x) + f*(u) >= <x, u>``, with equality where ``x = prox(x + s u)``."""
+    case = PROXES[name]
     x, u = points(case, seed), 10**log_scale * points(case, seed + 1)
     bound = case.f.conjugate(u)
-    if bound is None:
-        return
     s = 10**log_step
     p = case.f.prox(x, s)
     assert ((case.f(p) + bound).numpy() >= inner(p, u) - 1e-9).all()
@@ -512,17 +522,9 @@ def test_conjugate_by_fenchel_and_young(case: Prox, seed: int, log_step: float, 
     assert_allclose(closest, inner(p, dual), rtol=1e-6, atol=1e-6)
 
 
-def test_every_conjugate_that_has_a_formula_is_there() -> None:
-    without = {name for name, case in PROXES.items() if case.f.conjugate(points(case, 0)) is None}
-    assert without == {
-        "LeastSquares weighted",
-        "WaveletSparsity",
-        "WaveletSparsity complex",
-        "CosineSparsity",
-        "CosineSparsity image",
-        "outer of weighted LeastSquares",
-        "OfImage",
-    }
+@pytest.mark.parametrize("name", sorted(WITHOUT_CONJUGATE))
+def test_no_conjugate_without_a_formula(name: str) -> None:
+    assert PROXES[name].f.conjugate(points(PROXES[name], 0)) is None
 
 
 @pytest.mark.parametrize("f", [L1Norm(), SquaredNorm(), LeastSquares(None, Y)])
@@ -570,7 +572,7 @@ def test_kullback_leibler_is_infinite_outside() -> None:
     f = KullbackLeibler(None, torch.tensor([[1.0, 0.0]]).expand(5, 2), background=1.0)
     x = torch.tensor([[0.0, 0.0], [-1.0, 0.0], [0.0, -1.0], [-1.5, 0.0], [0.0, -1.5]])
     assert_allclose(f(x), [1.0, np.inf, 0.0, np.inf, np.inf])
-    assert_allclose(f.grad(x[:1]), [[0.0, 1.0]])
+    assert_allclose(f.grad(x)[0], [0.0, 1.0])
 
 
 def test_kullback_leibler_prox_in_single_precision() -> None:

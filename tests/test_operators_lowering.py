@@ -49,7 +49,9 @@ def ffts() -> dict[str, pylops.LinearOperator]:
                 dtype = "float64" if real else "complex128"
                 name = f"{engine} {norm} {'real' if real else 'complex'}"
                 found[f"FFT {name}"] = FFT(GRID, axis=0, norm=norm, engine=engine, real=real, dtype=dtype)
-                found[f"FFTND {name}"] = FFTND((3, 4, 5), axes=(0, 2), norm=norm, engine=engine, real=real, dtype=dtype)
+                found[f"FFTND {name}"] = FFTND(
+                    (3, 4, 5), axes=(0, 2), norm=norm, engine=engine, real=real, dtype=dtype
+                )
                 if engine == "numpy" or norm == "ortho":
                     found[f"FFT2D {name}"] = FFT2D(GRID, norm=norm, engine=engine, real=real, dtype=dtype)
     found["FFT2D odd real"] = FFT2D((4, 5), real=True, dtype="float64")
@@ -79,8 +81,12 @@ OPERATORS = {
     "real part": COMPLEX.toreal(),
     "imaginary part": COMPLEX.toimag(),
     "VStack": pylops.VStack([pylops.MatrixMult(M), SQUARE]),
-    "VStack of images": pylops.VStack([pylops.FirstDerivative(GRID, axis=0), pylops.FirstDerivative(GRID, axis=1)]),
-    "VStack of diagonals": pylops.VStack([pylops.Diagonal(rng.normal(size=GRID) + 1j, dtype="complex128") for _ in range(3)]),
+    "VStack of images": pylops.VStack(
+        [pylops.FirstDerivative(GRID, axis=0), pylops.FirstDerivative(GRID, axis=1)]
+    ),
+    "VStack of diagonals": pylops.VStack(
+        [pylops.Diagonal(rng.normal(size=GRID) + 1j, dtype="complex128") for _ in range(3)]
+    ),
     "HStack": pylops.HStack([SQUARE, pylops.Identity(4)]),
     "BlockDiag": pylops.BlockDiag([pylops.MatrixMult(M), pylops.Identity(3)]),
     "BlockDiag complex": pylops.BlockDiag([COMPLEX, pylops.Identity(3, dtype="complex128")]),
@@ -266,14 +272,18 @@ def test_wrong_adjoint_is_named() -> None:
         dot_test(Wrong())
 
 
-@pytest.mark.parametrize("name", ["MatrixMult", "MatrixMult complex", "Convolve2D", "FFT2D padded", "Gradient", "Identity"])
+@pytest.mark.parametrize(
+    "name", ["MatrixMult", "MatrixMult complex", "Convolve2D", "FFT2D padded", "Gradient", "Identity"]
+)
 def test_norm_is_the_largest_singular_value(name) -> None:
     op = OPERATORS[name]
     expected = np.linalg.norm(op.todense(), 2)
     assert_allclose(as_torch(op).norm(), expected, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["MatrixMult", "MatrixMult sparse", "product", "scaled", "Restriction", "Gradient", "sum"])
+@pytest.mark.parametrize(
+    "name", ["MatrixMult", "MatrixMult sparse", "product", "scaled", "Restriction", "Gradient", "sum"]
+)
 def test_block_is_the_rows(name) -> None:
     A, op = as_torch(OPERATORS[name]), OPERATORS[name]
     x = torch.from_numpy(batch(op.dims, complex=False))

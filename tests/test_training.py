@@ -16,11 +16,21 @@ from skinverse.estimators import LearnedReconstructor
 from skinverse.operators import LinearMap
 from skinverse.solvers import Solution
 
+
 class Gain(LearnedReconstructor):
     """Learns one number: images are a multiple of the data."""
 
     def __init__(
-        self, operator=None, *, lam=0.0, trainer=None, memory=None, warm_start=False, random_state=0, verbose=0, device="cpu"
+        self,
+        operator=None,
+        *,
+        lam=0.0,
+        trainer=None,
+        memory=None,
+        warm_start=False,
+        random_state=0,
+        verbose=0,
+        device="cpu",
     ) -> None:
         self.operator = operator
         self.lam = lam
@@ -128,7 +138,10 @@ def test_cached_training_depends_on_the_operator(pairs, tmp_path) -> None:
 
 def test_precision_of_the_images_is_the_modules(pairs) -> None:
     X, Y = pairs
-    assert Gain(trainer=Trainer(max_epochs=1)).fit(X.astype("f4"), Y.astype("f4")).module_.weight.dtype == torch.float32
+    assert (
+        Gain(trainer=Trainer(max_epochs=1)).fit(X.astype("f4"), Y.astype("f4")).module_.weight.dtype
+        == torch.float32
+    )
 
 
 def test_missing_images_are_named(pairs) -> None:
@@ -138,7 +151,10 @@ def test_missing_images_are_named(pairs) -> None:
 
 @pytest.mark.parametrize(
     ("trainer", "says"),
-    [(Trainer(optimizer="adamm"), "optimizer: expected one of"), (Trainer(validation_fraction=1.0), "nothing of 40")],
+    [
+        (Trainer(optimizer="adamm"), "optimizer: expected one of"),
+        (Trainer(validation_fraction=1.0), "nothing of 40"),
+    ],
 )
 def test_bad_trainers_are_refused(pairs, trainer, says) -> None:
     with pytest.raises(ValueError, match=says):

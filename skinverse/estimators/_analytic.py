@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pylops
 import torch
 from sklearn.utils import check_random_state
@@ -141,7 +142,9 @@ class Tikhonov(BaseReconstructor):
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
         if self.lam != "discrepancy":
-            return self._solve(A, data, data.new_full((len(data),), float(self.lam), dtype=data.dtype.to_real()))
+            return self._solve(
+                A, data, data.new_full((len(data),), float(self.lam), dtype=data.dtype.to_real())
+            )
         return self._by_discrepancy(A, data)
 
     def _solve(self, A: LinearMap, data: Tensor, lam: Tensor, x0: Tensor | None = None) -> Solution:
@@ -236,15 +239,19 @@ class SpectralCutoff(BaseReconstructor):
         check_lam(self.lam, self.noise_std)
         if A is not None:
             parts = self._decompose(A)
-            self.data_components_, self.singular_values_, self.components_ = (t.cpu().resolve_conj().numpy() for t in parts)
+            self.data_components_, self.singular_values_, self.components_ = (
+                np.ascontiguousarray(t.cpu().resolve_conj()) for t in parts
+            )
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
         u, s, v = self._parts(A, data)
-        coefficients = torch.einsum("i...,n...->ni", u.conj(), data.to(torch.promote_types(u.dtype, data.dtype)))
+        dtype = torch.promote_types(u.dtype, data.dtype)
+        coefficients = torch.einsum("i...,n...->ni", u.conj().to(dtype), data.to(dtype))
         coefficients = coefficients if v.is_complex() or not u.is_complex() else coefficients.real
         keep = self._kept(s, coefficients.abs(), data)
         weights = torch.where(keep, coefficients / s, 0)
-        x = torch.einsum("ni,i...->n...", weights, v.to(weights.dtype))
+        dtype = torch.promote_types(weights.dtype, v.dtype)
+        x = torch.einsum("ni,i...->n...", weights.to(dtype), v.to(dtype))
         return Solution.direct(x, extra={"n_components": keep.sum(1)})
 
     def _kept(self, s: Tensor, coefficients: Tensor, data: Tensor) -> Tensor:
@@ -260,7 +267,9 @@ class SpectralCutoff(BaseReconstructor):
     def _parts(self, A: LinearMap, data: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The decomposition that ``fit`` stored, or that of an operator that came later."""
         stored = self.operator_ is not None and A is as_torch(self.operator_)
-        found = (self.data_components_, self.singular_values_, self.components_) if stored else self._decompose(A)
+        found = (
+            (self.data_components_, self.singular_values_, self.components_) if stored else self._decompose(A)
+        )
         real = data.dtype.to_real()
         u, s, v = (torch.as_tensor(t, device=data.device) for t in found)
         return tuple(t.to(real.to_complex() if t.is_complex() else real) for t in (u, s, v))
@@ -289,7 +298,9 @@ def _dense_svd(A: LinearMap) -> tuple[Tensor, Tensor, Tensor]:
     return unpack(u.T), s, vh.conj().reshape(-1, *A.dims)
 
 
-def _randomized_svd(A: LinearMap, n_components: int, seed: int, *, n_power: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+def _randomized_svd(
+    A: LinearMap, n_components: int, seed: int, *, n_power: int = 4
+) -> tuple[Tensor, Tensor, Tensor]:
     """Leading singular triplets from a random range and power iterations."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn((n_components, *A.dims), dtype=torch.float64, generator=generator)

@@ -161,7 +161,12 @@ class BaseReconstructor(BaseEstimator, ABC):
             Mean over images of :func:`skinverse.metrics.psnr`; larger is better.
         """
         X_hat = self.predict(Y_meas)
-        images = per_sample(as_batch(X_true, "X_true", torch.device("cpu")), tuple(X_hat.shape[1:]), "X_true", "the reconstructions")
+        images = per_sample(
+            as_batch(X_true, "X_true", torch.device("cpu")),
+            tuple(X_hat.shape[1:]),
+            "X_true",
+            "the reconstructions",
+        )
         return float(np.mean(psnr(images, X_hat)))
 
     def as_regressor(self) -> ReconstructionRegressor:

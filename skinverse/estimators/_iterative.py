@@ -217,7 +217,11 @@ class Kaczmarz(BaseReconstructor):
         """Blocks of one sweep; a block of zeros says nothing and is left out."""
         if self.order == "cyclic":
             return np.flatnonzero(squares)
-        return random.choice(len(squares), len(squares), p=squares / squares.sum()) if squares.any() else np.array([], int)
+        return (
+            random.choice(len(squares), len(squares), p=squares / squares.sum())
+            if squares.any()
+            else np.array([], int)
+        )
 
 
 def _sweep_until_discrepancy(

@@ -35,9 +35,13 @@ def as_batch(array: Any, name: str, device: torch.device) -> Tensor:
     """
     batch = array.detach() if isinstance(array, Tensor) else _from_numpy(array, name)
     if batch.ndim < 2:
-        raise ValueError(f"{name}: expected a batch of images, (n_samples, ...), got shape {tuple(batch.shape)}")
+        raise ValueError(
+            f"{name}: expected a batch of images, (n_samples, ...), got shape {tuple(batch.shape)}"
+        )
     if batch.numel() == 0:
-        raise ValueError(f"{name}: expected at least one image with at least one value, got shape {tuple(batch.shape)}")
+        raise ValueError(
+            f"{name}: expected at least one image with at least one value, got shape {tuple(batch.shape)}"
+        )
     batch = batch.to(device, batch.dtype if batch.dtype in _FLOATS else torch.float64)
     finite = torch.isfinite(batch)
     if not finite.all():

@@ -195,7 +195,9 @@ class TotalGeneralizedVariationRecon(BaseReconstructor):
         tgv = TotalGeneralizedVariation(alpha=self.tgv_ratio)
         z0 = tgv.pack(_back_projection(A, data))
         n_axes = z0.shape[1] - 1
-        objective = OfImage(_fidelity(A, data, self.lam, self.noise_std), n_axes) + _weight(self.lam) * tgv.lifted()
+        objective = (
+            OfImage(_fidelity(A, data, self.lam, self.noise_std), n_axes) + _weight(self.lam) * tgv.lifted()
+        )
         if self.bounds is not None:
             objective = objective + OfImage(Box(*self.bounds), n_axes)
         found = primal_dual(objective, z0, max_steps=self.max_steps, tol=self.tol)

@@ -34,7 +34,7 @@ class Gradient:
 
 
 class SymmetrizedDerivative:
-    """``E v = (grad v + grad v^T) / 2`` of a field on the forward differences, (n, d, *dims) -> (n, e, *dims).
+    """``E v = (grad v + grad v^T) / 2`` of a field on forward differences, (n, d, *dims) -> (n, e, *dims).
 
     In two dimensions the entries are ``e_11, e_22, sqrt(2) e_12``, so that their Euclidean norm is the
     Frobenius norm; in one, ``v'``. Component k of the field lives where its forward difference exists: not

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -278,12 +279,12 @@ def _minimum_over_fields(g: Tensor, alpha: float, *, gap: float = 1e-4, max_step
     into it, so the gap is a certificate. Gradients are brought to mean length one, which suits the steps.
     """
     E, norm = SymmetrizedDerivative(), GroupNorm()
-    mean = norm(g) / g[0, 0].numel()
+    mean = norm(g) / math.prod(g.shape[2:])
     unit = torch.where(mean > 0, mean, 1)
     g = g / expand(unit, g)
     step = 1 / (alpha * E.norm())
     v, w = g.clone(), torch.zeros_like(E(g))
-    v_bar, upper, lower = v, torch.full_like(unit, torch.inf), torch.zeros_like(unit)
+    v_bar, upper, lower = v, norm(g), torch.zeros_like(unit)  # the bounds of v = 0 and w = 0
     for k in range(max_steps):
         w = norm.prox_conjugate(w + step * alpha * E(v_bar), step)
         pull = alpha * E.adjoint(w)

@@ -132,13 +132,17 @@ class Stack(LinearMap):
     def _adjoint(self, y: Tensor) -> Tensor:
         rows = y.reshape(len(y), -1).split(self._sizes, dim=1)
         pieces = zip(self._parts, rows, strict=True)
-        columns = (part._adjoint(row.reshape(len(y), *part.dimsd)).reshape(len(y), -1) for part, row in pieces)
+        columns = (
+            part._adjoint(row.reshape(len(y), *part.dimsd)).reshape(len(y), -1) for part, row in pieces
+        )
         return reduce(torch.add, columns).reshape(len(y), *self.dims)
 
     def filtered_adjoint(self, y: Tensor, filter: str = "ramp") -> Tensor:
         """Coils or scans side by side: their inverses add up, as their adjoints do."""
         pieces = zip(self._parts, y.reshape(len(y), -1).split(self._sizes, dim=1), strict=True)
-        parts = (p.filtered_adjoint(row.reshape(len(y), *p.dimsd), filter).reshape(len(y), -1) for p, row in pieces)
+        parts = (
+            p.filtered_adjoint(row.reshape(len(y), *p.dimsd), filter).reshape(len(y), -1) for p, row in pieces
+        )
         return reduce(torch.add, parts).reshape(len(y), *self.dims)
 
 

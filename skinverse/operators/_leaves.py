@@ -247,5 +247,9 @@ class Imaginary(LinearMap):
 
 def _fitted(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Cut or padded with zeros at the end of each axis."""
-    widths = [width for new, old in zip(reversed(shape), reversed(x.shape[1:]), strict=True) for width in (0, new - old)]
+    widths = [
+        width
+        for new, old in zip(reversed(shape), reversed(x.shape[1:]), strict=True)
+        for width in (0, new - old)
+    ]
     return torch.nn.functional.pad(x, widths) if any(widths) else x

@@ -72,8 +72,8 @@ class LinearMap(ABC):
     def filtered_adjoint(self, y: Tensor, filter: str = "ramp") -> Tensor:
         """Analytic inverse, (n, *dimsd) -> (n, *dims), where there is one.
 
-        Filtered back-projection for parallel-beam CT, the zero-filled inverse for sampled Fourier
-        transforms, the adjoint for the identity.
+        Filtered back-projection for parallel-beam CT, the zero-filled inverse for sampled Fourier and
+        cosine transforms, the adjoint for the identity.
 
         Raises
         ------
@@ -81,7 +81,7 @@ class LinearMap(ABC):
             If there is none.
         """
         raise TypeError(
-            f"filtered back-projection needs a parallel_beam, Fourier or identity operator, got "
+            f"filtered back-projection needs a parallel_beam, Fourier, cosine or identity operator, got "
             f"{type(self).__name__}: use Tikhonov, which takes any operator"
         )
 
@@ -120,7 +120,9 @@ class LinearMap(ABC):
         """The constant on the device and in the precision of ``like``; indices and masks keep their type."""
         stored = self._constants[name]
         real = like.dtype.to_real()
-        dtype = _COMPLEX[real] if stored.is_complex() else real if stored.is_floating_point() else stored.dtype
+        dtype = (
+            _COMPLEX[real] if stored.is_complex() else real if stored.is_floating_point() else stored.dtype
+        )
         key = (name, like.device, dtype)
         if key not in self._cast:
             self._cast[key] = stored.to(like.device, dtype)

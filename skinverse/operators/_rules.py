@@ -249,9 +249,21 @@ def _(op: Any) -> LinearMap | None:
 
 def _reduce_ct2d(op: Any) -> tuple[Any, ...]:
     """Rebuild from the parameters: astra's objects live in this process alone."""
-    names = ("dims", "det_width", "det_count", "thetas", "proj_geom_type", "source_origin_dist", "origin_detector_dist")
+    names = (
+        "dims",
+        "det_width",
+        "det_count",
+        "thetas",
+        "proj_geom_type",
+        "source_origin_dist",
+        "origin_detector_dist",
+    )
     values = {name: getattr(op, name) for name in names}
-    values |= {"projector_type": op.projector_type.removesuffix("_fanflat"), "engine": op.engine, "dtype": op.dtype}
+    values |= {
+        "projector_type": op.projector_type.removesuffix("_fanflat"),
+        "engine": op.engine,
+        "dtype": op.dtype,
+    }
     return _rebuild_ct2d, (values,)
 
 

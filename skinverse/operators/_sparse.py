@@ -39,15 +39,21 @@ class SparseMap(LinearMap):
     def block(self, start: int, stop: int) -> LinearMap:
         """Keep the rows of the data ``start`` to ``stop`` of the first axis."""
         width = int(np.prod(self.dimsd[1:]))
-        return SparseMap(self._matrix[start * width : stop * width], self.dims, (stop - start, *self.dimsd[1:]))
+        return SparseMap(
+            self._matrix[start * width : stop * width], self.dims, (stop - start, *self.dimsd[1:])
+        )
 
     def _times(self, name: str, batch: Tensor) -> Tensor:
         if name not in self._constants:
-            self._constants[name] = _csr(self._matrix if name == "rows" else self._matrix.conj().T.tocsr())
+            self._constants[name] = _csr(
+                self._matrix if name == "rows" else self._matrix.conj(copy=False).T.tocsr()
+            )
         matrix, flat = self._constant(name, batch), batch.reshape(len(batch), -1)
         if flat.is_complex() and not matrix.is_complex():
-            return torch.complex((matrix @ flat.real.T).T, (matrix @ flat.imag.T).T)
-        return (matrix @ flat.T.to(matrix.dtype)).T
+            product = torch.complex(matrix @ flat.real.T, matrix @ flat.imag.T)
+        else:
+            product = matrix @ flat.T.to(matrix.dtype)
+        return product.T.contiguous()
 
     def __getstate__(self) -> dict[str, object]:
         return {**super().__getstate__(), "_constants": {}}

@@ -103,6 +103,10 @@ class Cosine(LinearMap):
     def _adjoint(self, y: Tensor) -> Tensor:
         return self._along_axes(y, self._synthesis)
 
+    def filtered_adjoint(self, y: Tensor, filter: str = "ramp") -> Tensor:
+        """Zero-filled inverse: the transform is orthonormal."""
+        return self.adjoint(y)
+
     def _along_axes(self, x: Tensor, one: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         for axis in self._axes:
             twiddle = self._constant(str(axis), x)
@@ -154,7 +158,9 @@ class Convolution(LinearMap):
             return torch.fft.ifftn(torch.fft.fftn(x, self._sizes, self._axes) * spectrum, dim=self._axes)
 
         def convolve(v: Tensor) -> Tensor:
-            return torch.fft.irfftn(torch.fft.rfftn(v, self._sizes, self._axes) * spectrum, self._sizes, self._axes)
+            return torch.fft.irfftn(
+                torch.fft.rfftn(v, self._sizes, self._axes) * spectrum, self._sizes, self._axes
+            )
 
         return _real_linear(convolve, x)
 

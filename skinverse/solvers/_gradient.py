@@ -213,7 +213,9 @@ def _check(objective: Any, solver: str) -> None:
         if not f.proximable:
             raise TypeError(f"{solver} needs a gradient or a prox and {f!r} has neither: use primal_dual")
     if len(rough) > 1:
-        raise TypeError(f"{solver} takes one non-smooth term, got {rough[0]!r} and {rough[1]!r}: use primal_dual")
+        raise TypeError(
+            f"{solver} takes one non-smooth term, got {rough[0]!r} and {rough[1]!r}: use primal_dual"
+        )
 
 
 def _descend(
@@ -239,7 +241,14 @@ def _first_step(parts: _Parts, x: Tensor, gradient: Tensor) -> Tensor:
 def _proximal_step(parts: _Parts, state: State) -> State:
     x = state["x"]
     new, value, gradient, t = _line_search(parts, x, state["value"], state["gradient"], state["t"])
-    return {**state, "x": new, "value": value, "gradient": gradient, "t": _GROW * t, "residual": _change(new, x)}
+    return {
+        **state,
+        "x": new,
+        "value": value,
+        "gradient": gradient,
+        "t": _GROW * t,
+        "residual": _change(new, x),
+    }
 
 
 def _accelerated_step(parts: _Parts, state: State) -> State:
@@ -274,7 +283,11 @@ def _line_search(
         trial_value, trial_gradient = part.value_and_grad(trial)
         accepted = _bounded(xs, value[trying], gs, ts, trial, trial_value, trial_gradient)
         ok = trying[accepted]
-        new[ok], new_value[ok], new_gradient[ok] = trial[accepted], trial_value[accepted], trial_gradient[accepted]
+        new[ok], new_value[ok], new_gradient[ok] = (
+            trial[accepted],
+            trial_value[accepted],
+            trial_gradient[accepted],
+        )
         trying = trying[~accepted]
         if len(trying) == 0:
             break
@@ -283,7 +296,13 @@ def _line_search(
 
 
 def _bounded(
-    x: Tensor, value: Tensor, gradient: Tensor, t: Tensor, new: Tensor, new_value: Tensor, new_gradient: Tensor
+    x: Tensor,
+    value: Tensor,
+    gradient: Tensor,
+    t: Tensor,
+    new: Tensor,
+    new_value: Tensor,
+    new_gradient: Tensor,
 ) -> Tensor:
     """``f(new) <= f(x) + <grad f(x), d> + ||d||^2 / 2t``; by gradients once values differ by rounding only."""
     d = new - x

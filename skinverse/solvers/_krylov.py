@@ -197,7 +197,9 @@ def pseudo_inverse(
     return replace(found, x=x, objective=energy)
 
 
-def _start(linear: Callable[[Tensor], Tensor], b: Tensor, x0: Tensor | None, tol: float) -> tuple[Tensor, Tensor, Tensor]:
+def _start(
+    linear: Callable[[Tensor], Tensor], b: Tensor, x0: Tensor | None, tol: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """First iterate, its residual, and the residual norm to reach; no right-hand side, nothing to solve."""
     level = tol * norm(b)
     zero = norm(b) == 0

@@ -92,7 +92,9 @@ class _Saddle:
         pairs = [(term, *term.split()) for term in objective.summands]
         for term, outer, _ in pairs:
             if not outer.proximable:
-                raise TypeError(f"primal_dual needs a prox or a split and {term!r} has neither: use accelerated_gradient")
+                raise TypeError(
+                    f"primal_dual needs a prox or a split and {term!r} has neither: use accelerated_gradient"
+                )
         plain = [outer for _, outer, linear in pairs if linear is None]
         # Every iterate is a result of the prox of g: that goes to a constraint, which is written last.
         self.primal = min(reversed(plain), key=lambda f: f.smooth, default=None)
@@ -141,7 +143,9 @@ class _Saddle:
             return torch.full((len(x),), torch.nan, dtype=x.dtype.to_real(), device=x.device)
         value = self.primal(x) + sum(f(v) for (f, _), v in zip(self.blocks, self.apply(x), strict=True))
         dual = -low - sum(c for c in conjugates if c is not None)
-        return (value - dual) / torch.maximum(value.abs(), dual.abs()).clamp_min(torch.finfo(value.dtype).tiny)
+        return (value - dual) / torch.maximum(value.abs(), dual.abs()).clamp_min(
+            torch.finfo(value.dtype).tiny
+        )
 
 
 def _step(saddle: _Saddle, state: State) -> State:

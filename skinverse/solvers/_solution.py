@@ -42,7 +42,9 @@ class Solution:
         """The solution of a method that does not iterate."""
         number = torch.zeros(len(x), dtype=x.dtype.to_real(), device=x.device)
         steps = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        return cls(x, steps, torch.ones_like(steps, dtype=torch.bool), number, number * torch.nan, extra or {})
+        return cls(
+            x, steps, torch.ones_like(steps, dtype=torch.bool), number, number * torch.nan, extra or {}
+        )
 
     @classmethod
     def concatenate(cls, parts: Sequence[Solution]) -> Solution:
