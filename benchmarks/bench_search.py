@@ -1,4 +1,4 @@
-"""GridSearchCV with an operator of 64 MiB: time against the fits alone, copies of the operator; import time."""
+"""GridSearchCV with an operator of 64 MiB: time against the fits alone, copies of it; import time."""
 
 from __future__ import annotations
 

@@ -79,9 +79,12 @@ def main() -> None:
 
 def report(name: str, truth: np.ndarray, images: np.ndarray, seconds: float, chosen: dict) -> None:
     """One row of the table."""
-    quality = f"{psnr(truth, images, data_range=1.0).mean():>10.2f}{ssim(truth, images, data_range=1.0).mean():>8.3f}"
+    quality = [metric(truth, images, data_range=1.0).mean() for metric in (psnr, ssim)]
     parameters = ", ".join(f"{k}={v:.3g}" for k, v in chosen.items())
-    print(f"{name:<18}{quality}{seconds / len(truth):>11.3f}   {parameters}", flush=True)
+    print(
+        f"{name:<18}{quality[0]:>10.2f}{quality[1]:>8.3f}{seconds / len(truth):>11.3f}   {parameters}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

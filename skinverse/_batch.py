@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import overload
+
 import torch
 from torch import Tensor
 
@@ -28,6 +30,12 @@ def norm(a: Tensor) -> Tensor:
     return torch.linalg.vector_norm(a.flatten(1), dim=1)
 
 
+@overload
+def expand(value: Tensor, like: Tensor) -> Tensor: ...
+@overload
+def expand(value: float, like: Tensor) -> float: ...
+@overload
+def expand(value: Tensor | float, like: Tensor) -> Tensor | float: ...
 def expand(value: Tensor | float, like: Tensor) -> Tensor | float:
     """Shape one number per image, (n,), so that it multiplies a batch (n, ...); plain numbers pass."""
     if isinstance(value, Tensor) and value.ndim == 1:

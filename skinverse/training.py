@@ -144,7 +144,8 @@ class Trainer(BaseEstimator):
         n_held_out = int(round(self.validation_fraction * len(images)))
         if not 0 <= self.validation_fraction < 1 or n_held_out >= len(images):
             raise ValueError(
-                f"validation_fraction={self.validation_fraction} leaves nothing of {len(images)} pairs to train on"
+                f"validation_fraction={self.validation_fraction} leaves nothing of {len(images)} pairs "
+                "to train on"
             )
         order = torch.from_numpy(np.random.default_rng(seed).permutation(len(images))).to(images.device)
         held_out, train = order[:n_held_out], order[n_held_out:]

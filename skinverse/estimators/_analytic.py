@@ -258,7 +258,7 @@ class SpectralCutoff(BaseReconstructor):
         """Which singular values each image keeps, (n, n_components); never one that is zero to rounding."""
         usable = s > s[0] * torch.finfo(s.dtype).eps * len(s)
         if self.lam != "discrepancy":
-            return (usable & (s.square() >= self.lam)).expand_as(coefficients)
+            return (usable & (s.square() >= float(self.lam))).expand_as(coefficients)
         level = discrepancy_level(self.noise_std, data)
         removed = coefficients.square().cumsum(1) - coefficients.square()
         residual = norm(data).square()[:, None] - removed  # before component i is added
@@ -272,7 +272,8 @@ class SpectralCutoff(BaseReconstructor):
         )
         real = data.dtype.to_real()
         u, s, v = (torch.as_tensor(t, device=data.device) for t in found)
-        return tuple(t.to(real.to_complex() if t.is_complex() else real) for t in (u, s, v))
+        u, s, v = (t.to(real.to_complex() if t.is_complex() else real) for t in (u, s, v))
+        return u, s, v
 
     def _decompose(self, A: LinearMap) -> tuple[Tensor, Tensor, Tensor]:
         n_pixels, n_data = math.prod(A.dims), math.prod(A.dimsd)

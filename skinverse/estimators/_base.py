@@ -14,8 +14,8 @@ import pylops
 import torch
 from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils import Bunch, Tags, check_random_state
+from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted, check_memory
 from torch import Tensor, nn
 
@@ -135,8 +135,7 @@ class BaseReconstructor(BaseEstimator, ABC):
         """
         check_is_fitted(self)
         data = as_batch(Y_meas, "Y_meas", resolve_device(self.device))
-        operator = self._operator_for(None, data)
-        assert operator is not None  # data determine it
+        operator: Any = self._operator_for(None, data)
         if operator is not self.operator_:
             check_operator(operator)
         data = per_sample(data, operator.dimsd, "Y_meas", "operator.dimsd")
@@ -228,7 +227,8 @@ class BaseReconstructor(BaseEstimator, ABC):
                 "operator=None is denoising and expects images and measurements of one shape, but got "
                 f"{tuple(images.shape[1:])} and {tuple(seen.shape[1:])}: pass the operator"
             )
-        dims, known = tuple((seen if images is None else images).shape[1:]), getattr(self, "operator_", None)
+        dims = tuple((seen if images is None else images).shape[1:])
+        known: Any = getattr(self, "operator_", None)
         if type(known) is pylops.Identity and (dims == known.dims or dims == (known.shape[1],)):
             return known
         return pylops.Identity(dims, dtype=str(seen.dtype).removeprefix("torch."))
@@ -287,6 +287,7 @@ class LearnedReconstructor(BaseReconstructor):
     _needs: ClassVar[tuple[str, ...]] = ("X_true", "Y_meas")
     _reconstruction_params: ClassVar[tuple[str, ...]] = ("lam", "max_steps", "tol", "verbose", "device")
 
+    module_: nn.Module
     trainer: Trainer | None
     memory: Any
     warm_start: bool
@@ -319,7 +320,7 @@ class LearnedReconstructor(BaseReconstructor):
         self.module_.eval()
 
     def _recipe(self) -> Self:
-        """This estimator without what does not touch the training: the key under which it is cached."""
+        """Leave out what does not touch the training: the key under which it is cached."""
         defaults = {name: p.default for name, p in signature(type(self)).parameters.items()}
         untouched = {"memory", "random_state", "warm_start", *self._reconstruction_params} & defaults.keys()
         recipe = clone(self).set_params(**{name: defaults[name] for name in untouched})
@@ -353,7 +354,7 @@ def _train(
 
 
 def _seeded_module(estimator: LearnedReconstructor, seed: int, like: Tensor) -> nn.Module:
-    """An untrained module in the precision and on the device of ``like``; the global generator is left alone."""
+    """An untrained module, in precision and place like ``like``; the global generator is left alone."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return estimator._make_module().to(like.device, like.dtype.to_real())

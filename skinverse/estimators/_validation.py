@@ -40,7 +40,7 @@ def as_batch(array: Any, name: str, device: torch.device) -> Tensor:
         )
     if batch.numel() == 0:
         raise ValueError(
-            f"{name}: expected at least one image with at least one value, got shape {tuple(batch.shape)}"
+            f"{name}: expected at least one image of at least one value, got shape {tuple(batch.shape)}"
         )
     batch = batch.to(device, batch.dtype if batch.dtype in _FLOATS else torch.float64)
     finite = torch.isfinite(batch)
@@ -73,8 +73,8 @@ def per_sample(batch: Tensor, dims: tuple[int, ...], name: str, source: str) -> 
         return batch.reshape(-1, *dims)
     expected = ", ".join(map(str, dims)) + ("," if len(dims) == 0 else "")
     raise ValueError(
-        f"{name}: expected shape (n_samples, {expected}) from {source}, or flat (n_samples, {math.prod(dims)}), "
-        f"got {tuple(batch.shape)}"
+        f"{name}: expected shape (n_samples, {expected}) from {source}, "
+        f"or flat (n_samples, {math.prod(dims)}), got {tuple(batch.shape)}"
     )
 
 
@@ -117,8 +117,9 @@ def check_lam(lam: Any, noise_std: float | None) -> None:
         raise ValueError(f"noise_std: expected a number > 0, got {noise_std!r}")
 
 
-def discrepancy_level(noise_std: float, data: Tensor) -> Tensor:
+def discrepancy_level(noise_std: float | None, data: Tensor) -> Tensor:
     """Expected norm of the noise, ``sqrt(n_measurements) * noise_std``, one per image."""
+    assert noise_std is not None  # check_lam
     level = math.sqrt(data[0].numel()) * noise_std
     return torch.full((len(data),), level, dtype=data.dtype.to_real(), device=data.device)
 

@@ -64,7 +64,8 @@ class WaveletTransform:
 
     def _pyramid(self, x: Tensor) -> list[tuple[int, ...]]:
         """Shape of the block that each level transforms."""
-        shape, shapes = tuple(x.shape[axis] for axis in image_axes(x.ndim)), []
+        shape = tuple(x.shape[axis] for axis in image_axes(x.ndim))
+        shapes: list[tuple[int, ...]] = []
         most = 5 if self.n_levels is None else self.n_levels
         least = 2 * self.order if self.n_levels is None else 2
         while len(shapes) < most and max(shape) >= least:

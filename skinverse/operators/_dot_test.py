@@ -1,4 +1,4 @@
-"""Does an operator's adjoint belong to it?"""
+"""A check that an operator's adjoint belongs to it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def dot_test(op: pylops.LinearOperator, *, tol: float | None = None, random_stat
     allowed = tol if tol is not None else 1e-4 if single else 1e-8
     if not error <= allowed:
         raise ValueError(
-            f"{op!r} fails its dot test: <Ax, y> and <x, A^H y> differ by {error:.1e}, more than {allowed:.0e}; "
-            "its adjoint does not belong to it"
+            f"{op!r} fails its dot test: <Ax, y> and <x, A^H y> differ by {error:.1e}, "
+            f"more than {allowed:.0e}; its adjoint does not belong to it"
         )
     return error

@@ -26,12 +26,12 @@ class _Apply(torch.autograd.Function):
         ctx.real = not x.is_complex()
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
         back = _Apply.apply(g, ctx.linear, not ctx.adjoint)
         return (back.real if ctx.real and back.is_complex() else back), None, None
 
     @staticmethod
-    def jvp(ctx: Any, dx: Tensor, *_: Any) -> Tensor:  # type: ignore[override]
+    def jvp(ctx: Any, dx: Tensor, *_: Any) -> Tensor:
         return _Apply.apply(dx, ctx.linear, ctx.adjoint)
 
 

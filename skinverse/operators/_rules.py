@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copyreg
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -129,16 +128,11 @@ def _(op: Any) -> LinearMap | None:
 @register(pylops.FirstDerivative, pylops.SecondDerivative)
 def _(op: Any) -> LinearMap:
     n = int(op.dims[op.axis])
-    order = (op.order,) if type(op) is pylops.FirstDerivative else ()
-    return leaves.Bands(_stencil(type(op), n, op.sampling, op.kind, op.edge, *order), op.axis, op.dims)
-
-
-@lru_cache(maxsize=32)
-def _stencil(kind_of: type, n: int, sampling: float, kind: str, edge: bool, *order: int) -> np.ndarray:
-    """The matrix along one axis, asked of pylops itself."""
-    more = {"order": order[0]} if order else {}
-    line = kind_of(n, sampling=sampling, kind=kind, edge=edge, **more)
-    return np.stack([line.matvec(column) for column in np.eye(n)], axis=1)
+    options = {"sampling": op.sampling, "kind": op.kind, "edge": op.edge}
+    if type(op) is pylops.FirstDerivative:
+        options["order"] = op.order
+    line = type(op)(n, **options)  # pylops itself says what the matrix along one axis is
+    return leaves.Bands(np.stack([line.matvec(column) for column in np.eye(n)], axis=1), op.axis, op.dims)
 
 
 @register(pylops.Flip)

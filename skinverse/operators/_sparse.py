@@ -66,5 +66,5 @@ def _csr(matrix: sp.csr_array) -> Tensor:
     arrays = (matrix.indptr.astype(index, copy=False), matrix.indices.astype(index, copy=False), matrix.data)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        parts = (torch.from_numpy(np.require(a, requirements="W")) for a in arrays)
-        return torch.sparse_csr_tensor(*parts, size=matrix.shape, check_invariants=False)
+        rows, columns, values = (torch.from_numpy(np.require(a, requirements="W")) for a in arrays)
+        return torch.sparse_csr_tensor(rows, columns, values, matrix.shape, check_invariants=False)

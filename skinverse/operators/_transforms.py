@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -110,14 +111,14 @@ class Cosine(LinearMap):
     def _along_axes(self, x: Tensor, one: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         for axis in self._axes:
             twiddle = self._constant(str(axis), x)
-            x = _real_linear(lambda v, t=twiddle: one(v, t), x.transpose(axis, -1)).transpose(axis, -1)
+            x = _real_linear(partial(one, twiddle), x.transpose(axis, -1)).transpose(axis, -1)
         return x
 
-    def _analysis(self, x: Tensor, twiddle: Tensor) -> Tensor:
+    def _analysis(self, twiddle: Tensor, x: Tensor) -> Tensor:
         folded = torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], dim=-1)
         return (torch.fft.fft(folded) * twiddle).real
 
-    def _synthesis(self, y: Tensor, twiddle: Tensor) -> Tensor:
+    def _synthesis(self, twiddle: Tensor, y: Tensor) -> Tensor:
         folded = torch.fft.ifft(y * twiddle.conj(), norm="forward").real
         half = (y.shape[-1] + 1) // 2
         x = torch.empty_like(folded)

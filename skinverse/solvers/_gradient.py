@@ -61,7 +61,8 @@ def gradient_descent(
     rough = [f for f in objective.summands if not f.smooth]
     if rough:
         raise TypeError(
-            f"gradient_descent needs a gradient and {rough[0]!r} has none: use proximal_gradient or primal_dual"
+            f"gradient_descent needs a gradient and {rough[0]!r} has none: "
+            "use proximal_gradient or primal_dual"
         )
     return _descend(_proximal_step, objective, x0, max_steps, tol, callback)
 
@@ -304,7 +305,7 @@ def _bounded(
     new_value: Tensor,
     new_gradient: Tensor,
 ) -> Tensor:
-    """``f(new) <= f(x) + <grad f(x), d> + ||d||^2 / 2t``; by gradients once values differ by rounding only."""
+    """``f(new) <= f(x) + <grad f(x), d> + ||d||^2 / 2t``; by gradients where values only round."""
     d = new - x
     square = dot(d, d)
     model = value + dot(gradient, d) + square / (2 * t)

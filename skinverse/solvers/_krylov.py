@@ -128,7 +128,7 @@ def minres(
             alpha = dot(v, p)
             p = p - expand(alpha, v) * v
             beta_new = norm(p)
-            # Givens rotations make the tridiagonal matrix upper triangular: rho1, rho2, rho3 are its new column.
+            # Givens rotations make the tridiagonal matrix triangular: rho1, rho2, rho3 are its new column.
             off = beta if k else torch.zeros_like(beta)
             rho3, rho2 = s_old * off, s * alpha + c_old * c * off
             pivot = c * alpha - s * c_old * off

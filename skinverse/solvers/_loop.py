@@ -10,7 +10,7 @@ from torch import Tensor
 
 from skinverse.solvers._solution import Solution
 
-# What a method remembers between steps: tensors whose first axis counts images, `x` and `residual` among them.
+# What a method remembers: tensors whose first axis counts images, `x` and `residual` among them.
 State = dict[str, Tensor]
 Step = Callable[[Any, State], State]
 # Called after each step with its number and all images, finished ones included.

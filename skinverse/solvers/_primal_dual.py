@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skinverse._batch import dot, expand, norm
+from skinverse._batch import expand, norm
 from skinverse.solvers._loop import Callback, State, iterate
 from skinverse.solvers._solution import Solution
 
@@ -35,7 +35,8 @@ def primal_dual(
         u_i <- prox_(sigma_i f_i^*)(u_i + sigma_i K_i (2 x_new - x_old))
 
     over-relaxed. The weight ``omega`` of each image balances the ways that primal and dual variables have
-    gone from their start; it is adapted at geometrically spaced steps. Operators of any scale need the same steps.
+    gone from their start; it is adapted at geometrically spaced steps. Operators of any scale need the same
+    number of steps.
 
     Parameters
     ----------
@@ -141,6 +142,7 @@ class _Saddle:
         low = None if self.primal is None else self.primal.conjugate(-self.pull(u, x))
         if low is None or any(c is None for c in conjugates):
             return torch.full((len(x),), torch.nan, dtype=x.dtype.to_real(), device=x.device)
+        assert self.primal is not None  # it has a conjugate
         value = self.primal(x) + sum(f(v) for (f, _), v in zip(self.blocks, self.apply(x), strict=True))
         dual = -low - sum(c for c in conjugates if c is not None)
         return (value - dual) / torch.maximum(value.abs(), dual.abs()).clamp_min(
@@ -188,6 +190,6 @@ def _residual(
 
 
 def _balanced(omega: Tensor, primal: Tensor, dual: Tensor) -> Tensor:
-    """The weight that lets the dual variables go twice the way of the image, which serves best in practice."""
+    """The weight that lets the dual variables go twice the way of the image: fastest in practice."""
     tiny = math.sqrt(torch.finfo(omega.dtype).tiny)
     return torch.where((primal > tiny) & (dual > tiny), 2 * dual / primal.clamp_min(tiny), omega)
