@@ -58,10 +58,8 @@ def save(estimator: BaseEstimator, path: str | os.PathLike[str]) -> None:
 
     Examples
     --------
-    >>> import tempfile
-    >>> from pathlib import Path
-    >>> import skinverse
-    >>> path = Path(tempfile.mkdtemp()) / "tikhonov.skinverse"
+    >>> import tempfile, skinverse
+    >>> path = tempfile.mkdtemp() + "/tikhonov.skinverse"
     >>> skinverse.Tikhonov(lam=0.5).save(path)
     >>> skinverse.load(path)
     Tikhonov(lam=0.5)
@@ -96,6 +94,14 @@ def load(path: str | os.PathLike[str]) -> Any:
     ------
     ValueError
         If the file is damaged, was not written by skinverse or by a newer format.
+
+    Examples
+    --------
+    >>> import tempfile, skinverse
+    >>> with tempfile.NamedTemporaryFile(suffix=".skinverse") as file:
+    ...     skinverse.Tikhonov(lam=0.5).fit().save(file.name)
+    ...     skinverse.load(file.name)
+    Tikhonov(lam=0.5)
     """
     content = Path(path).read_bytes()
     try:

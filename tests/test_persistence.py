@@ -343,7 +343,9 @@ def test_nested_estimator_comes_back(path) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [len, object(), np.array([None]), np.array(["a"]), nn.ReLU(), Toy, {1, 2}], ids=repr
+    "value",
+    [len, object(), np.array([None]), np.array(["a"]), nn.ReLU(), Toy, {1, 2}],
+    ids=lambda value: type(value).__name__,
 )
 def test_what_has_no_place_is_refused_by_name(value, path) -> None:
     with pytest.raises(ValueError, match="Toy.value cannot be saved"):

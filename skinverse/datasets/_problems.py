@@ -30,6 +30,13 @@ class Problem(NamedTuple):
         Noisy measurements.
     operator : pylops.LinearOperator
         The map from one to the other.
+
+    Examples
+    --------
+    >>> from skinverse.datasets import make_problem
+    >>> problem = make_problem("ct", n_samples=2, size=16, random_state=0)
+    >>> problem.images.shape
+    (2, 16, 16)
     """
 
     images: Array

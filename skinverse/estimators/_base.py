@@ -80,7 +80,7 @@ class BaseReconstructor(BaseEstimator, ABC):
 
         Returns
         -------
-        self : object
+        object
             The fitted estimator.
 
         Raises

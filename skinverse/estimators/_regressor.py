@@ -66,7 +66,7 @@ class ReconstructionRegressor(MetaEstimatorMixin, RegressorMixin, BaseEstimator)
 
         Returns
         -------
-        self : object
+        object
             The fitted regressor.
         """
         X, y = validate_data(self, X, y, multi_output=True, y_numeric=True, dtype=[np.float64, np.float32])

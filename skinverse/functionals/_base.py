@@ -89,7 +89,20 @@ class Functional(ABC):
 
 
 class Sum(Functional):
-    """``f_1(x) + ... + f_k(x)``."""
+    """``f_1(x) + ... + f_k(x)``; ``f + g`` makes one.
+
+    Parameters
+    ----------
+    terms : tuple of Functional
+        The ``f_i``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skinverse.functionals import L1Norm, SquaredNorm
+    >>> (SquaredNorm() + L1Norm())(torch.tensor([[1.0, 1.0]]))
+    tensor([3.])
+    """
 
     def __init__(self, terms: tuple[Functional, ...]) -> None:
         self.terms = terms
@@ -116,7 +129,22 @@ class Sum(Functional):
 
 
 class Scaled(Functional):
-    """``weight * f(x)``, the weight a non-negative number or one per image."""
+    """``weight * f(x)``; ``weight * f`` makes one.
+
+    Parameters
+    ----------
+    weight : float >= 0 or Tensor of shape (n,)
+        A number, or one per image.
+    functional : Functional
+        The ``f``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skinverse.functionals import L1Norm
+    >>> (0.5 * L1Norm())(torch.tensor([[1.0, 1.0]]))
+    tensor([1.])
+    """
 
     def __init__(self, weight: float | Tensor, functional: Functional) -> None:
         self.weight, self.functional = weight, functional

@@ -70,10 +70,22 @@ class LinearMap(ABC):
         return _Apply.apply(y, self, True)
 
     def filtered_adjoint(self, y: Tensor, filter: str = "ramp") -> Tensor:
-        """Analytic inverse, (n, *dimsd) -> (n, *dims), where there is one.
+        """Analytic inverse where there is one.
 
         Filtered back-projection for parallel-beam CT, the zero-filled inverse for sampled Fourier and
         cosine transforms, the adjoint for the identity.
+
+        Parameters
+        ----------
+        y : Tensor of shape (n, *dimsd)
+            Data.
+        filter : {"ramp", "shepp-logan", "cosine", "hamming", "hann"}, default="ramp"
+            Window on the ramp filter of a filtered back-projection.
+
+        Returns
+        -------
+        Tensor of shape (n, *dims)
+            Images.
 
         Raises
         ------
@@ -86,9 +98,19 @@ class LinearMap(ABC):
         )
 
     def block(self, start: int, stop: int) -> LinearMap:
-        """The map to the data ``start:stop`` along their first axis.
+        """The map to a part of the data, consecutive along their first axis.
 
         Explicit matrices and projections keep only their rows; other maps do all their work.
+
+        Parameters
+        ----------
+        start, stop : int
+            Range of the first data axis.
+
+        Returns
+        -------
+        LinearMap
+            To data of shape ``(stop - start, *dimsd[1:])``.
         """
         return _Block(self, start, stop)
 

@@ -55,7 +55,7 @@ def gradient_descent(
     >>> import torch
     >>> from skinverse.functionals import LeastSquares
     >>> from skinverse.solvers import gradient_descent
-    >>> gradient_descent(LeastSquares(None, torch.ones(1, 2)), torch.zeros(1, 2)).x
+    >>> gradient_descent(LeastSquares(None, torch.ones(1, 2)), torch.zeros(1, 2)).x.round(decimals=3)
     tensor([[1., 1.]])
     """
     rough = [f for f in objective.summands if not f.smooth]
@@ -114,7 +114,7 @@ def proximal_gradient(
     >>> from skinverse.functionals import L1Norm, LeastSquares
     >>> from skinverse.solvers import proximal_gradient
     >>> y = torch.tensor([[3.0, 0.5]])
-    >>> proximal_gradient(LeastSquares(None, y) + 1.0 * L1Norm(), torch.zeros(1, 2)).x
+    >>> proximal_gradient(LeastSquares(None, y) + 1.0 * L1Norm(), torch.zeros(1, 2)).x.round(decimals=3)
     tensor([[2., 0.]])
     """
     _check(objective, "proximal_gradient")
@@ -171,7 +171,7 @@ def accelerated_gradient(
     >>> import torch
     >>> from skinverse.functionals import LeastSquares
     >>> from skinverse.solvers import accelerated_gradient
-    >>> accelerated_gradient(LeastSquares(None, torch.ones(1, 2)), torch.zeros(1, 2)).x
+    >>> accelerated_gradient(LeastSquares(None, torch.ones(1, 2)), torch.zeros(1, 2)).x.round(decimals=3)
     tensor([[1., 1.]])
     """
     _check(objective, "accelerated_gradient")

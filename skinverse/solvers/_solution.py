@@ -14,7 +14,7 @@ from torch import Tensor
 class Solution:
     """Images and, for each of them, how its solver ended.
 
-    Attributes
+    Parameters
     ----------
     x : Tensor of shape (n, *dims)
         The images.
@@ -28,6 +28,13 @@ class Solution:
         Final value of the objective; NaN where nothing is minimised.
     extra : dict of Tensor of shape (n,)
         What else a method reports of each image.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skinverse.solvers import Solution
+    >>> Solution.direct(torch.ones(2, 3)).converged
+    tensor([True, True])
     """
 
     x: Tensor
