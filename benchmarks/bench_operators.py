@@ -1,4 +1,4 @@
-"""Operators lowered to torch against pylops' own matmat on the same batch of 16 images of 128 x 128, one thread."""
+"""Operators lowered to torch against pylops' matmat on a batch of 16 images of 128 x 128, one thread."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ def operators(rng: np.random.Generator) -> Iterator[tuple[str, pylops.LinearOper
     """Each operator in single precision."""
     yield "FFT2D", FFT2D(DIMS, engine="scipy", dtype="complex64")
     yield "MatrixMult", pylops.MatrixMult(rng.normal(size=(1024, SIZE**2)).astype("f4"), dtype="float32")
-    yield "Restriction", pylops.Restriction(SIZE**2, rng.choice(SIZE**2, SIZE**2 // 4, replace=False), dtype="float32")
+    yield (
+        "Restriction",
+        pylops.Restriction(SIZE**2, rng.choice(SIZE**2, SIZE**2 // 4, replace=False), dtype="float32"),
+    )
     yield "MRI2D", MRI2D(DIMS, rng.random(DIMS) < 0.3, engine="scipy", dtype="complex64")
     if importlib.util.find_spec("astra"):
         yield "CT2D", CT2D(DIMS, 1.0, 183, np.arange(90) * np.pi / 90, engine="cpu", projector_type="linear")
@@ -53,7 +56,10 @@ def compare(op: pylops.LinearOperator, rng: np.random.Generator) -> dict[str, fl
     repeats = 3 if type(op) is CT2D else 15
     with torch.no_grad():
         ours = best_seconds(lambda: A(x), repeats), best_seconds(lambda: A.adjoint(y), repeats)
-    theirs = best_seconds(lambda: op.matmat(columns), repeats), best_seconds(lambda: op.rmatmat(rows), repeats)
+    theirs = (
+        best_seconds(lambda: op.matmat(columns), repeats),
+        best_seconds(lambda: op.rmatmat(rows), repeats),
+    )
     return {
         "forward_ms": 1e3 * ours[0],
         "adjoint_ms": 1e3 * ours[1],
@@ -61,7 +67,9 @@ def compare(op: pylops.LinearOperator, rng: np.random.Generator) -> dict[str, fl
         "pylops_adjoint_ms": 1e3 * theirs[1],
         "speedup_forward": theirs[0] / ours[0],
         "speedup_adjoint": theirs[1] / ours[1],
-        "relative_error_float32": float(np.linalg.norm(y.flatten(1).numpy() - expected) / np.linalg.norm(expected)),
+        "relative_error_float32": float(
+            np.linalg.norm(y.flatten(1).numpy() - expected) / np.linalg.norm(expected)
+        ),
     }
 
 

@@ -192,7 +192,7 @@ def test_grid_search_uses_the_score(estimator, problem) -> None:
     images, data, operator = problem
     name, values = next(
         (n, v)
-        for n, v in {"lam": [1e-3, 1e3], "max_steps": [1, 30], "filter": ["ramp", "hann"]}.items()
+        for n, v in {"lam": [1e-3, 10.0], "max_steps": [1, 30], "filter": ["ramp", "hann"]}.items()
         if n in estimator.get_params()
     )
     search = GridSearchCV(

@@ -306,9 +306,10 @@ _ITERATIONS = {"fista": accelerated_gradient, "ista": proximal_gradient}
 
 def _fidelity(A: LinearMap, data: Tensor, lam: float | str, noise_std: float | None) -> Functional:
     """``1/2 ||A x - y||^2``, or the set of images whose residual is at most the noise."""
+    linear = None if A.identity else A
     if lam == "discrepancy":
-        return DataBall(A, data, discrepancy_level(noise_std, data))
-    return LeastSquares(A, data)
+        return DataBall(linear, data, discrepancy_level(noise_std, data))
+    return LeastSquares(linear, data)
 
 
 def _weight(lam: float | str) -> float:

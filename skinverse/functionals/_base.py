@@ -89,7 +89,7 @@ class Functional(ABC):
 
 
 class Sum(Functional):
-    """``f_1(x) + ... + f_k(x)``; ``f + g`` makes one.
+    """Sum of functionals; ``f + g`` makes one.
 
     Parameters
     ----------
@@ -129,7 +129,7 @@ class Sum(Functional):
 
 
 class Scaled(Functional):
-    """``weight * f(x)``; ``weight * f`` makes one.
+    """Multiple of a functional; ``weight * f`` makes one.
 
     Parameters
     ----------

@@ -13,6 +13,10 @@ from skinverse.operators._map import LinearMap
 class Identity(LinearMap):
     """The identity; between sizes that differ it cuts off or pads with zeros."""
 
+    def __init__(self, dims: tuple[int, ...], dimsd: tuple[int, ...]) -> None:
+        super().__init__(dims, dimsd)
+        self.identity = self.dims == self.dimsd
+
     def _forward(self, x: Tensor) -> Tensor:
         return _fitted(x, self.dimsd)
 

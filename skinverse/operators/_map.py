@@ -58,6 +58,8 @@ class LinearMap(ABC):
 
     # A passive map selects or weighs: an analytic inverse of what it is composed with takes its adjoint.
     passive = False
+    # The identity, for which some functionals know more.
+    identity = False
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply the map to a batch of images, (n, *dims) -> (n, *dimsd)."""

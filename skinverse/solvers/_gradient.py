@@ -259,7 +259,8 @@ def _accelerated_step(parts: _Parts, state: State) -> State:
     z_value, z_gradient = parts.value_and_grad(z)
     new, value, gradient, t = _line_search(parts, z, z_value, z_gradient, state["t"])
     residual, before = _change(new, z), state["value"] + parts.rest(x)
-    rises = value + parts.rest(new) > before + 4 * torch.finfo(before.dtype).eps * before.abs()
+    bound = before + 4 * torch.finfo(before.dtype).eps * before.abs()
+    rises = ~(value + parts.rest(new) <= bound) | ~torch.isfinite(norm(new))
     against = dot(z - new, new - x) > 0
     found = {"x": new, "value": value, "gradient": gradient, "t": t, "residual": residual}
     worse = rises.nonzero()[:, 0]
@@ -293,6 +294,7 @@ def _line_search(
         if len(trying) == 0:
             break
         t[trying] *= _SHRINK
+    new[trying] = torch.nan  # no step is short enough: there are no numbers to compare
     return new, new_value, new_gradient, t
 
 

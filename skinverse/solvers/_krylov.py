@@ -63,7 +63,8 @@ def conjugate_gradient(
             curvature = dot(p, q)
             going = going & (curvature > 0)  # the end of a singular system
             alpha = torch.where(going, square / curvature, 0)
-            x, r = x + expand(alpha, p) * p, r - expand(alpha, q) * q
+            x = torch.where(expand(going, x), x + expand(alpha, p) * p, x)
+            r = r - expand(alpha, q) * q
             new_square = dot(r, r)
             p = torch.where(expand(going, p), r + expand(new_square / square, p) * p, p)
             square = torch.where(going, new_square, square)
@@ -213,4 +214,5 @@ def _solution(
     linear: Callable[[Tensor], Tensor], b: Tensor, x: Tensor, residual: Tensor, level: Tensor, n_steps: Tensor
 ) -> Solution:
     size = norm(b).clamp_min(torch.finfo(residual.dtype).tiny)
-    return Solution(x, n_steps, residual <= level, residual / size, dot(x, linear(x)) / 2 - dot(x, b))
+    converged = (residual <= level) & torch.isfinite(level)
+    return Solution(x, n_steps, converged, residual / size, dot(x, linear(x)) / 2 - dot(x, b))

@@ -27,12 +27,12 @@ def iterate(
     so they cost nothing and can influence nobody.
     """
     n = len(state["x"])
-    x, active = state["x"].clone(), torch.arange(n, device=state["x"].device)
+    x, active = state["x"].detach().clone(), torch.arange(n, device=state["x"].device)
     residual = torch.full((n,), torch.inf, dtype=x.dtype.to_real(), device=x.device)
     n_steps, whole = torch.zeros_like(active), objective
     converged = torch.zeros_like(active, dtype=torch.bool)
     with torch.no_grad():
-        for k in range(max_steps):
+        for k in range(max_steps if n else 0):
             new = step(objective, state)
             finite = torch.isfinite(new["x"]).flatten(1).all(1) & ~torch.isnan(new["residual"])
             done = finite & (new["residual"] < tol)
@@ -50,8 +50,8 @@ def iterate(
             x[active[~finite]] = state["x"][~finite]
             active, kept = active[going], going.nonzero()[:, 0]
             state = {name: value[kept] for name, value in new.items()}
-            objective = objective.select(kept)
             if len(active) == 0:
                 break
+            objective = objective.select(kept)
         x[active] = state["x"]
         return Solution(x, n_steps, converged, residual, whole(x))

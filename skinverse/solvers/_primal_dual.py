@@ -14,6 +14,7 @@ from skinverse.solvers._solution import Solution
 
 _RELAXATION = 1.8  # over-relaxation, anything below 2 converges
 _GAP_EVERY = 10
+_LAST_BALANCE = 4096  # from then on the weight is fixed, and the iteration a contraction in one norm
 
 
 def primal_dual(
@@ -35,7 +36,7 @@ def primal_dual(
         u_i <- prox_(sigma_i f_i^*)(u_i + sigma_i K_i (2 x_new - x_old))
 
     over-relaxed. The weight ``omega`` of each image balances the ways that primal and dual variables have
-    gone from their start; it is adapted at geometrically spaced steps. Operators of any scale need the same
+    gone from their start; it is adapted at the steps 1, 2, 4, ..., 4096. Operators of any scale need the same
     number of steps.
 
     Parameters
@@ -107,7 +108,7 @@ class _Saddle:
         chosen = _Saddle.__new__(_Saddle)
         chosen.primal = None if self.primal is None else self.primal.select(index)
         chosen.blocks = [(f.select(index), K) for f, K in self.blocks]
-        chosen.norms, chosen.objective = self.norms, self.objective
+        chosen.norms, chosen.objective = self.norms, self.objective.select(index)
         return chosen
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -117,7 +118,8 @@ class _Saddle:
         scale = max((nu**2 for nu in self.norms), default=1.0)
         omega = torch.full((len(x0),), scale, dtype=x0.dtype.to_real(), device=x0.device)
         duals = {f"u{i}": torch.zeros_like(v) for i, v in enumerate(self.apply(x0))}
-        return {"x": x0, "z": x0, "start": x0, "omega": omega, "k": torch.zeros_like(omega), **duals}
+        k, residual = torch.zeros_like(omega), torch.full_like(omega, torch.inf)
+        return {"x": x0, "z": x0, "start": x0, "omega": omega, "k": k, "residual": residual, **duals}
 
     def apply(self, x: Tensor) -> list[Tensor]:
         """All ``K_i x``."""
@@ -136,8 +138,14 @@ class _Saddle:
         squares = [len(u) * nu**2 * norm(v).square() for nu, v in zip(self.norms, u, strict=True)]
         return torch.stack(squares).sum(0).sqrt() if squares else torch.zeros(())
 
-    def gap(self, x: Tensor, u: list[Tensor]) -> Tensor:
-        """Primal minus dual value over the size of the primal one; NaN or inf where it says nothing."""
+    def way(self, x: Tensor, start: Tensor, dual: Tensor) -> Tensor:
+        """How far the images have gone; of those still at zero, how far the objective lets them go."""
+        gone = torch.maximum(norm(x - start), norm(x) / 10)
+        ahead = self.objective(x) / dual if bool((gone == 0).any()) else gone
+        return torch.where((gone == 0) & torch.isfinite(ahead), ahead, gone)
+
+    def gap(self, x: Tensor, u: list[Tensor], rounding: Tensor) -> Tensor:
+        """Primal minus dual value over their size; NaN or inf where it says nothing."""
         conjugates = [f.conjugate(v) for (f, _), v in zip(self.blocks, u, strict=True)]
         low = None if self.primal is None else self.primal.conjugate(-self.pull(u, x))
         if low is None or any(c is None for c in conjugates):
@@ -145,9 +153,7 @@ class _Saddle:
         assert self.primal is not None  # it has a conjugate
         value = self.primal(x) + sum(f(v) for (f, _), v in zip(self.blocks, self.apply(x), strict=True))
         dual = -low - sum(c for c in conjugates if c is not None)
-        return (value - dual) / torch.maximum(value.abs(), dual.abs()).clamp_min(
-            torch.finfo(value.dtype).tiny
-        )
+        return (value - dual) / (torch.maximum(value.abs(), dual.abs()) + rounding)
 
 
 def _step(saddle: _Saddle, state: State) -> State:
@@ -160,11 +166,13 @@ def _step(saddle: _Saddle, state: State) -> State:
     ]
     dx, du = x - z, [vi - ui for vi, ui in zip(v, u, strict=True)]
     k = int(state["k"][0]) + 1
-    checked = k < _GAP_EVERY or k % _GAP_EVERY == 0
-    residual = _residual(saddle, omega, x, v, dx, du) if checked else torch.full_like(omega, torch.inf)
+    # Not after the first step, whose weight knows nothing yet of the scale of data and images.
+    checked = 1 < k < _GAP_EVERY or k % _GAP_EVERY == 0
+    residual = _residual(saddle, omega, x, v, dx, du) if checked else state["residual"]
     duals = {f"u{i}": ui + _RELAXATION * di for i, (ui, di) in enumerate(zip(u, du, strict=True))}
-    if k & (k - 1) == 0:  # a power of two
-        omega = _balanced(omega, torch.maximum(norm(x - state["start"]), norm(x) / 10), saddle.length(v))
+    if k <= _LAST_BALANCE and k & (k - 1) == 0:  # a power of two
+        dual = saddle.length(v)
+        omega = _balanced(omega, saddle.way(x, state["start"], dual), dual)
     return {
         "x": x,
         "z": z + _RELAXATION * dx,
@@ -185,7 +193,8 @@ def _residual(
         return (omega * norm(x).square() + saddle.length(u).square() / omega).sqrt()
 
     change = 10 * size(dx, du) / size(x, u).clamp_min(torch.finfo(omega.dtype).tiny)
-    gap = saddle.gap(x, u)
+    rounding = math.sqrt(torch.finfo(omega.dtype).eps) * omega * norm(x).square()
+    gap = saddle.gap(x, u, rounding)
     return torch.where(torch.isfinite(gap), gap.clamp_min(0), change)
 
 
