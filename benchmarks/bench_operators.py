@@ -28,7 +28,7 @@ def operators(rng: np.random.Generator) -> Iterator[tuple[str, pylops.LinearOper
         "Restriction",
         pylops.Restriction(SIZE**2, rng.choice(SIZE**2, SIZE**2 // 4, replace=False), dtype="float32"),
     )
-    yield "MRI2D", MRI2D(DIMS, rng.random(DIMS) < 0.3, engine="scipy", dtype="complex64")
+    yield "MRI2D", MRI2D(DIMS, rng.random(DIMS) < 0.3, dtype="complex64")
     if importlib.util.find_spec("astra"):
         yield "CT2D", CT2D(DIMS, 1.0, 183, np.arange(90) * np.pi / 90, engine="cpu", projector_type="linear")
     else:
