@@ -10,7 +10,7 @@ soft thresholding finds it; with momentum (FISTA) it needs far fewer steps for t
 import numpy as np
 
 from skinverse import Tikhonov, WaveletRecon
-from skinverse.datasets import load_photographs, make_problem
+from skinverse.datasets import load_photographs
 from skinverse.displays import ConvergenceDisplay, ReconstructionDisplay
 from skinverse.operators import structurally_random
 

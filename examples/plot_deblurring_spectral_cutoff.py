@@ -32,5 +32,9 @@ for ax, i in zip(axes[1:], (0, 20, 200), strict=True):
     ax.set_axis_off()
 
 # %%
-reconstructions = {f"lam={lam:g}": SpectralCutoff(A, lam=lam).fit().predict(data) for lam in (0.1, 1e-2, 1e-4)}
-ReconstructionDisplay.from_predictions(images, reconstructions | {"discrepancy": X_hat}, Y_meas=data, errors=False)
+reconstructions = {
+    f"lam={lam:g}": SpectralCutoff(A, lam=lam).fit().predict(data) for lam in (0.1, 1e-2, 1e-4)
+}
+ReconstructionDisplay.from_predictions(
+    images, reconstructions | {"discrepancy": X_hat}, Y_meas=data, errors=False
+)

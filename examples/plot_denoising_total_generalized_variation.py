@@ -14,7 +14,9 @@ from skinverse import TotalGeneralizedVariationRecon, TotalVariationRecon
 from skinverse.displays import ReconstructionDisplay
 
 v, u = np.mgrid[0:1:96j, 0:1:96j]
-picture = np.where(u + v < 1, 0.8 * u, 0.3 + 0.5 * v) + 0.4 * ((u - 0.6) ** 2 + (v - 0.4) ** 2 < 0.04) * (1 - u)
+picture = np.where(u + v < 1, 0.8 * u, 0.3 + 0.5 * v) + 0.4 * ((u - 0.6) ** 2 + (v - 0.4) ** 2 < 0.04) * (
+    1 - u
+)
 X_true = picture[None]
 Y_meas = X_true + 0.08 * np.random.default_rng(0).normal(size=X_true.shape)
 

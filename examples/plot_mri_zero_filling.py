@@ -29,4 +29,7 @@ ReconstructionDisplay.from_predictions(images, windows, Y_meas=data)
 
 # %%
 # The scores of the three, in dB.
-{name: round(FilteredBackProjection(A, filter=name).fit().score(images, data), 2) for name in filters}, np.shape(data)
+(
+    {name: round(FilteredBackProjection(A, filter=name).fit().score(images, data), 2) for name in filters},
+    np.shape(data),
+)

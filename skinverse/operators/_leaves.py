@@ -91,8 +91,9 @@ class Restriction(LinearMap):
 
     def _adjoint(self, y: Tensor) -> Tensor:
         x = y.new_zeros((len(y), *self.dims))
-        put = x.index_add_ if self._repeats else x.index_copy_
-        return put(self._axis, self._constant("index", y), y)
+        index = self._constant("index", y).reshape(-1, *[1] * (y.ndim - self._axis - 1)).expand_as(y)
+        put = x.scatter_add_ if self._repeats else x.scatter_
+        return put(self._axis, index, y)
 
 
 class Matrix(LinearMap):

@@ -49,11 +49,17 @@ class Fourier(LinearMap):
     ) -> None:
         super().__init__(dims, dimsd)
         self._axes, self._sizes, self._scale = axes, sizes, scale
-        self._half, self._real, self._before, self._after = half, real, before, after
+        self._half, self._real = half, real
+        # Shifting the spectrum of an even number of samples by half is changing every other sign before it.
+        length = dict(zip(axes, sizes, strict=True))
+        even = tuple(axis for axis in after if length[axis] % 2 == 0)
+        self._before, self._after = before, tuple(axis for axis in after if axis not in even)
+        self._constants["signs"] = torch.from_numpy(_alternating(dims, even))
 
     def _forward(self, x: Tensor) -> Tensor:
         x = torch.fft.ifftshift(x, dim=self._before) if self._before else x
         x = x.real if self._real and x.is_complex() else x
+        x = self._signed(x)
         transform = torch.fft.rfftn if self._half else torch.fft.fftn
         # "ortho" is the scale in common use and costs nothing inside the transform.
         y = transform(x, s=self._sizes, dim=self._axes, norm="ortho")
@@ -66,12 +72,16 @@ class Fourier(LinearMap):
         weighted = self._weighted(y, 1 / math.sqrt(2))
         x = self._rescaled(inverse(weighted, s=self._sizes, dim=self._axes, norm="ortho"))
         x = _fit(x, self._axes, tuple(self.dims[axis] for axis in self._axes))
-        x = x.real if self._real and x.is_complex() else x
+        x = self._signed(x.real if self._real and x.is_complex() else x)
         return torch.fft.fftshift(x, dim=self._before) if self._before else x
 
     def filtered_adjoint(self, y: Tensor, filter: str = "ramp") -> Tensor:
         """Zero-filled inverse: frequencies that were not measured count as zero."""
         return self.adjoint(y) / (self._scale**2 * math.prod(self._sizes))
+
+    def _signed(self, x: Tensor) -> Tensor:
+        signs = self._constant("signs", x)
+        return x if signs.numel() == 1 else signs * x
 
     def _rescaled(self, x: Tensor) -> Tensor:
         factor = self._scale * math.sqrt(math.prod(self._sizes))
@@ -164,6 +174,14 @@ class Convolution(LinearMap):
             )
 
         return _real_linear(convolve, x)
+
+
+def _alternating(dims: tuple[int, ...], axes: tuple[int, ...]) -> np.ndarray:
+    """``(-1)^n`` along each of the axes, multiplied."""
+    signs = np.ones([1] * len(dims))
+    for axis in axes:
+        signs = signs * (-1.0) ** np.arange(dims[axis]).reshape(-1, *[1] * (-axis - 1))
+    return signs
 
 
 def _real_linear(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
