@@ -2,8 +2,8 @@
 Compressive sensing: wavelets, with and without momentum
 ========================================================
 
-A third as many random measurements as pixels determine an image that has few wavelet coefficients. Iterative
-soft thresholding finds it; with momentum (FISTA) it needs far fewer steps for the same image.
+A third as many random measurements as pixels determine an image that has few wavelet coefficients.
+Iterative soft thresholding finds it; with momentum (FISTA) it needs far fewer steps for the same image.
 """
 
 # %%

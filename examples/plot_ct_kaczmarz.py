@@ -2,9 +2,9 @@
 CT: Landweber against Kaczmarz, and when to stop
 ================================================
 
-Both descend on the data misfit from a black image. First the image appears, then the noise: the PSNR rises and
-falls again (semi-convergence), so the number of steps regularizes. Kaczmarz uses a few projection angles at a
-time and gets there in a fraction of the sweeps.
+Both descend on the data misfit from a black image. First the image appears, then the noise: the PSNR rises
+and falls again (semi-convergence), so the number of steps regularizes. Kaczmarz uses a few projection
+angles at a time and gets there in a fraction of the sweeps.
 """
 
 # %%

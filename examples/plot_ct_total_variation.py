@@ -2,8 +2,8 @@
 CT: filtered back-projection and total variation
 =================================================
 
-Thirty views are few: filtered back-projection shows streaks, total variation does not. Its weight ``lam`` is
-found by an ordinary grid search.
+Thirty views are few: filtered back-projection shows streaks, total variation does not. Its weight ``lam``
+is found by an ordinary grid search.
 """
 
 # %%

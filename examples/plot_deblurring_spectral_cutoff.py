@@ -2,8 +2,8 @@
 Deblurring: what the singular values say
 ========================================
 
-Blur makes singular values that decay quickly: behind the first few, data are noise. Truncated singular value
-decomposition keeps those above a threshold and shows directly what a problem allows to recover.
+Blur makes singular values that decay quickly: behind the first few, data are noise. Truncated singular
+value decomposition keeps those above a threshold and shows directly what a problem allows to recover.
 """
 
 # %%

@@ -2,9 +2,9 @@
 Deblurring: Tikhonov regularization and its parameter
 =====================================================
 
-Too small a weight amplifies the noise, too large a one blurs. Three ways to choose it: look at all of them, let
-``GridSearchCV`` maximise the PSNR on known images, or trust the noise level (the discrepancy principle), which
-needs no true image at all.
+Too small a weight amplifies the noise, too large a one blurs. Three ways to choose it: look at all of them,
+let ``GridSearchCV`` maximise the PSNR on known images, or trust the noise level (the discrepancy
+principle), which needs no true image at all.
 """
 
 # %%

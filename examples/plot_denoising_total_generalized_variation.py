@@ -2,7 +2,8 @@
 Denoising: slopes without stairs
 ================================
 
-Total variation turns a slope into stairs. Total generalized variation has slopes for free and keeps the edges.
+Total variation turns a slope into stairs. Total generalized variation has slopes for free and keeps the
+edges.
 """
 
 # %%

@@ -2,8 +2,8 @@
 Deblurring with every method
 ============================
 
-Each method of the package on the same blurred, noisy photographs. Its weight ``lam``, or the number of steps
-where steps regularize, is found by a search; everything else is left as it comes.
+Each method of the package on the same blurred, noisy photographs. Its weight ``lam``, or the number of
+steps where steps regularize, is found by a search; everything else is left as it comes.
 """
 
 # %%

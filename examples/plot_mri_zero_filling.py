@@ -2,9 +2,9 @@
 MRI and CT: the analytic inverses
 =================================
 
-:class:`~skinverse.FilteredBackProjection` is the formula that inverts the Radon transform; for sampled Fourier
-data the same class is the zero-filled inverse. Neither iterates: they are the first image of any scan, and
-where the data are few their artefacts are what the other methods have to remove.
+:class:`~skinverse.FilteredBackProjection` is the formula that inverts the Radon transform; for sampled
+Fourier data the same class is the zero-filled inverse. Neither iterates: they are the first image of any
+scan, and where the data are few their artefacts are what the other methods have to remove.
 """
 
 # %%

@@ -55,6 +55,9 @@ class Dense:
     def adjoint(self, y: Tensor) -> Tensor:
         return (y @ self.matrix.conj()).reshape(-1, *self.dims)
 
+    def norm(self) -> float:
+        return float(np.linalg.norm(self.matrix.numpy(), 2))
+
 
 def draw(shape: tuple[int, ...], dtype: torch.dtype = REAL, *, seed: int = 0) -> Tensor:
     """Normal numbers, the same in single as in double precision."""
@@ -201,7 +204,7 @@ def test_sums_and_scalings_compose(case: Case) -> None:
     finite = torch.isfinite(f(x))
     assert_allclose(total(x), 2 * f(x) + WEIGHTS * g(x))
     assert_allclose((0 * f)(x)[finite], 0)
-    assert len((total + f).summands) == 2 + len(f.summands)
+    assert len((total + f).summands) == 2 * len(f.summands) + 1
     pick = torch.tensor([2, 0])
     assert_allclose(total.select(pick)(x[pick]), total(x)[pick])
     assert total.smooth is False
@@ -219,6 +222,38 @@ def test_scaling_scales_prox_and_split(case: Case) -> None:
     if f.proximable:
         assert_allclose(scaled.prox(x, STEPS), f.prox(x, STEPS * WEIGHTS))
         assert_allclose((2 * f).prox(x, 0.5), f.prox(x, 1.0))
+
+
+def test_multiples_and_lifts_of_a_sum_keep_its_terms_apart() -> None:
+    """A solver finds the prox and the split of each term."""
+    x, f = draw((N, 4, 4)), LeastSquares(None, draw((N, 4, 4), seed=1)) + TotalVariation()
+    outer = (2 * (0.5 * f)).summands[1].split()[0]
+    assert_allclose(outer(TotalVariation().split()[1](x)), TotalVariation()(x))
+    z = draw((N, 3, 4, 4))
+    lifted = OfImage(f, 2)
+    assert [term.split()[0].proximable for term in lifted.summands] == [True, True]
+    assert_allclose(sum(term(z) for term in lifted.summands), f(z[:, 0]))
+    assert repr(2 * f) == "2 * LeastSquares() + 2 * TotalVariation(isotropic=True)"
+
+
+@pytest.mark.parametrize("weight", [-1, -0.1, float("nan"), torch.tensor([1.0, -2.0, 0.0])])
+def test_weights_are_not_negative(weight: Tensor | float) -> None:
+    with pytest.raises(ValueError, match=r"expected a weight >= 0 of L1Norm\(\)"):
+        weight * L1Norm()
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        TotalVariation(isotropic=False),
+        TotalGeneralizedVariation(alpha=0.5),
+        WaveletSparsity(order=2, n_levels=3),
+        Box(0, None),
+    ],
+)
+def test_repr_can_be_read_back(f: Functional) -> None:
+    x = draw((N, 9, 9)).abs()
+    assert_allclose(eval(repr(f))(x), f(x), rtol=1e-12)
 
 
 def test_weak_convexity_adds_up() -> None:
@@ -370,6 +405,11 @@ PROXES = {
         (2,),
         lambda z, i: squares(z - Y[i].numpy(), POSITIVE[i].numpy()),
     ),
+    "LeastSquares weighted by zeros": Prox(
+        LeastSquares(None, Y, weights=COUNTS),
+        (2,),
+        lambda z, i: squares(z - Y[i].numpy(), COUNTS[i].numpy()),
+    ),
     "KullbackLeibler": Prox(KullbackLeibler(None, COUNTS, background=POSITIVE), (2,), poisson),
     "DataBall": Prox(DataBall(None, Y, RADIUS), (2,), ball),
     "DataBall complex": Prox(
@@ -494,12 +534,10 @@ def test_values_follow_the_formula(case: Prox) -> None:
 
 
 WITHOUT_CONJUGATE = {
-    "LeastSquares weighted",
     "WaveletSparsity",
     "WaveletSparsity complex",
     "CosineSparsity",
     "CosineSparsity image",
-    "outer of weighted LeastSquares",
     "OfImage",
 }
 
@@ -598,6 +636,12 @@ def test_background_is_not_negative(background: Tensor | float) -> None:
         KullbackLeibler(None, torch.ones(1, 2), background=background)
 
 
+@pytest.mark.parametrize("radius", [-0.1, torch.tensor([1.0, -1.0])])
+def test_radius_is_not_negative(radius: Tensor | float) -> None:
+    with pytest.raises(ValueError, match="DataBall: expected a radius >= 0, got"):
+        DataBall(None, torch.ones(2, 3), radius)
+
+
 def test_data_ball_is_zero_inside_and_infinite_outside() -> None:
     A = Dense((4,), COMPLEX)
     x = draw((N, 4), COMPLEX, seed=1)
@@ -623,3 +667,19 @@ def test_least_squares_is_the_dense_formula() -> None:
         f = LeastSquares(A, y, weights=weights)
         assert_allclose(f(x), (W * np.abs(residual) ** 2).sum(1) / 2)
         assert_allclose(f.grad(x), (A.matrix.numpy().conj().T @ (W * residual).T).T)
+
+
+def test_least_squares_knows_the_lipschitz_constant_of_its_gradient() -> None:
+    A, y, w = Dense((4,), REAL), draw((N, 6)), draw((N, 6), seed=3).abs()
+    M = A.matrix.numpy()
+    assert_allclose(LeastSquares(A, y).lipschitz, np.linalg.norm(M.T @ M, 2))
+    assert_allclose(LeastSquares(None, y, weights=w).lipschitz, w.max())
+    weighted = LeastSquares(A, y, weights=w).lipschitz
+    for weights in w.numpy():
+        assert np.linalg.norm(M.T @ (weights[:, None] * M), 2) <= weighted
+    assert LeastSquares(None, y).lipschitz == 1.0
+
+
+def test_least_squares_weights_are_not_negative() -> None:
+    with pytest.raises(ValueError, match="LeastSquares: expected weights >= 0"):
+        LeastSquares(None, torch.ones(1, 2), weights=torch.tensor([[1.0, -1.0]]))

@@ -120,6 +120,9 @@ class Sum(Functional):
     def select(self, index: Tensor) -> Functional:
         return Sum(tuple(f.select(index) for f in self.terms))
 
+    def __rmul__(self, weight: float | Tensor) -> Functional:
+        return Sum(tuple(weight * f for f in self.terms))  # solvers look at the terms one by one
+
     @property
     def summands(self) -> tuple[Functional, ...]:
         return self.terms
@@ -138,6 +141,11 @@ class Scaled(Functional):
     functional : Functional
         The ``f``.
 
+    Raises
+    ------
+    ValueError
+        If a weight is negative or NaN.
+
     Examples
     --------
     >>> import torch
@@ -147,10 +155,13 @@ class Scaled(Functional):
     """
 
     def __init__(self, weight: float | Tensor, functional: Functional) -> None:
+        weights = torch.as_tensor(weight).detach()
+        if not bool((weights >= 0).all()):
+            raise ValueError(f"expected a weight >= 0 of {functional!r}, got {weight}")
         self.weight, self.functional = weight, functional
         self.smooth, self.proximable = functional.smooth, functional.proximable
         modulus = functional.weak_convexity
-        self.weak_convexity = None if modulus is None else float(torch.as_tensor(weight).max()) * modulus
+        self.weak_convexity = None if modulus is None else float(weights.max()) * modulus
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.weight * self.functional(x)

@@ -15,8 +15,10 @@ def _apply(A: Any, x: Tensor) -> Tensor:
     return x if A is None else A(x)
 
 
-def _back(A: Any, y: Tensor) -> Tensor:
-    return y if A is None else A.adjoint(y)
+def _back(A: Any, y: Tensor, x: Tensor) -> Tensor:
+    """Adjoint to images like ``x``: of real ones, also under a complex ``A``, only the real part counts."""
+    back = y if A is None else A.adjoint(y)
+    return back.real if back.is_complex() and not x.is_complex() else back
 
 
 class LeastSquares(Functional):
@@ -31,6 +33,11 @@ class LeastSquares(Functional):
     weights : Tensor of shape (n, *dimsd) or broadcastable to it, optional
         Non-negative weights.
 
+    Raises
+    ------
+    ValueError
+        If a weight is negative.
+
     Examples
     --------
     >>> import torch
@@ -42,6 +49,8 @@ class LeastSquares(Functional):
     smooth = True
 
     def __init__(self, A: Any, y: Tensor, *, weights: Tensor | None = None) -> None:
+        if weights is not None and bool((weights < 0).any()):
+            raise ValueError("LeastSquares: expected weights >= 0, got negative values")
         self.A, self.y, self.weights = A, y, weights
         self.outer = _SquaredDistance(y, weights)
         self.proximable = A is None
@@ -51,7 +60,13 @@ class LeastSquares(Functional):
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         value, gradient = self.outer.value_and_grad(_apply(self.A, x))
-        return value, _back(self.A, gradient)
+        return value, _back(self.A, gradient, x)
+
+    @property
+    def lipschitz(self) -> float:
+        """Lipschitz constant of the gradient, ``||A||^2 max w``."""
+        largest = 1.0 if self.weights is None else float(self.weights.detach().max())
+        return largest if self.A is None else largest * self.A.norm() ** 2
 
     def prox(self, x: Tensor, step: Tensor | float) -> Tensor:
         return self.outer.prox(x, step) if self.A is None else super().prox(x, step)
@@ -73,33 +88,30 @@ class _SquaredDistance(Functional):
 
     def __init__(self, y: Tensor, weights: Tensor | None) -> None:
         self.y, self.weights = y, weights
+        self._w: Tensor | float = 1.0 if weights is None else weights
 
     def __call__(self, u: Tensor) -> Tensor:
-        return dot(u - self.y, self._weigh(u - self.y)) / 2
+        return self.value_and_grad(u)[0]
 
     def value_and_grad(self, u: Tensor) -> tuple[Tensor, Tensor]:
         residual = u - self.y
-        gradient = self._weigh(residual)
+        gradient = self._w * residual
         return dot(residual, gradient) / 2, gradient
 
     def prox(self, u: Tensor, step: Tensor | float) -> Tensor:
-        s = expand(step, u) if self.weights is None else expand(step, u) * self.weights
+        s = expand(step, u) * self._w
         return (u + s * self.y) / (1 + s)
 
     def prox_conjugate(self, u: Tensor, step: Tensor | float) -> Tensor:
-        if self.weights is not None:
-            return super().prox_conjugate(u, step)
         s = expand(step, u)
-        return (u - s * self.y) / (1 + s)
+        return self._w * (u - s * self.y) / (self._w + s)
 
     def conjugate(self, u: Tensor) -> Tensor | None:
-        return dot(u, self.y) + norm(u).square() / 2 if self.weights is None else None
+        square = torch.where(u == 0, 0, u.abs().square() / self._w)  # inf where a weight is zero, unless u is
+        return dot(u, self.y) + square.flatten(1).sum(1) / 2
 
     def select(self, index: Tensor) -> Functional:
         return _SquaredDistance(self.y[index], _pick(self.weights, index, self.y.shape))
-
-    def _weigh(self, residual: Tensor) -> Tensor:
-        return residual if self.weights is None else self.weights * residual
 
 
 class KullbackLeibler(Functional):
@@ -150,7 +162,7 @@ class KullbackLeibler(Functional):
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         value, gradient = self.outer.value_and_grad(_apply(self.A, x))
-        return value, _back(self.A, gradient)
+        return value, _back(self.A, gradient, x)
 
     def prox(self, x: Tensor, step: Tensor | float) -> Tensor:
         return self.outer.prox(x, step) if self.A is None else super().prox(x, step)
@@ -174,14 +186,12 @@ class _PoissonDistance(Functional):
         self.y, self.background = y, background
 
     def __call__(self, u: Tensor) -> Tensor:
-        v = u + self.background
-        divergence = (
-            torch.special.xlogy(self.y, self.y) - torch.special.xlogy(self.y, v.clamp_min(0)) + v - self.y
-        )
+        v, xlogy = u + self.background, torch.special.xlogy
+        divergence = xlogy(self.y, self.y) - xlogy(self.y, self._counted(v).clamp_min(0)) + v - self.y
         return torch.where(v < 0, torch.inf, divergence).flatten(1).sum(1)
 
     def value_and_grad(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        return self(u), 1 - torch.where(self.y > 0, self.y / (u + self.background), 0)
+        return self(u), 1 - self.y / self._counted(u + self.background)
 
     def prox(self, u: Tensor, step: Tensor | float) -> Tensor:
         s = expand(step, u)
@@ -199,6 +209,10 @@ class _PoissonDistance(Functional):
     def select(self, index: Tensor) -> Functional:
         return _PoissonDistance(self.y[index], _pick(self.background, index, self.y.shape))
 
+    def _counted(self, v: Tensor) -> Tensor:
+        """The means ``v``, one where nothing was counted: there ``v = 0`` must not give 0/0."""
+        return torch.where(self.y > 0, v, 1)
+
 
 class DataBall(Functional):
     """Zero where ``||A x - y|| <= radius``, infinite elsewhere: the discrepancy principle as a constraint.
@@ -211,6 +225,11 @@ class DataBall(Functional):
         Measurements.
     radius : Tensor of shape (n,) or float
         Expected norm of the noise, ``sqrt(n_measurements) * noise_std``.
+
+    Raises
+    ------
+    ValueError
+        If a radius is negative.
 
     Notes
     -----
@@ -229,6 +248,8 @@ class DataBall(Functional):
     """
 
     def __init__(self, A: Any, y: Tensor, radius: Tensor | float) -> None:
+        if bool((torch.as_tensor(radius) < 0).any()):
+            raise ValueError(f"DataBall: expected a radius >= 0, got {radius}")
         self.A, self.y, self.radius = A, y, radius
         self.outer = _Ball(y, radius)
         self.proximable = A is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from skinverse._batch import expand, norm
+from skinverse._batch import dot, expand
 from skinverse.functionals._base import Functional
 
 
@@ -23,7 +23,7 @@ class SquaredNorm(Functional):
     smooth = proximable = True
 
     def __call__(self, x: Tensor) -> Tensor:
-        return norm(x).square() / 2
+        return dot(x, x) / 2
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self(x), x
@@ -105,13 +105,19 @@ class L1Norm(Functional):
         return x.abs().flatten(1).sum(1)
 
     def prox(self, x: Tensor, step: Tensor | float) -> Tensor:
-        return x * (1 - expand(step, x) / x.abs().clamp_min(torch.finfo(x.dtype).tiny)).clamp_min(0)
+        return shrink(x, x.abs().clamp_min(torch.finfo(x.dtype).tiny), step)
 
     def prox_conjugate(self, u: Tensor, step: Tensor | float) -> Tensor:
         return u / u.abs().clamp_min(1)
 
     def conjugate(self, u: Tensor) -> Tensor | None:
         return unit_ball(u.abs().flatten(1).amax(1))
+
+
+def shrink(x: Tensor, length: Tensor, step: Tensor | float) -> Tensor:
+    """``(1 - step / length)_+ x`` for lengths > 0, with derivatives that are finite where it is zero."""
+    s = expand(step, x)
+    return x * (1 - s / torch.clamp(length, min=s))
 
 
 def unit_ball(largest: Tensor) -> Tensor:

@@ -75,40 +75,44 @@ class WaveletTransform:
 
     def _analysis(self, x: Tensor) -> Tensor:
         """One level along the last axis: approximations, the odd sample, details."""
-        even = x.shape[-1] // 2 * 2
-        if even == 0:
+        half, odd = divmod(x.shape[-1], 2)
+        if half == 0:
             return x
-        low, high = (self._filter(x, which) for which in (0, 1))
-        windows = _periodic(x[..., :even], len(low)).unfold(-1, len(low), 2)
-        return torch.cat([windows @ low, x[..., even:], windows @ high], dim=-1)
+        c = torch.zeros_like(x)
+        c[..., half : half + odd] = x[..., 2 * half :]
+        samples = _periodic(x[..., : 2 * half], 0, 2 * self.order - 2)
+        low, high = _daubechies(self.order)
+        for taps, part in ((low, c[..., :half]), (high, c[..., half + odd :])):
+            for k, tap in enumerate(taps):  # coefficient j sees sample 2 j + k through tap k
+                part.add_(samples[..., k : k + 2 * half - 1 : 2], alpha=tap)
+        return c
 
     def _synthesis(self, c: Tensor) -> Tensor:
-        even = c.shape[-1] // 2 * 2
-        if even == 0:
+        half, odd = divmod(c.shape[-1], 2)
+        if half == 0:
             return c
-        half, odd = even // 2, c.shape[-1] - even
-        x = c.new_zeros((*c.shape[:-1], even))
-        for which, part in ((0, c[..., :half]), (1, c[..., half + odd :])):
-            taps = self._filter(c, which)
-            for k in range(len(taps)):  # tap k of window j falls on sample 2 j + k
-                x[..., k % 2 :: 2] += taps[k] * part.roll(k // 2, -1)
-        return torch.cat([x, c[..., half : half + odd]], dim=-1)
-
-    def _filter(self, like: Tensor, which: int) -> Tensor:
-        return torch.tensor(_daubechies(self.order)[which], dtype=like.dtype, device=like.device)
+        x, before = torch.zeros_like(c), self.order - 1
+        x[..., 2 * half :] = c[..., half : half + odd]
+        low, high = _daubechies(self.order)
+        for taps, part in ((low, c[..., :half]), (high, c[..., half + odd :])):
+            coefficients = _periodic(part, before, 0)
+            for k, tap in enumerate(taps):
+                shifted = coefficients.narrow(-1, before - k // 2, half)
+                x[..., k % 2 : 2 * half : 2].add_(shifted, alpha=tap)
+        return x
 
 
 class CosineTransform:
-    """Orthonormal discrete cosine transform (DCT-II) of the image axes."""
+    """Orthonormal discrete cosine transform (DCT-II) of the image axes, by one real FFT per axis."""
 
     def __call__(self, x: Tensor) -> Tensor:
         for axis in image_axes(x.ndim):
-            x = _along(axis, x, lambda v: v @ _cosines(v.shape[-1], v).T)
+            x = _along(axis, x, _cosines)
         return x
 
     def adjoint(self, c: Tensor) -> Tensor:
         for axis in image_axes(c.ndim):
-            c = _along(axis, c, lambda v: v @ _cosines(v.shape[-1], v))
+            c = _along(axis, c, _from_cosines)
         return c
 
     def norm(self) -> float:
@@ -169,6 +173,9 @@ class WaveletSparsity(_Sparsity):
     def __init__(self, order: int = 4, n_levels: int | None = None) -> None:
         self._transform = WaveletTransform(order, n_levels)
 
+    def __repr__(self) -> str:
+        return f"WaveletSparsity(order={self._transform.order}, n_levels={self._transform.n_levels})"
+
 
 class CosineSparsity(_Sparsity):
     """Sparsity in the orthonormal cosine transform (DCT-II), whose mean is not penalised.
@@ -195,23 +202,40 @@ def _corner(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return x
 
 
-def _periodic(x: Tensor, n_taps: int) -> Tensor:
-    """Continue the last axis periodically by ``n_taps - 2`` samples, also over several periods."""
-    wrapped = torch.arange(x.shape[-1] + n_taps - 2, device=x.device) % x.shape[-1]
-    return x[..., wrapped]
+def _periodic(x: Tensor, before: int, after: int) -> Tensor:
+    """Continue the last axis periodically by so many samples, also over several periods."""
+    return x[..., torch.arange(-before, x.shape[-1] + after, device=x.device) % x.shape[-1]]
 
 
-@lru_cache(maxsize=32)
-@torch.inference_mode(False)  # the matrix is shared with those who differentiate
-def _cosine_matrix(n: int) -> Tensor:
-    k, i = torch.arange(n, dtype=torch.float64)[:, None], torch.arange(n, dtype=torch.float64)
-    matrix = math.sqrt(2 / n) * torch.cos(math.pi * k * (2 * i + 1) / (2 * n))
-    matrix[0] /= math.sqrt(2)
-    return matrix
+def _cosines(x: Tensor) -> Tensor:
+    """DCT-II of the last axis: coefficient k is the real part of ``z_k``, n - k minus its imaginary part."""
+    if x.is_complex():
+        return torch.complex(_cosines(x.real), _cosines(x.imag))
+    n = x.shape[-1]
+    folded = torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], dim=-1)
+    z = torch.fft.rfft(folded) * _half_sample_shift(n, x)
+    return torch.cat([z.real, -z.imag[..., 1 : (n + 1) // 2].flip(-1)], dim=-1)
 
 
-def _cosines(n: int, like: Tensor) -> Tensor:
-    return _cosine_matrix(n).to(like.device, like.dtype)
+def _from_cosines(c: Tensor) -> Tensor:
+    """Inverse of :func:`_cosines`."""
+    if c.is_complex():
+        return torch.complex(_from_cosines(c.real), _from_cosines(c.imag))
+    n = c.shape[-1]
+    mirrored = torch.nn.functional.pad(c, (0, 1)).flip(-1)  # coefficient n - k, zero for k = 0
+    z = torch.complex(c, -mirrored[..., :n])[..., : n // 2 + 1]
+    folded = torch.fft.irfft(z / _half_sample_shift(n, c), n)
+    x = torch.empty_like(c)
+    x[..., ::2], x[..., 1::2] = folded[..., : (n + 1) // 2], folded[..., (n + 1) // 2 :].flip(-1)
+    return x
+
+
+def _half_sample_shift(n: int, like: Tensor) -> Tensor:
+    """``exp(-i pi k / 2n)`` for the half spectrum, scaled so that the transform is orthonormal."""
+    k = torch.arange(n // 2 + 1, dtype=like.dtype, device=like.device)
+    scale = torch.full_like(k, math.sqrt(2 / n))
+    scale[0] = math.sqrt(1 / n)
+    return torch.polar(scale, -math.pi / (2 * n) * k)
 
 
 @lru_cache(maxsize=10)

@@ -11,7 +11,7 @@ from torch import Tensor
 from skinverse._batch import dot, expand
 from skinverse.functionals._base import Functional
 from skinverse.functionals._differences import Gradient, SymmetrizedDerivative, image_axes, on_differences
-from skinverse.functionals._simple import L1Norm, unit_ball
+from skinverse.functionals._simple import L1Norm, shrink, unit_ball
 
 
 class GroupNorm(Functional):
@@ -36,30 +36,36 @@ class GroupNorm(Functional):
         self.sizes = sizes
 
     def __call__(self, p: Tensor) -> Tensor:
-        return torch.stack([length.flatten(1).sum(1) for _, length in self._groups(p)]).sum(0)
+        zero = math.sqrt(torch.finfo(p.dtype).tiny)  # what _root makes of zero
+        return torch.stack([(_root(s) - zero).flatten(1).sum(1) for _, s in self._groups(p)]).sum(0)
 
     def prox(self, p: Tensor, step: Tensor | float) -> Tensor:
-        s, tiny = expand(step, p), torch.finfo(p.dtype).tiny
-        groups = [g * (1 - s / length.clamp_min(tiny)).clamp_min(0) for g, length in self._groups(p)]
+        groups = [shrink(g, _root(squares), step) for g, squares in self._groups(p)]
         return groups[0] if len(groups) == 1 else torch.cat(groups, dim=1)
 
     def prox_conjugate(self, u: Tensor, step: Tensor | float) -> Tensor:
-        groups = [g / length.clamp_min(1) for g, length in self._groups(u)]
+        groups = [g / squares.clamp_min(1).sqrt() for g, squares in self._groups(u)]
         return groups[0] if len(groups) == 1 else torch.cat(groups, dim=1)
 
     def conjugate(self, u: Tensor) -> Tensor | None:
-        return unit_ball(torch.stack([length.flatten(1).amax(1) for _, length in self._groups(u)]).amax(0))
+        largest = torch.stack([squares.flatten(1).amax(1) for _, squares in self._groups(u)]).amax(0)
+        return unit_ball(largest.sqrt())
 
     def _groups(self, p: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Each group and its pixelwise length."""
+        """Each group and its pixelwise squared length."""
         groups = [p] if self.sizes is None else p.split(self.sizes, dim=1)
-        return [(g, _length(g)) for g in groups]
+        return [(g, _squares(g)) for g in groups]
 
 
-def _length(p: Tensor) -> Tensor:
-    """Euclidean length over the channels; torch's own norm is many times slower along a short axis."""
+def _squares(p: Tensor) -> Tensor:
+    """Squared length over the channels; torch's own norm is many times slower along a short axis."""
     squares = p.real.square() + p.imag.square() if p.is_complex() else p.square()
-    return squares.sum(1, keepdim=True).sqrt()
+    return squares.sum(1, keepdim=True)
+
+
+def _root(squares: Tensor) -> Tensor:
+    """Square root that stays off zero, where its derivative is infinite: there it is constant."""
+    return squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt()
 
 
 class TotalVariation(Functional):
@@ -98,6 +104,9 @@ class TotalVariation(Functional):
 
     def split(self) -> tuple[Functional, Any]:
         return GroupNorm() if self.isotropic else L1Norm(), Gradient()
+
+    def __repr__(self) -> str:
+        return f"TotalVariation(isotropic={self.isotropic})"
 
 
 class TotalGeneralizedVariation(Functional):
@@ -150,6 +159,9 @@ class TotalGeneralizedVariation(Functional):
         field = x.new_zeros((len(x), len(image_axes(x.ndim)), *x.shape[1:]))
         return torch.cat([x[:, None], field], dim=1)
 
+    def __repr__(self) -> str:
+        return f"TotalGeneralizedVariation(alpha={self.alpha})"
+
 
 class OfImage(Functional):
     """A functional of the image as a functional of image and field: ``f(x)`` at ``z = (x, v)``.
@@ -190,6 +202,14 @@ class OfImage(Functional):
 
     def select(self, index: Tensor) -> Functional:
         return OfImage(self.functional.select(index), self.n_axes)
+
+    @property
+    def summands(self) -> tuple[Functional, ...]:
+        terms = self.functional.summands
+        return (self,) if len(terms) == 1 else tuple(OfImage(f, self.n_axes) for f in terms)
+
+    def __repr__(self) -> str:
+        return f"OfImage({self.functional!r}, {self.n_axes})"
 
 
 class _ImagePart:
@@ -291,7 +311,7 @@ def _minimum_over_fields(g: Tensor, alpha: float, *, gap: float = 1e-4, max_step
         new = on_differences(g + norm.prox(v - step * pull - g, step))
         v_bar, v = 2 * new - v, new
         if k % 10 == 9:
-            longest = _length(pull).flatten(1).amax(1).clamp_min(1)
+            longest = _squares(pull).flatten(1).amax(1).clamp_min(1).sqrt()
             done = upper - lower <= gap * upper + torch.finfo(g.dtype).eps * norm(g)
             upper = torch.where(done, upper, torch.minimum(upper, norm(g - v) + alpha * norm(E(v))))
             lower = torch.where(done, lower, torch.maximum(lower, dot(g, pull) / longest))
