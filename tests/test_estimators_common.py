@@ -275,9 +275,32 @@ def test_unknown_parameter_is_a_type_error() -> None:
         Tikhonov(lamda=1.0)
 
 
+def test_unknown_device_is_refused() -> None:
+    with pytest.raises(ValueError, match="device: expected.*'gpu'"):
+        Tikhonov(device="gpu").fit()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_missing_cuda_is_refused() -> None:
+    with pytest.raises(ValueError, match="without CUDA"):
+        Tikhonov(device="cuda").fit(np.ones((2, 3)))
+
+
 def test_sparse_data_are_refused() -> None:
     with pytest.raises(TypeError, match="sparse"):
         Tikhonov().fit().predict(scipy.sparse.eye_array(3))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@every
+def test_same_on_cuda(estimator, problem) -> None:
+    _, data, _ = problem
+    on_cpu = fitted(clone(estimator).set_params(device="cpu"), problem).predict(data)
+    on_cuda = fitted(clone(estimator).set_params(device="cuda"), problem).predict(
+        torch.from_numpy(data).cuda()
+    )
+    assert on_cuda.is_cuda
+    assert_allclose(on_cuda.cpu().numpy(), on_cpu, rtol=1e-5, atol=1e-7)
 
 
 def test_large_batches_are_cut_without_a_trace(monkeypatch) -> None:

@@ -10,6 +10,7 @@ import scipy.fft
 import scipy.optimize
 import torch
 from numpy.testing import assert_allclose
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from skinverse.functionals import (
@@ -23,6 +24,7 @@ from skinverse.functionals import (
 )
 from skinverse.functionals._differences import SymmetrizedDerivative
 from skinverse.functionals._sparsity import CosineTransform, WaveletTransform
+from skinverse.functionals._variation import _minimum_over_fields
 
 REAL, COMPLEX = torch.float64, torch.complex128
 TGV = TotalGeneralizedVariation()
@@ -258,6 +260,19 @@ def test_generalized_variation_does_not_look_at_other_images() -> None:
     easy, hard = torch.eye(8, dtype=REAL)[None], draw((1, 8, 8)).cumsum(1)
     together = TGV(torch.cat([easy, hard]))
     assert_allclose(together, torch.cat([TGV(easy), TGV(hard)]), rtol=1e-12)
+
+
+def test_generalized_variation_says_when_it_is_only_a_bound() -> None:
+    g = TotalVariation().split()[1](torch.cat([torch.zeros(1, 16, 16), draw((2, 16, 16)).cumsum(1)]))
+    with pytest.warns(ConvergenceWarning, match="2 of 3 values are upper bounds only"):
+        bound = _minimum_over_fields(g, 2.0, max_steps=10)
+    assert (bound >= _minimum_over_fields(g, 2.0)).all()
+
+
+def test_generalized_variation_of_nan_is_nan() -> None:
+    x = draw((2, 4, 4))
+    x[0, 1, 1] = torch.nan
+    assert TGV(x).isnan().tolist() == [True, False]
 
 
 @pytest.mark.parametrize("alpha", [0.0, -1.0, float("nan")])

@@ -17,10 +17,22 @@ _FLOATS = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """``"auto"`` is CUDA where there is one, the CPU otherwise."""
+    """``"auto"`` is CUDA where there is one, the CPU otherwise.
+
+    Raises
+    ------
+    ValueError
+        If there is no such device.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f'device: expected "auto", "cpu" or "cuda", got {device!r}') from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: expected one that is there, got {device!r} without CUDA")
+    return found
 
 
 def as_batch(array: Any, name: str, device: torch.device) -> Tensor:

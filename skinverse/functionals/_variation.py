@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from skinverse._batch import dot, expand
@@ -124,9 +126,9 @@ class TotalGeneralizedVariation(Functional):
     Notes
     -----
     There is no formula for the minimum over ``v``. The value is computed iteratively, to a relative duality
-    gap of 1e-4. To reconstruct, minimise over image and field together: :meth:`lifted` is the term as a
-    functional of ``z = (x, v)``, packed as (n, 1 + d, *dims), and :class:`OfImage` makes any functional of
-    ``x`` one of ``z``.
+    gap of 1e-4, or with a ``ConvergenceWarning`` after 50 000 steps. To reconstruct, minimise over image and
+    field together: :meth:`lifted` is the term as a functional of ``z = (x, v)``, packed as
+    (n, 1 + d, *dims), and :class:`OfImage` makes any functional of ``x`` one of ``z``.
 
     References
     ----------
@@ -292,7 +294,7 @@ class _JointNorm(Functional):
         return GroupNorm((d, 2 * d - 1))
 
 
-def _minimum_over_fields(g: Tensor, alpha: float, *, gap: float = 1e-4, max_steps: int = 5000) -> Tensor:
+def _minimum_over_fields(g: Tensor, alpha: float, *, gap: float = 1e-4, max_steps: int = 50_000) -> Tensor:
     """``min_v ||g - v|| + alpha ||E v||`` for gradients ``g``, by primal-dual steps to a relative gap.
 
     The dual is ``max <g, alpha E^T w>`` over ``|w| <= 1, |alpha E^T w| <= 1``; a dual iterate is scaled
@@ -312,9 +314,16 @@ def _minimum_over_fields(g: Tensor, alpha: float, *, gap: float = 1e-4, max_step
         v_bar, v = 2 * new - v, new
         if k % 10 == 9:
             longest = _squares(pull).flatten(1).amax(1).clamp_min(1).sqrt()
-            done = upper - lower <= gap * upper + torch.finfo(g.dtype).eps * norm(g)
+            done = ~(upper - lower > gap * upper + torch.finfo(g.dtype).eps * norm(g))  # NaN is done, too
             upper = torch.where(done, upper, torch.minimum(upper, norm(g - v) + alpha * norm(E(v))))
             lower = torch.where(done, lower, torch.maximum(lower, dot(g, pull) / longest))
             if bool(done.all()):
                 break
+    else:
+        warnings.warn(
+            f"total generalized variation: {int((~done).sum())} of {len(g)} values are upper bounds only, "
+            f"with a relative gap above {gap} after {max_steps} steps",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
     return unit * upper
