@@ -95,7 +95,8 @@ class _Saddle:
         for term, outer, _ in pairs:
             if not outer.proximable:
                 raise TypeError(
-                    f"primal_dual needs a prox or a split and {term!r} has neither: use accelerated_gradient"
+                    f"primal_dual needs a prox or a split and {term!r} has neither: use accelerated_gradient "
+                    "if it is smooth, lifted() if it is a TotalGeneralizedVariation"
                 )
         plain = [outer for _, outer, linear in pairs if linear is None]
         # Every iterate is a result of the prox of g: that goes to a constraint, which is written last.
