@@ -21,6 +21,9 @@ class BridgeMap(LinearMap):
         super().__init__(op.dims, op.dimsd)
         self._op = op
 
+    def precision(self) -> torch.dtype:
+        return torch.float32 if np.dtype(self._op.dtype) in (np.float32, np.complex64) else torch.float64
+
     def _forward(self, x: Tensor) -> Tensor:
         return _each(self._op.matvec, x, self.dimsd)
 

@@ -43,7 +43,7 @@ def dot_test(op: pylops.LinearOperator, *, tol: float | None = None, random_stat
     A, generator = as_torch(op), torch.Generator().manual_seed(random_state)
 
     def draw(shape: tuple[int, ...], *, complex: bool) -> Tensor:
-        dtype = torch.complex128 if complex else torch.float64
+        dtype = A.precision().to_complex() if complex else A.precision()
         return torch.randn((1, *shape), generator=generator, dtype=dtype)
 
     x = draw(A.dims, complex=False)
@@ -53,7 +53,7 @@ def dot_test(op: pylops.LinearOperator, *, tol: float | None = None, random_stat
     Ax, Ay = A(x), A.adjoint(y)
     size = torch.maximum(norm(Ax) * norm(y), norm(x) * norm(Ay)).item()
     error = abs((dot(Ax, y) - dot(x, Ay)).item()) / size if size else 0.0
-    single = np.dtype(op.dtype) in (np.float32, np.complex64)
+    single = np.dtype(op.dtype) in (np.float32, np.complex64) or A.precision() == torch.float32
     allowed = tol if tol is not None else 1e-4 if single else 1e-8
     if not error <= allowed:
         raise ValueError(

@@ -134,6 +134,14 @@ class LinearMap(ABC):
             self._norm = _power_iteration(self)
         return self._norm
 
+    def precision(self) -> torch.dtype:
+        """float32 where a constant is stored so: checks in it need no second copy. Else float64."""
+        kept = [
+            c.dtype.to_real() for c in self._constants.values() if c.is_floating_point() or c.is_complex()
+        ]
+        single = torch.float32 in [*kept, *(part.precision() for part in self._parts)]
+        return torch.float32 if single else torch.float64
+
     @abstractmethod
     def _forward(self, x: Tensor) -> Tensor: ...
 
@@ -158,8 +166,8 @@ class LinearMap(ABC):
 
 def _power_iteration(linear: LinearMap, *, max_steps: int = 300, tol: float = 1e-5) -> float:
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn((1, *linear.dims), generator=generator, dtype=torch.float64)
-    value = torch.zeros(1, dtype=torch.float64)
+    x = torch.randn((1, *linear.dims), generator=generator, dtype=linear.precision())
+    value = torch.zeros(1, dtype=x.dtype)
     for _ in range(max_steps):
         x = linear.adjoint(linear(x / norm(x).clamp_min(torch.finfo(x.dtype).tiny).item()))
         previous, value = value, norm(x)

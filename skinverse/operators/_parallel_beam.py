@@ -151,6 +151,9 @@ class _ParallelBeamMap(LinearMap):
         images = reduce(torch.add, (piece._adjoint(y[:, angles]) for angles, piece in self._pieces()))
         return images.contiguous()
 
+    def precision(self) -> torch.dtype:
+        return torch.float32 if self._rows.dtype == np.float32 else torch.float64
+
     def block(self, start: int, stop: int) -> LinearMap:
         """Keep the angles ``start`` to ``stop``."""
         return _ParallelBeamMap(self._rows.block(slice(start, stop)))

@@ -36,6 +36,9 @@ class SparseMap(LinearMap):
     def _adjoint(self, y: Tensor) -> Tensor:
         return self._times("columns", y).reshape(len(y), *self.dims)
 
+    def precision(self) -> torch.dtype:
+        return torch.float32 if self._matrix.dtype in (np.float32, np.complex64) else torch.float64
+
     def block(self, start: int, stop: int) -> LinearMap:
         """Keep the rows of the data ``start`` to ``stop`` of the first axis."""
         width = int(np.prod(self.dimsd[1:]))
