@@ -19,6 +19,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 import skinverse
 from skinverse import ReconstructionRegressor, Tikhonov
 from skinverse.estimators import BaseReconstructor
+from skinverse.estimators._base import _CHUNK
 
 DIMS = (12, 10)
 
@@ -306,7 +307,7 @@ def test_same_on_cuda(estimator, problem) -> None:
 def test_large_batches_are_cut_without_a_trace(monkeypatch) -> None:
     Y = np.random.default_rng(0).normal(size=(7, 5, 5))
     whole = Tikhonov().fit().predict(Y)
-    monkeypatch.setattr("skinverse.estimators._base._CHUNK", 50)
+    monkeypatch.setitem(_CHUNK, "cpu", 50)
     assert_allclose(Tikhonov().fit().predict(Y), whole)
 
 

@@ -34,8 +34,8 @@ from skinverse.training import Trainer
 if TYPE_CHECKING:
     from skinverse.estimators._regressor import ReconstructionRegressor
 
-# Numbers in one tensor while reconstructing: 64 MiB of float32 in each variable of a solver.
-_CHUNK = 2**24
+# Numbers in each variable of a solver: what a processor's caches hold; a GPU wants more work at a time.
+_CHUNK = {"cpu": 2**20, "cuda": 2**24}
 
 
 class BaseReconstructor(BaseEstimator, ABC):
@@ -235,7 +235,7 @@ class BaseReconstructor(BaseEstimator, ABC):
 
     def _reconstruct_in_chunks(self, A: LinearMap, data: Tensor) -> Solution:
         """No image depends on its companions, so a large batch may be cut to bound the memory."""
-        size = max(1, _CHUNK // max(int(np.prod(A.dims)), int(np.prod(A.dimsd))))
+        size = max(1, _CHUNK[data.device.type] // max(int(np.prod(A.dims)), int(np.prod(A.dimsd))))
         return Solution.concatenate([self._reconstruct(A, part) for part in data.split(size)])
 
     def _warn(self, solution: Solution) -> None:

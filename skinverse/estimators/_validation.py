@@ -26,10 +26,9 @@ def resolve_device(device: str | torch.device) -> torch.device:
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f'device: expected "auto", "cpu" or "cuda", got {device!r}') from error
+    if not str(device).startswith(("cpu", "cuda")):
+        raise ValueError(f'device: expected "auto", "cpu" or "cuda", got {device!r}')
+    found = torch.device(device)
     if found.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device: expected one that is there, got {device!r} without CUDA")
     return found
