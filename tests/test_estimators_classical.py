@@ -272,6 +272,8 @@ def test_too_few_steps_are_reported_with_the_number_of_images(method) -> None:
     [
         ({"lam": -1.0}, "lam: expected a number >= 0"),
         ({"lam": "auto"}, "lam: expected a number >= 0"),
+        ({"lam": None}, "lam: expected a number >= 0"),
+        ({"lam": float("inf")}, "lam: expected a number >= 0"),
         ({"lam": "discrepancy"}, "noise_std is missing"),
         ({"lam": "discrepancy", "noise_std": 0.0}, "noise_std: expected"),
     ],
@@ -279,6 +281,13 @@ def test_too_few_steps_are_reported_with_the_number_of_images(method) -> None:
 def test_bad_weights_are_refused(method, params, says) -> None:
     with pytest.raises(ValueError, match=says):
         method(**params).fit()
+
+
+@pytest.mark.parametrize("method", [Tikhonov, Landweber, Kaczmarz, *VARIATIONAL])
+@pytest.mark.parametrize("steps", [0, -1, 2.5, None])
+def test_impossible_numbers_of_steps_are_refused(method, steps) -> None:
+    with pytest.raises(ValueError, match="max_steps: expected a whole number >= 1"):
+        method(max_steps=steps).fit()
 
 
 @pytest.mark.parametrize("method", VARIATIONAL)

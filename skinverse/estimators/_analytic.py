@@ -15,7 +15,7 @@ from torch import Tensor
 
 from skinverse._batch import expand, norm
 from skinverse.estimators._base import BaseReconstructor
-from skinverse.estimators._validation import check_lam, discrepancy_level
+from skinverse.estimators._validation import check_lam, check_whole, discrepancy_level
 from skinverse.operators import LinearMap, as_torch
 from skinverse.solvers import Solution, conjugate_gradient
 
@@ -139,6 +139,7 @@ class Tikhonov(BaseReconstructor):
 
     def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
         check_lam(self.lam, self.noise_std)
+        check_whole(self.max_steps, "max_steps", 1)
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
         if self.lam != "discrepancy":
@@ -237,6 +238,8 @@ class SpectralCutoff(BaseReconstructor):
 
     def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
         check_lam(self.lam, self.noise_std)
+        if self.n_components is not None:
+            check_whole(self.n_components, "n_components", 1)
         if A is not None:
             parts = self._decompose(A)
             self.data_components_, self.singular_values_, self.components_ = (

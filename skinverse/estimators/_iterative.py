@@ -13,7 +13,7 @@ from torch import Tensor
 
 from skinverse._batch import norm
 from skinverse.estimators._base import BaseReconstructor
-from skinverse.estimators._validation import check_bounds, check_lam, discrepancy_level
+from skinverse.estimators._validation import check_bounds, check_lam, check_whole, discrepancy_level
 from skinverse.operators import LinearMap, as_torch
 from skinverse.solvers import Solution
 
@@ -91,6 +91,7 @@ class Landweber(BaseReconstructor):
         _check_relaxation(self.relaxation)
         check_lam(0.0, self.noise_std)
         check_bounds(self.bounds)
+        check_whole(self.max_steps, "max_steps", 1)
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
         omega = self.relaxation / A.norm() ** 2 if A.norm() > 0 else 0.0
@@ -185,6 +186,9 @@ class Kaczmarz(BaseReconstructor):
         _check_relaxation(self.relaxation)
         check_lam(0.0, self.noise_std)
         check_bounds(self.bounds)
+        check_whole(self.max_steps, "max_steps", 1)
+        if self.n_blocks is not None:
+            check_whole(self.n_blocks, "n_blocks", 1)
         self._seed = int(check_random_state(self.random_state).randint(2**31))
         if A is not None:
             self.block_norms_ = self._norms(A)

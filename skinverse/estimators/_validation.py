@@ -82,10 +82,10 @@ def per_sample(batch: Tensor, dims: tuple[int, ...], name: str, source: str) -> 
         return batch
     if batch.ndim == 2 and batch.shape[1] == math.prod(dims):
         return batch.reshape(-1, *dims)
-    expected = ", ".join(map(str, dims)) + ("," if len(dims) == 0 else "")
+    expected = ", ".join(map(str, dims))
+    flat = f", or flat (n_samples, {math.prod(dims)})" if len(dims) > 1 else ""
     raise ValueError(
-        f"{name}: expected shape (n_samples, {expected}) from {source}, "
-        f"or flat (n_samples, {math.prod(dims)}), got {tuple(batch.shape)}"
+        f"{name}: expected shape (n_samples, {expected}) from {source}{flat}, got {tuple(batch.shape)}"
     )
 
 
@@ -122,7 +122,7 @@ def check_lam(lam: Any, noise_std: float | None) -> None:
             raise ValueError(f'lam: expected a number >= 0 or "discrepancy", got {lam!r}')
         if noise_std is None:
             raise ValueError('lam="discrepancy" matches the residual to the noise: noise_std is missing')
-    elif not (np.isfinite(lam) and lam >= 0):
+    elif not (isinstance(lam, (int, float, np.number)) and 0 <= lam < math.inf):
         raise ValueError(f'lam: expected a number >= 0 or "discrepancy", got {lam!r}')
     if noise_std is not None and not noise_std > 0:
         raise ValueError(f"noise_std: expected a number > 0, got {noise_std!r}")
@@ -147,3 +147,15 @@ def check_bounds(bounds: Any) -> tuple[float | None, float | None]:
     if low is not None and high is not None and not low < high:
         raise ValueError(f"bounds: expected (low, high) with low < high, got {bounds!r}")
     return low, high
+
+
+def check_whole(value: Any, name: str, least: int) -> None:
+    """A parameter that counts.
+
+    Raises
+    ------
+    ValueError
+        If it is no whole number of at least ``least``.
+    """
+    if not (isinstance(value, (int, np.integer)) and value >= least):
+        raise ValueError(f"{name}: expected a whole number >= {least}, got {value!r}")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from skinverse._batch import dot, expand, norm
 from skinverse.estimators._base import BaseReconstructor
-from skinverse.estimators._validation import check_bounds, check_lam, discrepancy_level
+from skinverse.estimators._validation import check_bounds, check_lam, check_whole, discrepancy_level
 from skinverse.functionals import (
     Box,
     DataBall,
@@ -106,6 +106,7 @@ class TotalVariationRecon(BaseReconstructor):
     def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
         check_lam(self.lam, self.noise_std)
         check_bounds(self.bounds)
+        check_whole(self.max_steps, "max_steps", 1)
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
         fidelity = _fidelity(A, data, self.lam, self.noise_std)
@@ -189,6 +190,7 @@ class TotalGeneralizedVariationRecon(BaseReconstructor):
     def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
         check_lam(self.lam, self.noise_std)
         check_bounds(self.bounds)
+        check_whole(self.max_steps, "max_steps", 1)
         TotalGeneralizedVariation(alpha=self.tgv_ratio)
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
@@ -286,6 +288,7 @@ class WaveletRecon(BaseReconstructor):
     def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
         check_lam(self.lam, self.noise_std)
         check_bounds(self.bounds)
+        check_whole(self.max_steps, "max_steps", 1)
         if self.solver not in _ITERATIONS:
             raise ValueError(f"solver: expected one of {sorted(_ITERATIONS)}, got {self.solver!r}")
         WaveletSparsity(self.wavelet_order, self.n_levels)
