@@ -144,6 +144,12 @@ def test_kaczmarz_by_rows_solves_a_consistent_system(order) -> None:
     assert_allclose(model.predict(X @ matrix.T), X, atol=1e-6)
 
 
+def test_blocks_may_change_after_fit() -> None:
+    _, data, A = make_problem("ct", n_samples=1, size=16, noise=0.01, random_state=0)
+    changed = Kaczmarz(A, n_blocks=2).fit().set_params(n_blocks=4).predict(data)
+    assert_array_equal(changed, Kaczmarz(A, n_blocks=4).fit().predict(data))
+
+
 def test_one_kaczmarz_step_projects_onto_the_hyperplane() -> None:
     row = np.array([[3.0, 4.0]])
     x = Kaczmarz(pylops.MatrixMult(row), max_steps=1).fit().predict(np.array([[10.0]]))

@@ -375,3 +375,8 @@ def test_a_full_turn_is_no_degree() -> None:
 def test_bad_input_is_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parallel_beam(**({"dims": (4, 4), "angles": [0.0], "n_detectors": 5} | change))
+
+
+def test_it_can_be_written_out_densely() -> None:
+    A = parallel_beam((4, 5), [0.3, 1.2], 7)
+    np.testing.assert_allclose(A.todense(), A.matrix().toarray())

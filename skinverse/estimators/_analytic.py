@@ -28,7 +28,8 @@ class FilteredBackProjection(BaseReconstructor):
 
     For parallel-beam CT the data are filtered along the detector and smeared back along the rays,
     ``x = A^* (h * y)`` in physical units. For (multi-coil, undersampled) Fourier measurements, missing
-    samples count as zero. Nothing is iterated, nothing learned.
+    samples count as zero; coil maps are taken to be normalised, ``sum_c |S_c|^2 = 1``. Nothing is iterated,
+    nothing learned.
 
     Parameters
     ----------

@@ -196,7 +196,8 @@ class Kaczmarz(BaseReconstructor):
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
         edges = self._edges(A)
         blocks = [A.block(start, stop) for start, stop in edges]
-        known = self.operator_ is not None and A is as_torch(self.operator_)
+        seen = self.operator_ is not None and A is as_torch(self.operator_)
+        known = seen and len(self.block_norms_) == len(blocks)  # n_blocks may have changed since
         squares = (self.block_norms_ if known else self._norms(A)) ** 2
         random = np.random.default_rng(self._seed)
 

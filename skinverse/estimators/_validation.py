@@ -143,6 +143,8 @@ def check_bounds(bounds: Any) -> tuple[float | None, float | None]:
     ValueError
         If ``bounds`` is no such pair.
     """
+    if bounds is not None and not (isinstance(bounds, (tuple, list)) and len(bounds) == 2):
+        raise ValueError(f"bounds: expected (low, high) or None, got {bounds!r}")
     low, high = (None, None) if bounds is None else bounds
     if low is not None and high is not None and not low < high:
         raise ValueError(f"bounds: expected (low, high) with low < high, got {bounds!r}")

@@ -107,7 +107,8 @@ class ParallelBeam(LinearOperator):
         """
         return self._rows.whole()
 
-    def _matmat(self, X: NDArray) -> NDArray:
+    def _matmat(self, X: Any) -> NDArray:
+        X = X.toarray() if sp.issparse(X) else X  # the identity of todense
         return np.concatenate([matrix @ X for _, matrix in self._rows.pieces()])
 
     def _rmatmat(self, X: NDArray) -> NDArray:
