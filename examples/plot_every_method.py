@@ -7,12 +7,14 @@ steps where steps regularize, is found by a search; everything else is left as i
 """
 
 # %%
+import tempfile
 import warnings
 
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV
 
 import skinverse
+from skinverse import Trainer
 from skinverse.datasets import make_problem
 from skinverse.displays import ReconstructionDisplay
 from skinverse.estimators import BaseReconstructor
@@ -25,6 +27,12 @@ X_test, Y_test, _ = make_problem("deblurring", n_samples=2, size=32, noise=0.05,
 # The methods are those of the public list: a new one appears here by itself.
 public = [getattr(skinverse, name) for name in skinverse.__all__]
 methods = [c(A) for c in public if isinstance(c, type) and issubclass(c, BaseReconstructor)]
+
+# Four images are little to learn from; what learns does so once for each fold and keeps it.
+cache = tempfile.mkdtemp()
+for method in methods:
+    if "trainer" in method.get_params():
+        method.set_params(trainer=Trainer(max_epochs=200, lr=1e-2), memory=cache)
 
 
 def tuned(method):

@@ -4,9 +4,11 @@ from . import datasets as datasets
 from . import displays as displays
 from . import functionals as functionals
 from . import metrics as metrics
+from . import networks as networks
 from . import operators as operators
 from . import solvers as solvers
 from ._versions import show_versions as show_versions
+from .estimators._adversarial import AdversarialRegularizer as AdversarialRegularizer
 from .estimators._analytic import FilteredBackProjection as FilteredBackProjection
 from .estimators._analytic import SpectralCutoff as SpectralCutoff
 from .estimators._analytic import Tikhonov as Tikhonov

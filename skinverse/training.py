@@ -11,10 +11,13 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from skorch import NeuralNet
-from skorch.callbacks import Callback
+from skorch.callbacks import Callback, LRScheduler
 from skorch.dataset import Dataset
 from skorch.helper import predefined_split
 from torch import Tensor, nn
+from tqdm import tqdm
+
+from skinverse._batch import reuse_freed_memory
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 Score = Callable[[Tensor, Tensor], float]
@@ -39,10 +42,14 @@ class Trainer(BaseEstimator):
         Learning rate of the optimizer.
     optimizer : {"adam", "rmsprop", "sgd"}, default="adam"
         The stochastic gradient method, with torch's own defaults.
+    lr_decay : float > 0, default=1.0
+        Learning rate at the end relative to the beginning; it changes by the same factor each epoch.
     validation_fraction : float in [0, 1), default=0.1
-        Part of the pairs held out to choose the best epoch; 0 holds nothing out.
+        Part of the images held out to choose the best epoch; 0 holds nothing out.
+    score_every : int, default=1
+        Epochs from one evaluation of the held-out score to the next.
     patience : int or None, default=None
-        Stop after so many epochs without a better held-out PSNR; None trains for ``max_epochs``.
+        Stop after so many evaluations without a better score; None trains for ``max_epochs``.
     callbacks : list of skorch callbacks or None, default=None
         What else is to happen during training.
 
@@ -60,7 +67,9 @@ class Trainer(BaseEstimator):
         batch_size: int = 8,
         lr: float = 1e-3,
         optimizer: str = "adam",
+        lr_decay: float = 1.0,
         validation_fraction: float = 0.1,
+        score_every: int = 1,
         patience: int | None = None,
         callbacks: list[Callback] | None = None,
     ) -> None:
@@ -68,7 +77,9 @@ class Trainer(BaseEstimator):
         self.batch_size = batch_size
         self.lr = lr
         self.optimizer = optimizer
+        self.lr_decay = lr_decay
         self.validation_fraction = validation_fraction
+        self.score_every = score_every
         self.patience = patience
         self.callbacks = callbacks
 
@@ -79,6 +90,7 @@ class Trainer(BaseEstimator):
         images: Tensor,
         data: Tensor,
         *,
+        paired: bool = True,
         score: Score | None = None,
         seed: int = 0,
         verbose: int = 0,
@@ -92,19 +104,23 @@ class Trainer(BaseEstimator):
         loss : callable
             ``loss(module, images, data)``, one number per image, shape (n,).
         images, data : Tensor of shape (n, ...)
-            The training pairs.
+            The training pairs, or two sets that need not be of one size.
+        paired : bool
+            Whether the i-th image belongs to the i-th data. If not, an epoch is one pass through the larger
+            set, and each of its members meets a random one of the other set.
         score : callable or None
-            ``score(images, data)``, larger is better, called on the held-out pairs after each epoch.
+            ``score(images, data)``, larger is better, called on what is held out before the first epoch and
+            then every ``score_every`` epochs.
         seed : int
             Fixes the split, the order of the images and whatever the module draws; the global generators
             are left as they were.
         verbose : int
-            1 prints a line per epoch.
+            1 shows a progress bar, 2 a line per epoch.
 
         Returns
         -------
         list of dict
-            For each epoch its number, ``train_loss``, duration, and with held-out pairs ``valid_loss`` and
+            For each epoch its number, ``train_loss``, duration, and with held-out images ``valid_loss`` and
             ``valid_score``.
 
         Raises
@@ -119,9 +135,13 @@ class Trainer(BaseEstimator):
         """
         if self.optimizer not in _OPTIMIZERS:
             raise ValueError(f"optimizer: expected one of {sorted(_OPTIMIZERS)}, got {self.optimizer!r}")
-        train, held_out = self._split(images, data, seed)
-        watch = _Watch(held_out, score, self.patience)
-        with torch.random.fork_rng():
+        reuse_freed_memory()
+        (train_images, held_images), (train_data, held_data) = (
+            self._split(batch, seed) for batch in (images, data)
+        )
+        held_out = (held_images, held_data) if len(held_images) and len(held_data) else None
+        sets = _dataset if paired else _Unpaired
+        with torch.random.fork_rng(), tqdm(total=self.max_epochs, disable=verbose != 1) as bar:
             torch.manual_seed(seed)
             net = NeuralNet(
                 _LossModule(module, loss),
@@ -132,24 +152,29 @@ class Trainer(BaseEstimator):
                 batch_size=self.batch_size,
                 iterator_train__shuffle=True,
                 iterator_train__generator=torch.Generator().manual_seed(seed),
-                train_split=None if held_out is None else predefined_split(_dataset(*held_out)),
-                callbacks=[("watch", watch), *(self.callbacks or [])],
+                train_split=None if held_out is None else predefined_split(sets(*held_out)),
+                callbacks=self._callbacks(held_out, score, bar),
                 device=next(module.parameters()).device,
-                verbose=verbose,
+                verbose=int(verbose > 1),
             )
-            net.fit(_dataset(*train), y=None)
+            net.fit(sets(train_images, train_data), y=None)
         return [{k: v for k, v in epoch.items() if k != "batches" and v is not None} for epoch in net.history]
 
-    def _split(self, images: Tensor, data: Tensor, seed: int) -> tuple[Any, Any]:
-        n_held_out = int(round(self.validation_fraction * len(images)))
-        if not 0 <= self.validation_fraction < 1 or n_held_out >= len(images):
+    def _split(self, batch: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """What to train on and what to hold out; sets of one size are split alike: pairs stay pairs."""
+        n_held_out = int(round(self.validation_fraction * len(batch)))
+        if not 0 <= self.validation_fraction < 1 or n_held_out >= len(batch):
             raise ValueError(
-                f"validation_fraction={self.validation_fraction} leaves nothing of {len(images)} pairs "
-                "to train on"
+                f"validation_fraction={self.validation_fraction} leaves nothing of {len(batch)} to train on"
             )
-        order = torch.from_numpy(np.random.default_rng(seed).permutation(len(images))).to(images.device)
-        held_out, train = order[:n_held_out], order[n_held_out:]
-        return (images[train], data[train]), (images[held_out], data[held_out]) if n_held_out else None
+        order = torch.from_numpy(np.random.default_rng(seed).permutation(len(batch))).to(batch.device)
+        return batch[order[n_held_out:]], batch[order[:n_held_out]]
+
+    def _callbacks(self, held_out: Any, score: Score | None, bar: tqdm) -> list[Any]:
+        per_epoch = self.lr_decay ** (1 / max(1, self.max_epochs))
+        watch = _Watch(held_out, score, self.score_every, self.patience, bar)
+        schedule = LRScheduler(policy="ExponentialLR", gamma=per_epoch, monitor=None)
+        return [("watch", watch), ("schedule", schedule), *(self.callbacks or [])]
 
 
 class _LossModule(nn.Module):
@@ -172,12 +197,18 @@ class _Watch(Callback):
     """Keeps the best weights, stops when they no longer improve or the loss is no longer a number."""
 
     def __init__(
-        self, held_out: tuple[Tensor, Tensor] | None, score: Score | None, patience: int | None
+        self,
+        held_out: tuple[Tensor, Tensor] | None,
+        score: Score | None,
+        every: int,
+        patience: int | None,
+        bar: tqdm,
     ) -> None:
-        self.held_out, self.score, self.patience = held_out, score, patience
+        self.held_out, self.score, self.every, self.patience, self.bar = held_out, score, every, patience, bar
 
     def on_train_begin(self, net: NeuralNet, X: Any = None, y: Any = None, **_: Any) -> None:
-        self.best_, self.best_score_, self.misses_, self.failed_ = _weights(net), -np.inf, 0, False
+        self.misses_, self.failed_ = 0, False
+        self.best_, self.best_score_ = _weights(net), self._evaluate(net)
 
     def on_batch_end(self, net: NeuralNet, batch: Any = None, training: bool = False, **_: Any) -> None:
         if training and not np.isfinite(net.history[-1, "batches", -1, "train_loss"]):
@@ -187,10 +218,15 @@ class _Watch(Callback):
     def on_epoch_end(
         self, net: NeuralNet, dataset_train: Any = None, dataset_valid: Any = None, **_: Any
     ) -> None:
+        self.bar.update()
+        epoch = net.history[-1, "epoch"]
+        if epoch % self.every and epoch < net.max_epochs:
+            return
         score = self._evaluate(net)
         net.history.record("valid_score", score)
-        if score is None or score > self.best_score_:
-            self.best_, self.best_score_, self.misses_ = _weights(net), score or -np.inf, 0
+        self.bar.set_postfix({} if score is None else {"score": f"{score:.3f}"})
+        if self.best_score_ is None or score is None or score > self.best_score_:
+            self.best_, self.best_score_, self.misses_ = _weights(net), score, 0
         else:
             self.misses_ += 1
         if self.misses_ == self.patience:
@@ -206,7 +242,8 @@ class _Watch(Callback):
         if self.held_out is None or self.score is None:
             return None
         net.module_.eval()
-        return self.score(*self.held_out)
+        score = self.score(*self.held_out)
+        return score if np.isfinite(score) else -np.inf
 
 
 def _weights(net: NeuralNet) -> dict[str, Tensor]:
@@ -215,3 +252,19 @@ def _weights(net: NeuralNet) -> dict[str, Tensor]:
 
 def _dataset(images: Tensor, data: Tensor) -> Dataset:
     return Dataset({"images": images, "data": data})
+
+
+class _Unpaired(Dataset):
+    """Two sets: each member of the larger one comes once, with a random one of the other."""
+
+    def __init__(self, images: Tensor, data: Tensor) -> None:
+        self.images, self.data = images, data
+
+    def __len__(self) -> int:
+        return max(len(self.images), len(self.data))
+
+    def __getitem__(self, i: int) -> tuple[dict[str, Tensor], Tensor]:
+        fewer_data = len(self.data) <= len(self.images)
+        j = int(torch.randint(len(self.data if fewer_data else self.images), ()))
+        first, second = (i, j) if fewer_data else (j, i)
+        return {"images": self.images[first], "data": self.data[second]}, torch.tensor(0)

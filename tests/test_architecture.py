@@ -41,7 +41,7 @@ MAY_IMPORT = {
 }
 
 # An estimator's file knows no other one, except what they all stand on ...
-SHARED_BY_ESTIMATORS = {"_base", "_validation"}
+SHARED_BY_ESTIMATORS = {"_base", "_validation", "_calibration"}
 # ... the adapter's default method, and the two ends of `as_regressor`.
 SIBLINGS = {("_regressor", "_analytic"), ("_base", "_regressor")}
 
@@ -112,7 +112,10 @@ def foreign_siblings(package: Path) -> Iterator[str]:
     for i in imports(package):
         if i.ours and i.importer[0] == i.target[0] == "estimators" and len(i.target) > 1:
             file, target = i.importer[-1], i.target[1]
-            if not (file == "__init__" or target in SHARED_BY_ESTIMATORS or (file, target) in SIBLINGS):
+            part = target.startswith(f"{file}_")  # a family too long for one file has parts named after it
+            if not (
+                file == "__init__" or part or target in SHARED_BY_ESTIMATORS or (file, target) in SIBLINGS
+            ):
                 yield f"{i.path}:{i.line}: estimators '{file}' must not import its sibling '{target}'"
 
 
@@ -139,7 +142,7 @@ def long_functions(package: Path) -> Iterator[str]:
     for path, node in nodes(package):
         if isinstance(node, ast.FunctionDef):
             n_lines = node.end_lineno - node.lineno + 1 - docstring_lines(node)
-            if n_lines > MAX_FUNCTION:
+            if n_lines > MAX_FUNCTION and node.name != "__init__":  # one line for each hyper-parameter
                 yield f"{path}:{node.lineno}: {node.name} has {n_lines} lines, at most {MAX_FUNCTION}"
 
 
@@ -153,7 +156,7 @@ def many_arguments(package: Path) -> Iterator[str]:
         if isinstance(node, ast.FunctionDef):
             names = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
             n_arguments = len([name for name in names if name not in ("self", "cls")])
-            if n_arguments > MAX_ARGUMENTS:
+            if n_arguments > MAX_ARGUMENTS and node.name != "__init__":  # hyper-parameters, all by name
                 yield f"{path}:{node.lineno}: {node.name} takes {n_arguments}, at most {MAX_ARGUMENTS}"
 
 
@@ -237,6 +240,7 @@ ALLOWED = [
         "estimators/_new.py",
         "from skinverse.operators import x\nfrom skinverse.estimators._base import x",
     ),
+    ("estimators/_new.py", "from skinverse.estimators._new_losses import x"),
     ("training.py", "import skorch"),
     ("metrics.py", 'def f():\n    """Doc.\n' + "\n" * MAX_FUNCTION + '    """\n    return 1'),
 ]

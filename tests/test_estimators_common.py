@@ -17,7 +17,7 @@ from sklearn.model_selection import GridSearchCV, cross_val_predict
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import skinverse
-from skinverse import ReconstructionRegressor, Tikhonov
+from skinverse import ReconstructionRegressor, Tikhonov, Trainer
 from skinverse.estimators import BaseReconstructor
 from skinverse.estimators._base import _CHUNK
 
@@ -25,9 +25,11 @@ DIMS = (12, 10)
 
 
 def reconstructors() -> list[BaseReconstructor]:
-    """Every public reconstruction method, default-constructed."""
+    """Every public reconstruction method, default-constructed; what learns, learns for a moment only."""
     classes = [getattr(skinverse, name) for name in skinverse.__all__]
-    return [c() for c in classes if isinstance(c, type) and issubclass(c, BaseReconstructor)]
+    methods = [c() for c in classes if isinstance(c, type) and issubclass(c, BaseReconstructor)]
+    short = {"trainer": Trainer(max_epochs=1), "lam": "auto"}
+    return [m.set_params(**short) if "trainer" in m.get_params() else m for m in methods]
 
 
 every = pytest.mark.parametrize("estimator", reconstructors(), ids=lambda e: type(e).__name__)
@@ -48,6 +50,7 @@ def fitted(estimator: BaseReconstructor, problem) -> BaseReconstructor:
     return clone(estimator).set_params(operator=operator).fit(images, data)
 
 
+@pytest.mark.filterwarnings("ignore:lam=.* sees no noise")  # the checks send numbers that are no measurements
 @pytest.mark.draws_globally  # one of scikit-learn's checks does
 @parametrize_with_checks([e.as_regressor() for e in reconstructors()] + [ReconstructionRegressor()])
 def test_sklearn_checks(estimator, check) -> None:
@@ -98,9 +101,12 @@ def test_precision_is_kept(estimator, problem, dtype) -> None:
 def test_single_precision_agrees_with_double(estimator, problem) -> None:
     _, data, _ = problem
     model = fitted(estimator, problem)
-    assert_allclose(
-        model.predict(data.astype("float32")), model.predict(data), atol=5e-3 * np.abs(data).max()
+    (single, of_single), (double, of_double) = (
+        model.predict(y, return_info=True) for y in (data.astype("float32"), data)
     )
+    if getattr(model, "weak_convexity_", 0.0) == 0.0:  # else the minimum need not be the only one
+        assert_allclose(single, double, atol=5e-3 * np.abs(data).max())
+    assert_allclose(of_single.objective, of_double.objective, rtol=2e-2, atol=1e-6)
 
 
 @every

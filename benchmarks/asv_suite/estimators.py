@@ -31,7 +31,10 @@ class Estimator:
         self.images, self.data, operator = make_problem(
             problem, n_samples=8, size=32, noise=0.05, random_state=0
         )
-        self.estimator = getattr(skinverse, name)(operator).fit(self.images, self.data)
+        estimator = getattr(skinverse, name)(operator)
+        if "trainer" in estimator.get_params():
+            estimator.set_params(trainer=skinverse.Trainer(max_epochs=1))
+        self.estimator = estimator.fit(self.images, self.data)
 
     def time_fit(self, name: str, problem: str) -> None:
         self.estimator.fit(self.images, self.data)

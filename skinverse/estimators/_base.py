@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import joblib
 import numpy as np
 import pylops
 import torch
@@ -19,6 +20,7 @@ from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted, check_memory
 from torch import Tensor, nn
 
+from skinverse._batch import reuse_freed_memory
 from skinverse.estimators._validation import (
     as_batch,
     check_operator,
@@ -55,6 +57,8 @@ class BaseReconstructor(BaseEstimator, ABC):
     _paired: ClassVar[bool] = True
     # Private attributes that `predict` needs, to be saved with the public fitted ones.
     _saved: ClassVar[tuple[str, ...]] = ()
+    # How many numbers a step holds at once for each one of an image.
+    _load: ClassVar[int] = 1
 
     __metadata_request__fit: ClassVar[dict[str, str]] = {"X_true": UNUSED, "Y_meas": UNUSED}
     __metadata_request__predict: ClassVar[dict[str, str]] = {"Y_meas": UNUSED, "return_info": UNUSED}
@@ -235,7 +239,9 @@ class BaseReconstructor(BaseEstimator, ABC):
 
     def _reconstruct_in_chunks(self, A: LinearMap, data: Tensor) -> Solution:
         """No image depends on its companions, so a large batch may be cut to bound the memory."""
-        size = max(1, _CHUNK[data.device.type] // max(int(np.prod(A.dims)), int(np.prod(A.dimsd))))
+        reuse_freed_memory()
+        numbers = self._load * max(int(np.prod(A.dims)), int(np.prod(A.dimsd)))
+        size = max(1, _CHUNK[data.device.type] // numbers)
         return Solution.concatenate([self._reconstruct(A, part) for part in data.split(size)])
 
     def _warn(self, solution: Solution) -> None:
@@ -274,7 +280,8 @@ class LearnedReconstructor(BaseReconstructor):
     """A reconstruction method with a trained torch module: seed, device, trainer, cache and history.
 
     A method gives :meth:`_make_module`, :meth:`_reconstruct` and, unless it is the squared error, the
-    loss :meth:`_loss`. What is learned never depends on the parameters in ``_reconstruction_params``.
+    loss :meth:`_loss`; one that trains in several phases gives :meth:`_train` instead. What is learned never
+    depends on the parameters in ``_reconstruction_params``. Training is in single precision.
 
     Attributes
     ----------
@@ -286,6 +293,8 @@ class LearnedReconstructor(BaseReconstructor):
 
     _needs: ClassVar[tuple[str, ...]] = ("X_true", "Y_meas")
     _reconstruction_params: ClassVar[tuple[str, ...]] = ("lam", "max_steps", "tol", "verbose", "device")
+    # What `_make_module` has to know of the images besides the operator.
+    _seen: ClassVar[tuple[str, ...]] = ()
 
     module_: nn.Module
     trainer: Trainer | None
@@ -302,59 +311,94 @@ class LearnedReconstructor(BaseReconstructor):
         """Loss of each image, (n,): by default the squared error of ``module(data)``."""
         return (module(data) - images).abs().square().flatten(1).sum(1)
 
+    def _train(
+        self, module: nn.Module, A: LinearMap, images: Tensor, data: Tensor, seed: int, verbose: int
+    ) -> list[dict[str, Any]]:
+        """Train the module in place and tell the history; by default in one phase."""
+
+        def held_out_psnr(images: Tensor, data: Tensor) -> float:
+            with np.errstate(over="ignore"):  # a diverging training is the trainer's to report
+                return float(np.mean(psnr(images, self._reconstruct(A, data).x)))
+
+        trainer = self.trainer if self.trainer is not None else Trainer()
+        return trainer.train(
+            module, self._loss, images, data, score=held_out_psnr, seed=seed, verbose=verbose
+        )
+
     def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
-        assert images is not None and data is not None  # _needs
+        assert A is not None and images is not None and data is not None  # _needs
         start = self.module_.state_dict() if self.warm_start and hasattr(self, "module_") else {}
-        train = check_memory(self.memory).cache(_train, ignore=["device", "verbose"])
+        train = check_memory(self.memory).cache(_train, ignore=["operator", "device", "verbose"])
         weights, self.history_ = train(
             self._recipe(),
+            _fingerprint(A),
             images.cpu().numpy(),
             data.cpu().numpy(),
             {name: value.cpu().numpy() for name, value in start.items()},
-            check_random_state(self.random_state).randint(2**31),
+            _seed(self.random_state),
+            operator=self.operator_,
             device=images.device,
             verbose=self.verbose,
         )
-        self.module_ = _seeded_module(self, 0, images)
+        self.module_ = _seeded_module(self, 0, images.device)
         self.module_.load_state_dict(weights)
         self.module_.eval()
 
     def _recipe(self) -> Self:
         """Leave out what does not touch the training: the key under which it is cached."""
         defaults = {name: p.default for name, p in signature(type(self)).parameters.items()}
-        untouched = {"memory", "random_state", "warm_start", *self._reconstruction_params} & defaults.keys()
+        elsewhere = {"operator", "memory", "random_state", "warm_start"}
+        untouched = (elsewhere | set(self._reconstruction_params)) & defaults.keys()
         recipe = clone(self).set_params(**{name: defaults[name] for name in untouched})
-        recipe.operator_ = self.operator_
+        for name in self._seen:
+            setattr(recipe, name, getattr(self, name))
         return recipe
 
 
 def _train(
     recipe: LearnedReconstructor,
+    fingerprint: str,
     images: np.ndarray,
     data: np.ndarray,
     start: dict[str, np.ndarray],
     seed: int,
+    operator: pylops.LinearOperator,
     device: torch.device,
     verbose: int,
 ) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """Train the recipe's module; a function of its arguments alone, so that it can be cached."""
-    x, y = torch.from_numpy(images).to(device), torch.from_numpy(data).to(device)
-    module = _seeded_module(recipe, seed, x)
+    recipe.operator_ = operator
+    x, y = (single(torch.from_numpy(batch)).to(device) for batch in (images, data))
+    module = recipe.module_ = _seeded_module(recipe, seed, device)
     if start:
         module.load_state_dict({name: torch.from_numpy(value) for name, value in start.items()})
-    recipe.module_ = module
-
-    def held_out_psnr(images: Tensor, data: Tensor) -> float:
-        with np.errstate(over="ignore"):  # a diverging training is the trainer's to report
-            return float(np.mean(psnr(images, recipe._reconstruct(as_torch(recipe.operator_), data).x)))
-
-    trainer = recipe.trainer if recipe.trainer is not None else Trainer()
-    history = trainer.train(module, recipe._loss, x, y, score=held_out_psnr, seed=seed, verbose=verbose)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        history = recipe._train(module, as_torch(operator), x, y, seed, verbose)
     return {name: value.cpu() for name, value in module.state_dict().items()}, history
 
 
-def _seeded_module(estimator: LearnedReconstructor, seed: int, like: Tensor) -> nn.Module:
-    """An untrained module, in precision and place like ``like``; the global generator is left alone."""
+def _fingerprint(A: LinearMap) -> str:
+    """What the operator makes of one random image: pylops objects count their uses, so they have no hash."""
+    probe = torch.randn(1, *A.dims, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    data = A(probe)
+    digits = (data / data.abs().max().clamp_min(torch.finfo(torch.float64).tiny) * 1e6).numpy().round()
+    return str(joblib.hash((A.dims, A.dimsd, float(f"{float(data.abs().max()):.6e}"), digits)))
+
+
+def single(batch: Tensor) -> Tensor:
+    """The batch in single precision."""
+    return batch.to(torch.complex64 if batch.is_complex() else torch.float32)
+
+
+def _seed(random_state: Any) -> int:
+    """A seed; of None one that nobody knows, without a draw from the global generator."""
+    known = np.random.RandomState() if random_state is None else check_random_state(random_state)
+    return int(known.randint(2**31))
+
+
+def _seeded_module(estimator: LearnedReconstructor, seed: int, device: torch.device) -> nn.Module:
+    """An untrained module in single precision; the global generator is left alone."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return estimator._make_module().to(like.device, like.dtype.to_real())
+        return estimator._make_module().to(device, torch.float32)

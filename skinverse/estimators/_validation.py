@@ -109,21 +109,20 @@ def same_kind(x: Tensor, like: Any) -> Any:
     return x.to(like.device) if isinstance(like, Tensor) else x.cpu().numpy()
 
 
-def check_lam(lam: Any, noise_std: float | None) -> None:
-    """A weight is a number >= 0, or "discrepancy" with a known noise level.
+def check_lam(lam: Any, noise_std: float | None, *, rules: tuple[str | None, ...] = ("discrepancy",)) -> None:
+    """A weight is a number >= 0 or one of the rules; "discrepancy" needs a known noise level.
 
     Raises
     ------
     ValueError
         Otherwise.
     """
-    if isinstance(lam, str):
-        if lam != "discrepancy":
-            raise ValueError(f'lam: expected a number >= 0 or "discrepancy", got {lam!r}')
-        if noise_std is None:
-            raise ValueError('lam="discrepancy" matches the residual to the noise: noise_std is missing')
-    elif not (isinstance(lam, (int, float, np.number)) and 0 <= lam < math.inf):
-        raise ValueError(f'lam: expected a number >= 0 or "discrepancy", got {lam!r}')
+    is_weight = isinstance(lam, (int, float, np.number)) and 0 <= lam < math.inf
+    if not is_weight and lam not in rules:
+        names = " or ".join(f'"{rule}"' if rule else "None" for rule in rules)
+        raise ValueError(f"lam: expected a number >= 0 or {names}, got {lam!r}")
+    if isinstance(lam, str) and lam == "discrepancy" and noise_std is None:
+        raise ValueError('lam="discrepancy" matches the residual to the noise: noise_std is missing')
     if noise_std is not None and not noise_std > 0:
         raise ValueError(f"noise_std: expected a number > 0, got {noise_std!r}")
 

@@ -1,0 +1,121 @@
+"""What a training step of the ridge critic, a search over ``lam`` and a gradient at 512 x 512 cost."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from _record import write
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV
+from torch import Tensor
+
+from skinverse import AdversarialRegularizer, Trainer
+from skinverse.datasets import load_photographs
+from skinverse.functionals import Learned, RidgeCritic, WeightedCritic
+
+SIGMA, SEED, BATCH, SIDE, N_STEPS, WEIGHT = 0.1, 0, 8, 64, 200, 10.0
+
+
+def plain_loop(images: Tensor, bad: Tensor) -> float:
+    """Seconds per step of the loop that one would write: the same critic, gradients by ``autograd.grad``."""
+    critic = WeightedCritic(RidgeCritic(), scale=4.0)
+    optimizer = torch.optim.Adam(critic.parameters(), lr=1e-3)
+    start = time.perf_counter()
+    for _ in range(N_STEPS):
+        pick = torch.randint(len(images), (BATCH,))
+        x, x_bad = images[pick][:, None], bad[pick][:, None]
+        t = torch.rand(BATCH, 1, 1, 1)
+        mix = (t * x + (1 - t) * x_bad).requires_grad_()
+        (slope,) = torch.autograd.grad(critic(mix).sum(), mix, create_graph=True)
+        penalty = (slope.flatten(1).norm(dim=1) - 1).clamp_min(0).square()
+        loss = (critic(x) - critic(x_bad) + WEIGHT * penalty).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return (time.perf_counter() - start) / N_STEPS
+
+
+def our_step(images: np.ndarray, data: np.ndarray) -> float:
+    """Seconds per step of ``fit``, with everything: patches, skorch, history."""
+    trainer = Trainer(max_epochs=N_STEPS * BATCH // len(images), validation_fraction=0.0, lr=1e-3)
+    method = AdversarialRegularizer(lam=0.1, trainer=trainer, pretraining=False, patch_size=SIDE)
+    start = time.perf_counter()
+    method.fit(images, data)
+    return (time.perf_counter() - start) / N_STEPS
+
+
+def search(images: np.ndarray, data: np.ndarray) -> dict[str, float]:
+    """A search over ten weights against one training per fold and ten reconstructions each."""
+    trained: list[int] = []
+    train = Trainer.train
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        trained.append(1)
+        return train(*arguments, **named)
+
+    Trainer.train = counted  # type: ignore[method-assign]
+    weights = np.logspace(-2, -0.5, 10)
+    trainer = Trainer(max_epochs=40, lr=1e-2, validation_fraction=0.0)
+    with tempfile.TemporaryDirectory() as memory:
+        method = AdversarialRegularizer(trainer=trainer, pretraining=False, memory=memory, lam=0.1)
+        start = time.perf_counter()
+        GridSearchCV(method, {"lam": weights}, cv=2, refit=False, error_score="raise").fit(images, data)
+        searched = time.perf_counter() - start
+    n_trained = len(trained)
+    start = time.perf_counter()
+    half = len(images) // 2
+    for known, unseen in ((slice(half, None), slice(half)), (slice(half), slice(half, None))):
+        plain = clone(method).set_params(memory=None).fit(images[known], data[known])
+        for lam in weights:
+            plain.set_params(lam=lam).score(images[unseen], data[unseen])
+    alone = time.perf_counter() - start
+    Trainer.train = train  # type: ignore[method-assign]
+    return {"seconds": searched, "seconds_alone": alone, "ratio": searched / alone, "trainings": n_trained}
+
+
+def memory_of_a_gradient() -> float:
+    """GiB that one value and gradient at 512 x 512 adds to the process, in a process of its own."""
+    found = subprocess.run([sys.executable, __file__, "gradient"], capture_output=True, text=True, check=True)
+    return float(found.stdout)
+
+
+def gradient_alone() -> None:
+    torch.set_num_threads(1)
+    x, critic = torch.rand(1, 512, 512), Learned(WeightedCritic(RidgeCritic()))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with torch.no_grad():
+        value, gradient = critic.value_and_grad(x)
+    assert gradient.grad_fn is None and value.grad_fn is None
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
+
+
+def main() -> None:
+    torch.set_num_threads(2)
+    torch.manual_seed(SEED)
+    images = np.concatenate([load_photographs(SIDE, n_patches=80, random_state=SEED)])
+    data = (images + SIGMA * np.random.default_rng(SEED).normal(size=images.shape)).astype(np.float32)
+    x, y = torch.from_numpy(images), torch.from_numpy(data)
+    steps = [(plain_loop(x, y), our_step(images, data)) for _ in range(3)]
+    loop, ours = (float(np.median(times)) for times in zip(*steps, strict=True))
+    figures = {
+        "step_ms": 1e3 * ours,
+        "plain_loop_ms": 1e3 * loop,
+        "step_ratio": ours / loop,
+        "search_of_10_weights": search(images, data),
+        "gradient_512_gib": memory_of_a_gradient(),
+        "target_step_ratio": 1.0,
+        "target_search_ratio": 1.3,
+        "target_gradient_gib": 1.0,
+    }
+    write("adversarial_speed", figures, seed=SEED)
+
+
+if __name__ == "__main__":
+    gradient_alone() if sys.argv[1:] == ["gradient"] else main()

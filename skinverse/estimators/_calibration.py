@@ -1,0 +1,106 @@
+"""How strongly a regularizer should act: two numbers, chosen on a few pairs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import least_squares
+from torch import Tensor
+
+from skinverse.functionals import Functional
+from skinverse.solvers import Hessian, Solution, minres
+
+Regularizer = Callable[[float], Functional]
+Solve = Callable[[Functional, Tensor], Solution]
+
+# The derivatives only steer: a few digits will do.
+_MOST_STEPS, _TOL = 60, 1e-2
+
+
+def calibrate(
+    fidelity: Functional,
+    regularizer: Regularizer,
+    solve: Solve,
+    x0: Tensor,
+    images: Tensor,
+    *,
+    start: float,
+) -> tuple[float, float]:
+    """Weight ``lam`` and scale ``s`` whose reconstructions come closest to the images.
+
+    Minimises ``sum ||x(lam, s) - x_true||^2`` over the minimisers ``x`` of ``f + lam R_s``, where
+    ``R_s(x) = R(s x) / s^2``, by Gauss-Newton steps with a trust region. The derivatives of ``x`` in
+    ``log lam`` and ``log s`` solve ``H dx = -lam grad R_s`` and ``H dx = -lam (H_s x - grad R_s)`` with the
+    Hessians ``H`` of the objective and ``H_s`` of ``R_s``.
+
+    Parameters
+    ----------
+    fidelity : Functional
+        ``f``, bound to the data of the images.
+    regularizer : callable
+        ``s -> R_s``, smooth.
+    solve : callable
+        ``(objective, start) -> Solution``.
+    x0, images : Tensor of shape (n, *dims)
+        Start of the reconstructions, true images.
+    start : float > 0
+        First guess of ``lam``; that of ``s`` is 1.
+
+    Returns
+    -------
+    tuple of float
+        ``lam`` and ``s``, each within a factor of 30 of its first guess.
+    """
+    last: dict[tuple[float, ...], Any] = {}
+    warm = [x0]
+
+    def reconstruct(p: np.ndarray) -> tuple[Functional, Functional, Tensor]:
+        if tuple(p) not in last:
+            R = regularizer(math.exp(p[1]))
+            objective = fidelity + math.exp(p[0]) * R
+            warm[0] = solve(objective, warm[0]).x
+            last.clear()
+            last[tuple(p)] = R, objective, warm[0]
+        return last[tuple(p)]
+
+    def residual(p: np.ndarray) -> np.ndarray:
+        return _flat(reconstruct(p)[2] - images)
+
+    def jacobian(p: np.ndarray) -> np.ndarray:
+        R, objective, x = reconstruct(p)
+        slope, lam, H = R.grad(x).detach(), math.exp(p[0]), Hessian(objective, x)
+        turned = Hessian(R, x)(x) - slope
+        columns = [minres(H, -lam * b, max_steps=_MOST_STEPS, tol=_TOL).x for b in (slope, turned)]
+        return np.stack([_flat(column) for column in columns], axis=1)
+
+    first, reach = np.array([math.log(start), 0.0]), math.log(30.0)
+    best = least_squares(
+        residual, first, jacobian, bounds=(first - reach, first + reach), ftol=1e-4, xtol=1e-2, max_nfev=12
+    )
+    lam, scale = np.exp(best.x)
+    return float(lam), float(scale)
+
+
+def climb(
+    score: Callable[..., float], start: tuple[float, ...], factor: float
+) -> tuple[tuple[float, ...], float]:
+    """Coordinate ascent by factors: in the end no number, multiplied or divided by it, does better."""
+    best, at, improved = score(*start), start, True
+    while improved:
+        improved = False
+        for i in range(len(start)):
+            for step in (factor, 1 / factor):
+                while (value := score(*(near := (*at[:i], at[i] * step, *at[i + 1 :])))) > best:
+                    best, at, improved = value, near, True
+                if improved:
+                    break
+    return at, best
+
+
+def _flat(x: Tensor) -> np.ndarray:
+    real = torch.view_as_real(x) if x.is_complex() else x
+    return real.flatten().double().cpu().numpy()

@@ -1,0 +1,50 @@
+"""Networks of ordinary convolutions."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from skinverse._batch import wrap
+
+
+class LocalCNN(nn.Module):
+    """Smooth network that sees a neighbourhood of each pixel, (n, channels, h, w) -> (n, 1, h, w).
+
+    3 x 3 convolutions with SiLU between them; the image is continued periodically. Of a constant it sees
+    nothing: the filters of the first layer have zero mean.
+
+    Parameters
+    ----------
+    n_channels : int, default=1
+        Channels of the images.
+    n_features : int, default=32
+        Width.
+    n_layers : int, default=5
+        Convolutions; each pixel sees ``2 n_layers + 1`` pixels in each direction.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skinverse.networks import LocalCNN
+    >>> LocalCNN()(torch.zeros(2, 1, 8, 8)).shape
+    torch.Size([2, 1, 8, 8])
+    """
+
+    lipschitz: float | None = None
+
+    def __init__(self, n_channels: int = 1, *, n_features: int = 32, n_layers: int = 5) -> None:
+        super().__init__()
+        self.n_channels = n_channels
+        widths = [n_channels, *[n_features] * (n_layers - 1), 1]
+        self.first = nn.Conv2d(n_channels, widths[1], 3)
+        self.rest = nn.ModuleList(nn.Conv2d(a, b, 3) for a, b in pairwise(widths[1:]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        centred = self.first.weight - self.first.weight.mean((-2, -1), keepdim=True)
+        z = F.conv2d(wrap(x, 1 + len(self.rest)), centred, self.first.bias)
+        for layer in self.rest:
+            z = layer(F.silu(z))
+        return z

@@ -1,0 +1,143 @@
+"""Convolutions that keep every norm, and networks of them: 1-Lipschitz by construction."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from skinverse._batch import wrap
+
+
+class OrthogonalConv2d(nn.Module):
+    """Circular convolution with an orthogonal matrix: ``||Q x|| = ||x||`` for images of every size.
+
+    The kernel is a product of convolutions ``P + (I - P) S`` with an orthogonal projection ``P`` over the
+    channels and a shift ``S`` by one pixel, each of which is orthogonal, and one rotation of the channels.
+    All are made of free weights by QR decompositions, so the property holds at every step of a training.
+
+    Parameters
+    ----------
+    n_features : int
+        Channels, in and out.
+    kernel_size : int, default=3
+        Side of the kernel in pixels, odd.
+
+    References
+    ----------
+    L. Xiao et al., Dynamical isometry and a mean field theory of CNNs, ICML, 2018, algorithm 1.
+    Q. Li, S. Haque, C. Anil, J. Lucas, R. Grosse and J.-H. Jacobsen, Preventing gradient attenuation in
+    Lipschitz constrained convolutional networks, NeurIPS, 2019.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skinverse.networks import OrthogonalConv2d
+    >>> layer, x = OrthogonalConv2d(4), torch.ones(1, 4, 5, 5)
+    >>> bool(torch.isclose(layer(x).norm(), x.norm()))
+    True
+    """
+
+    def __init__(self, n_features: int, *, kernel_size: int = 3) -> None:
+        super().__init__()
+        n_shifts = 2 * (kernel_size - 1)
+        self.rotation = nn.Parameter(torch.randn(n_features, n_features))
+        self.ranges = nn.Parameter(torch.randn(n_shifts, n_features, n_features // 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = self.kernel()
+        return F.conv2d(wrap(x, kernel.shape[-1] // 2), kernel)
+
+    def kernel(self) -> Tensor:
+        """The kernel of the convolution, (n_features, n_features, kernel_size, kernel_size)."""
+        basis = torch.linalg.qr(self.ranges)[0]
+        stay = basis @ basis.mT
+        move = torch.eye(stay.shape[-1], dtype=stay.dtype, device=stay.device) - stay
+        kernel = torch.linalg.qr(self.rotation)[0][:, :, None, None]
+        for i in range(len(stay)):
+            kernel = _shifted_sum(kernel, stay[i], move[i], axis=2 + i % 2)
+        return kernel
+
+
+def _shifted_sum(kernel: Tensor, stay: Tensor, move: Tensor, axis: int) -> Tensor:
+    """Kernel of ``(P + (I - P) S) K``, one pixel longer along the axis."""
+    before, after = ((0, 0, 0, 1), (0, 0, 1, 0)) if axis == 2 else ((0, 1), (1, 0))
+    first, second = (torch.einsum("ab,bcij->acij", p, kernel) for p in (stay, move))
+    return F.pad(first, before) + F.pad(second, after)
+
+
+class SmoothMaxMin(nn.Module):
+    """Sorts pairs of channels, smoothly: ``(a, b)`` becomes its mean plus and minus half of ``|a - b|``.
+
+    1-Lipschitz for every ``width``, and nearly keeping the norm of gradients away from ``a = b``.
+
+    Parameters
+    ----------
+    width : float > 0, default=0.1
+        Where ``|t|`` is rounded: ``sqrt(t^2 + width^2)``.
+
+    References
+    ----------
+    C. Anil, J. Lucas and R. Grosse, Sorting out Lipschitz function approximation, ICML, 2019.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skinverse.networks import SmoothMaxMin
+    >>> SmoothMaxMin(1e-3)(torch.tensor([[1.0, 3.0]])).round(decimals=3)
+    tensor([[3., 1.]])
+    """
+
+    def __init__(self, width: float = 0.1) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = x.chunk(2, dim=1)
+        mean, half = (a + b) / 2, ((a - b).square() + self.width**2).sqrt() / 2
+        return torch.cat([mean + half, mean - half], dim=1)
+
+
+class LipschitzCNN(nn.Module):
+    """1-Lipschitz network, (n, channels, h, w) -> (n, 1, h, w), of orthogonal convolutions and sorting.
+
+    A unit vector makes one channel of the last ones.
+
+    Parameters
+    ----------
+    n_channels : int, default=1
+        Channels of the images.
+    n_features : int, default=16
+        Width, even and at least ``n_channels``; the other channels of the input are zero.
+    n_layers : int, default=4
+        Orthogonal convolutions of 3 x 3 pixels.
+
+    Attributes
+    ----------
+    lipschitz : float
+        1, proven: every layer is.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skinverse.networks import LipschitzCNN
+    >>> LipschitzCNN()(torch.zeros(2, 1, 8, 8)).shape
+    torch.Size([2, 1, 8, 8])
+    """
+
+    lipschitz: float | None = 1.0
+
+    def __init__(self, n_channels: int = 1, *, n_features: int = 16, n_layers: int = 4) -> None:
+        super().__init__()
+        self.n_channels, self.n_features = n_channels, max(n_features, n_channels + n_channels % 2)
+        self.layers = nn.ModuleList(OrthogonalConv2d(self.n_features) for _ in range(n_layers))
+        self.biases = nn.Parameter(torch.zeros(n_layers, self.n_features, 1, 1))
+        self.direction = nn.Parameter(torch.randn(self.n_features))
+        self.sort = SmoothMaxMin()
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = F.pad(x, (0, 0, 0, 0, 0, self.n_features - self.n_channels))
+        for layer, bias in zip(self.layers, self.biases, strict=True):
+            z = self.sort(layer(z) + bias)
+        unit = self.direction / torch.linalg.vector_norm(self.direction)
+        return torch.einsum("nchw,c->nhw", z, unit)[:, None]

@@ -1,0 +1,266 @@
+"""Derivatives of minimisers: against differences of solutions found anew, and against long unrolls."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pylops
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import grad
+from torch.testing import assert_close
+
+from skinverse.functionals import Box, ConvexCritic, Critic, Functional, Learned, LeastSquares, RidgeCritic
+from skinverse.operators import as_torch
+from skinverse.solvers import (
+    Hessian,
+    accelerated_gradient,
+    conjugate_gradient,
+    implicit,
+    jacobian_free,
+    minres,
+    proximal_gradient,
+)
+
+N, DIMS = 3, (4, 5)
+Objective = Callable[[Critic, Tensor], Functional]
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def operator() -> pylops.LinearOperator:
+    """Columns are mixed by a matrix: six measurements of four pixels each."""
+    mix = torch.linalg.qr(draw(6, 4, seed=1))[0] * torch.tensor([1.2, 1.0, 0.8, 0.6])
+    return pylops.MatrixMult(mix.numpy(), otherdims=DIMS[1:])
+
+
+OPERATOR = operator()
+TRUTH = 0.4 * draw(N, *DIMS, seed=2) + 0.2
+
+
+def objective(critic: Critic, y: Tensor) -> Functional:
+    return LeastSquares(as_torch(OPERATOR), y) + 0.2 * Learned(critic)
+
+
+@pytest.fixture(params=["ridge", "convex ridge", "convex"])
+def critic(request: pytest.FixtureRequest) -> Critic:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made: Critic = {
+            "ridge": lambda: RidgeCritic(n_filters=2, kernel_size=3),
+            "convex ridge": lambda: RidgeCritic(convex=True, n_filters=2, kernel_size=3),
+            "convex": lambda: ConvexCritic(n_features=2, kernel_size=3),
+        }[request.param]()
+    made = made.double()
+    for i, p in enumerate(made.parameters()):
+        p.data += 0.1 * draw(*p.shape, seed=i)
+    return made
+
+
+@pytest.fixture
+def y() -> Tensor:
+    """Different data for each image, that ask for gradients."""
+    clean = as_torch(OPERATOR)(TRUTH)
+    return (clean + 0.1 * draw(*clean.shape, seed=3)).requires_grad_()
+
+
+def solved(
+    critic: Critic, y: Tensor, start: Tensor | None = None, *, box: Box | None = None, n: int = 3000
+) -> Tensor:
+    f = objective(critic, y.detach())
+    x0 = torch.zeros(len(y), *DIMS, dtype=y.dtype) if start is None else start
+    if box is None:
+        return accelerated_gradient(f, x0, max_steps=n, tol=1e-13).x
+    return proximal_gradient(f + box, x0, max_steps=n, tol=1e-13).x
+
+
+def loss(x: Tensor) -> Tensor:
+    return (x - TRUTH).square().sum()
+
+
+def assert_near(found: Tensor, expected: Tensor, tol: float) -> None:
+    assert expected.norm() > 1e-8, "nothing to compare"
+    assert torch.dist(found, expected) <= tol * expected.norm()
+
+
+def assert_as_by_differences(
+    found: tuple[Tensor, ...], critic: Critic, y: Tensor, x: Tensor, box: Box | None = None, h: float = 1e-5
+) -> None:
+    """Compare derivatives of the loss with solving anew.
+
+    Along a random direction for every parameter; for every number of the data, in one batch.
+    """
+    changed = copy.deepcopy(critic).requires_grad_(False)
+    for i, p in enumerate(changed.parameters()):
+        start, direction, losses = p.clone(), draw(*p.shape, seed=20 + i), []
+        for step in (h, -h):
+            p.copy_(start + step * direction)
+            losses.append(loss(solved(changed, y, x, box=box)))
+        p.copy_(start)
+        assert_near((found[i] * direction).sum(), (losses[0] - losses[1]) / (2 * h), 1e-6)
+    steps = h * torch.eye(y[0].numel(), dtype=y.dtype).reshape(-1, 1, *y.shape[1:])
+    moved = y.detach() + torch.stack([steps, -steps])
+    many = solved(changed, moved.flatten(0, 2), x.repeat(2 * len(steps), 1, 1), box=box)
+    losses = (many.view(2, -1, *x.shape) - TRUTH).square().sum((-2, -1))
+    assert_near(found[-1].flatten(1), ((losses[0] - losses[1]) / (2 * h)).mT, 1e-6)
+
+
+def test_derivatives_equal_differences_of_solutions(critic: Critic, y: Tensor) -> None:
+    x = solved(critic, y)
+    attached = implicit(objective(critic, y), x, tol=1e-12)
+    assert_close(attached.detach(), x, rtol=0, atol=0)
+    found = grad(loss(attached), [*critic.parameters(), y])
+    assert_as_by_differences(found, critic, y, x)
+
+
+def test_derivatives_equal_those_of_a_long_unroll(critic: Critic, y: Tensor) -> None:
+    f, x = objective(critic, y), torch.zeros(N, *DIMS, dtype=torch.float64)
+    for _ in range(300):
+        x = x - 0.4 * f.grad(x)
+    assert_close(x.detach(), solved(critic, y), rtol=0, atol=1e-9)
+    unrolled = grad(loss(x), [*critic.parameters(), y])
+    found = grad(loss(implicit(f, x, tol=1e-12)), [*critic.parameters(), y])
+    for a, b in zip(found, unrolled, strict=True):
+        assert_near(a, b, 1e-5)
+
+
+def test_pixels_on_a_bound_do_not_move(critic: Critic, y: Tensor) -> None:
+    box = Box(0.0, 0.5)
+    x = solved(critic, y, box=box)
+    free = (x > 0) & (x < 0.5)
+    assert 0.2 < free.double().mean() < 0.8, "the bounds should hold some pixels and not others"
+    f = objective(critic, y)
+    assert (f.grad(x).detach().abs() > 1e-4)[~free].all(), "a bound that only just holds"
+    attached = implicit(f, x, free=free, tol=1e-12)
+    found = grad(loss(attached), [*critic.parameters(), y], retain_graph=True)
+    assert_as_by_differences(found, critic, y, x, box)
+    (of_bound,) = grad(attached[~free].sum(), y)
+    assert not of_bound.any()
+
+
+def test_images_of_a_batch_are_differentiated_one_by_one(critic: Critic, y: Tensor) -> None:
+    x, parameters = solved(critic, y), list(critic.parameters())
+    weights = torch.tensor([1.0, -2.0, 0.0], dtype=torch.float64)
+    attached = implicit(objective(critic, y), x, tol=1e-13)
+    together = grad(((attached - TRUTH).square().sum((1, 2)) * weights).sum(), [*parameters, y])
+    alone = [torch.zeros_like(p) for p in [*parameters, y]]
+    for i, weight in enumerate(weights):
+        one = implicit(objective(critic, y[i : i + 1]), x[i : i + 1], tol=1e-13)
+        parts = grad(weight * (one - TRUTH[i]).square().sum(), [*parameters, y])
+        alone = [a + part for a, part in zip(alone, parts, strict=True)]
+    for a, b in zip(together, alone, strict=True):
+        assert_near(a, b, 1e-9)
+    assert not together[-1][2].any()
+
+
+def test_nothing_depends_on_the_path_to_the_minimiser(critic: Critic, y: Tensor) -> None:
+    """Neither the derivatives nor the size of the graph."""
+    f = objective(critic, y)
+    short = solved(critic, y)
+    long = solved(critic, y, 3 * draw(N, *DIMS, seed=9), n=9000)
+    by_descent = proximal_gradient(f, torch.ones_like(short), max_steps=9000, tol=1e-13).x
+    sizes, found = [], []
+    for x in (short, long, by_descent):
+        assert not x.requires_grad
+        attached = implicit(f, x, tol=1e-12)
+        sizes.append(graph_size(attached))
+        found.append(torch.cat([g.flatten() for g in grad(loss(attached), [*critic.parameters(), y])]))
+    assert sizes[0] == sizes[1] == sizes[2]
+    assert_near(found[1], found[0], 1e-7)
+    assert_near(found[2], found[0], 1e-7)
+
+
+def graph_size(x: Tensor) -> int:
+    seen, waiting = set(), [x.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [following for following, _ in node.next_functions]
+    return len(seen)
+
+
+def test_the_linear_solver_does_not_matter(critic: Critic, y: Tensor) -> None:
+    x, parameters = solved(critic, y), list(critic.parameters())
+    found = [
+        grad(loss(implicit(objective(critic, y), x, solve=solve, tol=1e-13)), [*parameters, y])
+        for solve in (minres, conjugate_gradient)
+    ]
+    for a, b in zip(*found, strict=True):
+        assert_near(a, b, 1e-9)
+
+
+def test_looser_and_shorter_linear_solves_are_passed_on(critic: Critic, y: Tensor) -> None:
+    f, x = objective(critic, y), solved(critic, y)
+    exact, one_step, loose = (
+        grad(loss(implicit(f, x, **options)), y)[0]
+        for options in ({"tol": 1e-13}, {"max_steps": 1}, {"tol": 1e-3})
+    )
+    assert torch.dist(one_step, exact) > 1e-2 * exact.norm()
+    assert 1e-8 * exact.norm() < torch.dist(loose, exact) < 1e-1 * exact.norm()
+
+
+@pytest.mark.parametrize("step", [0.3, torch.tensor([0.1, 0.2, 0.7], dtype=torch.float64)])
+def test_jacobian_free_is_one_gradient_step(critic: Critic, y: Tensor, step: float | Tensor) -> None:
+    f, x = objective(critic, y), solved(critic, y)
+    attached = jacobian_free(f, x, step)
+    assert_close(attached.detach(), x, rtol=0, atol=0)
+    size = step if isinstance(step, float) else step[:, None, None]
+    stepped = x - size * f.grad(x)
+    weights = 2 * (x - TRUTH)
+    found = grad(loss(attached), [*critic.parameters(), y])
+    expected = grad((weights * stepped).sum(), [*critic.parameters(), y])
+    for a, b in zip(found, expected, strict=True):
+        assert_near(a, b, 1e-12)
+
+
+def test_the_hessian_is_that_of_the_objective(critic: Critic, y: Tensor) -> None:
+    f, x = objective(critic, y.detach()), solved(critic, y)
+    hessian, n = Hessian(f, x), x[0].numel()
+    columns = torch.eye(n, dtype=x.dtype).reshape(n, *DIMS)
+    dense = torch.stack([hessian(e.expand_as(x)).flatten(1) for e in columns], 1)
+    for i in range(N):
+        alone = objective(critic, y[i : i + 1].detach())
+        expected = torch.autograd.functional.hessian(lambda z, f=alone: f(z[None]).sum(), x[i])
+        assert_close(dense[i], expected.reshape(n, n), rtol=1e-9, atol=1e-9)
+    assert_close(dense, dense.mT, rtol=1e-10, atol=1e-10)
+
+
+def test_the_hessian_is_the_identity_on_held_pixels(critic: Critic, y: Tensor) -> None:
+    f, x, v = objective(critic, y.detach()), solved(critic, y), draw(N, *DIMS, seed=4)
+    free = draw(N, *DIMS, seed=5) > 0
+    held = Hessian(f, x, free=free)
+    product, inside = held(v), torch.where(free, v, 0)
+    assert_close(held.project(v), inside, rtol=0, atol=0)
+    assert_close(product[~free], v[~free], rtol=0, atol=0)
+    assert_close(product[free], Hessian(f, x)(inside)[free], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("attach", [implicit, lambda f, x: jacobian_free(f, x, 0.1)])
+def test_without_parameters_nothing_is_attached(
+    critic: Critic, y: Tensor, attach: Callable[[Functional, Tensor], Tensor]
+) -> None:
+    x = solved(critic, y)
+    attached = attach(objective(critic.requires_grad_(False), y.detach()), x)
+    assert not attached.requires_grad
+    assert attached.grad_fn is None
+    assert_close(attached, x, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("attach", [implicit, lambda f, x: jacobian_free(f, x, 0.1)])
+def test_one_parameter_is_enough(
+    critic: Critic, y: Tensor, attach: Callable[[Functional, Tensor], Tensor]
+) -> None:
+    """Also where gradients are disabled around, as in an evaluation."""
+    x, parameter = solved(critic, y), next(critic.requires_grad_(False).parameters())
+    parameter.requires_grad_()
+    with torch.no_grad():
+        attached = attach(objective(critic, y.detach()), x)
+    loss(attached).backward()
+    assert parameter.grad is not None
+    assert parameter.grad.any()
+    assert sum(p.grad is not None for p in critic.parameters()) == 1
