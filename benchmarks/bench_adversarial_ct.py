@@ -23,11 +23,11 @@ from skinverse.operators import as_torch, parallel_beam
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SIZE, N_ANGLES, NOISE, N_TRAIN, N_TEST, SEED = 128, 60, 0.025, 80, 20, 0
 TRAINERS = {
-    "ridge": Trainer(max_epochs=150, lr=1e-2, lr_decay=0.1, score_every=150),
-    "convex_ridge": Trainer(max_epochs=60, lr=1e-2, lr_decay=0.1, score_every=60),
-    "lipschitz": Trainer(max_epochs=30, lr=3e-3, lr_decay=0.1, score_every=30),
-    "convex": Trainer(max_epochs=15, lr=1e-3, lr_decay=0.1, score_every=15),
-    "conv": Trainer(max_epochs=15, lr=1e-3, lr_decay=0.1, score_every=15),
+    "ridge": Trainer(max_epochs=100, lr=1e-2, lr_decay=0.1, score_every=50),
+    "convex_ridge": Trainer(max_epochs=40, lr=1e-2, lr_decay=0.1, score_every=40),
+    "lipschitz": Trainer(max_epochs=20, lr=3e-3, lr_decay=0.1, score_every=20),
+    "convex": Trainer(max_epochs=10, lr=1e-3, lr_decay=0.1, score_every=10),
+    "conv": Trainer(max_epochs=10, lr=1e-3, lr_decay=0.1, score_every=10),
 }
 
 
@@ -94,6 +94,7 @@ def main() -> None:
     figures: dict[str, Any] = {"target_above_tv_db": 0.5}
     ellipses = make_ellipses(N_TRAIN + N_TEST, SIZE, random_state=SEED)
     figures["ellipses"], *_ = compare(ellipses, operator, ["ridge"])
+    write("adversarial_ct", figures, seed=SEED)
     if (DATA / "mri_chest.npz").exists():
         figures["chest"], shown, x_test = compare(chest(), operator, list(TRAINERS))
         display = ReconstructionDisplay.from_predictions(

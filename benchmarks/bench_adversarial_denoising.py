@@ -19,10 +19,7 @@ from skinverse.metrics import psnr, ssim
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SIGMA, SEED, TV_LAM = 0.1, 0, 0.08
-TRAINERS = {
-    "ridge": Trainer(max_epochs=60, lr=1e-2, lr_decay=0.1, score_every=15),
-    "convex_ridge": Trainer(max_epochs=15, lr=1e-2, lr_decay=0.1, score_every=5),
-}
+TRAINERS = {"ridge": Trainer(max_epochs=40, lr=1e-2, lr_decay=0.1, score_every=20)}
 
 
 def noisy(images: np.ndarray, seed: int) -> np.ndarray:

@@ -263,11 +263,14 @@ def test_auto_is_the_noise_in_back_projected_data(denoising) -> None:
     assert method.lam_ == pytest.approx(np.sqrt(np.mean((data - images) ** 2)), rel=1e-5)
 
 
-def test_fit_finds_the_best_weight_and_scale(denoising) -> None:
+@pytest.mark.parametrize("bounds", [None, (0.3, 0.6)])
+def test_fit_finds_the_best_weight_and_scale(denoising, bounds) -> None:
     """No neighbour on a grid of weights and scales does better on the pairs that it saw."""
     images, data, A = denoising
     trainer = Trainer(max_epochs=20, lr=1e-2, score_every=10)
-    method = AdversarialRegularizer(A, lam="fit", tol=1e-6, max_steps=1000, trainer=trainer).fit(images, data)
+    method = AdversarialRegularizer(
+        A, lam="fit", bounds=bounds, tol=1e-5, max_steps=1000, trainer=trainer
+    ).fit(images, data)
     best = error(method, images[:5], data[:5])
     lam, scale = method.lam_, method.scale_
     for method.lam_ in (0.9 * lam, lam, 1.1 * lam):

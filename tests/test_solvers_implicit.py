@@ -46,7 +46,7 @@ def objective(critic: Critic, y: Tensor) -> Functional:
     return LeastSquares(as_torch(OPERATOR), y) + 0.2 * Learned(critic)
 
 
-@pytest.fixture(params=["ridge", "convex ridge", "convex"])
+@pytest.fixture(scope="module", params=["ridge", "convex ridge", "convex"])
 def critic(request: pytest.FixtureRequest) -> Critic:
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -61,21 +61,28 @@ def critic(request: pytest.FixtureRequest) -> Critic:
     return made
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def y() -> Tensor:
     """Different data for each image, that ask for gradients."""
     clean = as_torch(OPERATOR)(TRUTH)
     return (clean + 0.1 * draw(*clean.shape, seed=3)).requires_grad_()
 
 
-def solved(
-    critic: Critic, y: Tensor, start: Tensor | None = None, *, box: Box | None = None, n: int = 3000
-) -> Tensor:
+@pytest.fixture(scope="module")
+def x(critic: Critic, y: Tensor) -> Tensor:
+    """The minimiser."""
+    return solved(critic, y)
+
+
+def solved(critic: Critic, y: Tensor, start: Tensor | None = None, *, n: int = 300) -> Tensor:
+    x0 = torch.zeros(N, *DIMS, dtype=y.dtype) if start is None else start
+    return accelerated_gradient(objective(critic, y.detach()), x0, max_steps=n, tol=1e-15).x
+
+
+def solved_anew(critic: Critic, y: Tensor, start: Tensor, box: Box | None, n: int = 300) -> Tensor:
+    """By another solver, with or without bounds."""
     f = objective(critic, y.detach())
-    x0 = torch.zeros(len(y), *DIMS, dtype=y.dtype) if start is None else start
-    if box is None:
-        return accelerated_gradient(f, x0, max_steps=n, tol=1e-13).x
-    return proximal_gradient(f + box, x0, max_steps=n, tol=1e-13).x
+    return proximal_gradient(f if box is None else f + box, start, max_steps=n, tol=1e-15).x
 
 
 def loss(x: Tensor) -> Tensor:
@@ -88,7 +95,7 @@ def assert_near(found: Tensor, expected: Tensor, tol: float) -> None:
 
 
 def assert_as_by_differences(
-    found: tuple[Tensor, ...], critic: Critic, y: Tensor, x: Tensor, box: Box | None = None, h: float = 1e-5
+    found: tuple[Tensor, ...], critic: Critic, y: Tensor, x: Tensor, box: Box | None = None, h: float = 2e-5
 ) -> None:
     """Compare derivatives of the loss with solving anew.
 
@@ -99,30 +106,29 @@ def assert_as_by_differences(
         start, direction, losses = p.clone(), draw(*p.shape, seed=20 + i), []
         for step in (h, -h):
             p.copy_(start + step * direction)
-            losses.append(loss(solved(changed, y, x, box=box)))
+            losses.append(loss(solved_anew(changed, y, x, box)))
         p.copy_(start)
         assert_near((found[i] * direction).sum(), (losses[0] - losses[1]) / (2 * h), 1e-6)
     steps = h * torch.eye(y[0].numel(), dtype=y.dtype).reshape(-1, 1, *y.shape[1:])
     moved = y.detach() + torch.stack([steps, -steps])
-    many = solved(changed, moved.flatten(0, 2), x.repeat(2 * len(steps), 1, 1), box=box)
+    many = solved_anew(changed, moved.flatten(0, 2), x.repeat(2 * len(steps), 1, 1), box)
     losses = (many.view(2, -1, *x.shape) - TRUTH).square().sum((-2, -1))
     assert_near(found[-1].flatten(1), ((losses[0] - losses[1]) / (2 * h)).mT, 1e-6)
 
 
-def test_derivatives_equal_differences_of_solutions(critic: Critic, y: Tensor) -> None:
-    x = solved(critic, y)
+def test_derivatives_equal_differences_of_solutions(critic: Critic, y: Tensor, x: Tensor) -> None:
     attached = implicit(objective(critic, y), x, tol=1e-12)
     assert_close(attached.detach(), x, rtol=0, atol=0)
     found = grad(loss(attached), [*critic.parameters(), y])
     assert_as_by_differences(found, critic, y, x)
 
 
-def test_derivatives_equal_those_of_a_long_unroll(critic: Critic, y: Tensor) -> None:
-    f, x = objective(critic, y), torch.zeros(N, *DIMS, dtype=torch.float64)
-    for _ in range(300):
-        x = x - 0.4 * f.grad(x)
-    assert_close(x.detach(), solved(critic, y), rtol=0, atol=1e-9)
-    unrolled = grad(loss(x), [*critic.parameters(), y])
+def test_derivatives_equal_those_of_a_long_unroll(critic: Critic, y: Tensor, x: Tensor) -> None:
+    f, z = objective(critic, y), torch.zeros_like(x)
+    for _ in range(200):
+        z = z - 0.4 * f.grad(z)
+    assert_close(z.detach(), x, rtol=0, atol=1e-9)
+    unrolled = grad(loss(z), [*critic.parameters(), y])
     found = grad(loss(implicit(f, x, tol=1e-12)), [*critic.parameters(), y])
     for a, b in zip(found, unrolled, strict=True):
         assert_near(a, b, 1e-5)
@@ -130,7 +136,7 @@ def test_derivatives_equal_those_of_a_long_unroll(critic: Critic, y: Tensor) -> 
 
 def test_pixels_on_a_bound_do_not_move(critic: Critic, y: Tensor) -> None:
     box = Box(0.0, 0.5)
-    x = solved(critic, y, box=box)
+    x = solved_anew(critic, y, torch.zeros_like(TRUTH), box, n=500)
     free = (x > 0) & (x < 0.5)
     assert 0.2 < free.double().mean() < 0.8, "the bounds should hold some pixels and not others"
     f = objective(critic, y)
@@ -142,8 +148,8 @@ def test_pixels_on_a_bound_do_not_move(critic: Critic, y: Tensor) -> None:
     assert not of_bound.any()
 
 
-def test_images_of_a_batch_are_differentiated_one_by_one(critic: Critic, y: Tensor) -> None:
-    x, parameters = solved(critic, y), list(critic.parameters())
+def test_images_of_a_batch_are_differentiated_one_by_one(critic: Critic, y: Tensor, x: Tensor) -> None:
+    parameters = list(critic.parameters())
     weights = torch.tensor([1.0, -2.0, 0.0], dtype=torch.float64)
     attached = implicit(objective(critic, y), x, tol=1e-13)
     together = grad(((attached - TRUTH).square().sum((1, 2)) * weights).sum(), [*parameters, y])
@@ -157,16 +163,15 @@ def test_images_of_a_batch_are_differentiated_one_by_one(critic: Critic, y: Tens
     assert not together[-1][2].any()
 
 
-def test_nothing_depends_on_the_path_to_the_minimiser(critic: Critic, y: Tensor) -> None:
+def test_nothing_depends_on_the_path_to_the_minimiser(critic: Critic, y: Tensor, x: Tensor) -> None:
     """Neither the derivatives nor the size of the graph."""
     f = objective(critic, y)
-    short = solved(critic, y)
-    long = solved(critic, y, 3 * draw(N, *DIMS, seed=9), n=9000)
-    by_descent = proximal_gradient(f, torch.ones_like(short), max_steps=9000, tol=1e-13).x
+    long = solved(critic, y, 3 * draw(N, *DIMS, seed=9), n=900)
+    by_descent = proximal_gradient(f, torch.ones_like(x), max_steps=900, tol=1e-15).x
     sizes, found = [], []
-    for x in (short, long, by_descent):
-        assert not x.requires_grad
-        attached = implicit(f, x, tol=1e-12)
+    for end in (x, long, by_descent):
+        assert not end.requires_grad
+        attached = implicit(f, end, tol=1e-12)
         sizes.append(graph_size(attached))
         found.append(torch.cat([g.flatten() for g in grad(loss(attached), [*critic.parameters(), y])]))
     assert sizes[0] == sizes[1] == sizes[2]
@@ -184,8 +189,8 @@ def graph_size(x: Tensor) -> int:
     return len(seen)
 
 
-def test_the_linear_solver_does_not_matter(critic: Critic, y: Tensor) -> None:
-    x, parameters = solved(critic, y), list(critic.parameters())
+def test_the_linear_solver_does_not_matter(critic: Critic, y: Tensor, x: Tensor) -> None:
+    parameters = list(critic.parameters())
     found = [
         grad(loss(implicit(objective(critic, y), x, solve=solve, tol=1e-13)), [*parameters, y])
         for solve in (minres, conjugate_gradient)
@@ -194,8 +199,8 @@ def test_the_linear_solver_does_not_matter(critic: Critic, y: Tensor) -> None:
         assert_near(a, b, 1e-9)
 
 
-def test_looser_and_shorter_linear_solves_are_passed_on(critic: Critic, y: Tensor) -> None:
-    f, x = objective(critic, y), solved(critic, y)
+def test_looser_and_shorter_linear_solves_are_passed_on(critic: Critic, y: Tensor, x: Tensor) -> None:
+    f = objective(critic, y)
     exact, one_step, loose = (
         grad(loss(implicit(f, x, **options)), y)[0]
         for options in ({"tol": 1e-13}, {"max_steps": 1}, {"tol": 1e-3})
@@ -205,8 +210,10 @@ def test_looser_and_shorter_linear_solves_are_passed_on(critic: Critic, y: Tenso
 
 
 @pytest.mark.parametrize("step", [0.3, torch.tensor([0.1, 0.2, 0.7], dtype=torch.float64)])
-def test_jacobian_free_is_one_gradient_step(critic: Critic, y: Tensor, step: float | Tensor) -> None:
-    f, x = objective(critic, y), solved(critic, y)
+def test_jacobian_free_is_one_gradient_step(
+    critic: Critic, y: Tensor, x: Tensor, step: float | Tensor
+) -> None:
+    f = objective(critic, y)
     attached = jacobian_free(f, x, step)
     assert_close(attached.detach(), x, rtol=0, atol=0)
     size = step if isinstance(step, float) else step[:, None, None]
@@ -218,8 +225,8 @@ def test_jacobian_free_is_one_gradient_step(critic: Critic, y: Tensor, step: flo
         assert_near(a, b, 1e-12)
 
 
-def test_the_hessian_is_that_of_the_objective(critic: Critic, y: Tensor) -> None:
-    f, x = objective(critic, y.detach()), solved(critic, y)
+def test_the_hessian_is_that_of_the_objective(critic: Critic, y: Tensor, x: Tensor) -> None:
+    f = objective(critic, y.detach())
     hessian, n = Hessian(f, x), x[0].numel()
     columns = torch.eye(n, dtype=x.dtype).reshape(n, *DIMS)
     dense = torch.stack([hessian(e.expand_as(x)).flatten(1) for e in columns], 1)
@@ -230,8 +237,8 @@ def test_the_hessian_is_that_of_the_objective(critic: Critic, y: Tensor) -> None
     assert_close(dense, dense.mT, rtol=1e-10, atol=1e-10)
 
 
-def test_the_hessian_is_the_identity_on_held_pixels(critic: Critic, y: Tensor) -> None:
-    f, x, v = objective(critic, y.detach()), solved(critic, y), draw(N, *DIMS, seed=4)
+def test_the_hessian_is_the_identity_on_held_pixels(critic: Critic, y: Tensor, x: Tensor) -> None:
+    f, v = objective(critic, y.detach()), draw(N, *DIMS, seed=4)
     free = draw(N, *DIMS, seed=5) > 0
     held = Hessian(f, x, free=free)
     product, inside = held(v), torch.where(free, v, 0)
@@ -242,10 +249,10 @@ def test_the_hessian_is_the_identity_on_held_pixels(critic: Critic, y: Tensor) -
 
 @pytest.mark.parametrize("attach", [implicit, lambda f, x: jacobian_free(f, x, 0.1)])
 def test_without_parameters_nothing_is_attached(
-    critic: Critic, y: Tensor, attach: Callable[[Functional, Tensor], Tensor]
+    critic: Critic, y: Tensor, x: Tensor, attach: Callable[[Functional, Tensor], Tensor]
 ) -> None:
-    x = solved(critic, y)
-    attached = attach(objective(critic.requires_grad_(False), y.detach()), x)
+    frozen = copy.deepcopy(critic).requires_grad_(False)
+    attached = attach(objective(frozen, y.detach()), x)
     assert not attached.requires_grad
     assert attached.grad_fn is None
     assert_close(attached, x, rtol=0, atol=0)
@@ -253,11 +260,11 @@ def test_without_parameters_nothing_is_attached(
 
 @pytest.mark.parametrize("attach", [implicit, lambda f, x: jacobian_free(f, x, 0.1)])
 def test_one_parameter_is_enough(
-    critic: Critic, y: Tensor, attach: Callable[[Functional, Tensor], Tensor]
+    critic: Critic, y: Tensor, x: Tensor, attach: Callable[[Functional, Tensor], Tensor]
 ) -> None:
     """Also where gradients are disabled around, as in an evaluation."""
-    x, parameter = solved(critic, y), next(critic.requires_grad_(False).parameters())
-    parameter.requires_grad_()
+    critic = copy.deepcopy(critic).requires_grad_(False)
+    parameter = next(critic.parameters()).requires_grad_()
     with torch.no_grad():
         attached = attach(objective(critic, y.detach()), x)
     loss(attached).backward()

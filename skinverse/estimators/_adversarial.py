@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -22,26 +21,25 @@ from skinverse.estimators._adversarial_training import (
     are_pairs,
     denoising_loss,
     excerpt,
+    fidelity,
     in_memory,
     is_number,
+    noise_level,
     normalise,
     recipe,
-    rms,
     search,
     separation,
     spread,
-    white_noise,
 )
-from skinverse.estimators._base import BaseReconstructor, LearnedReconstructor, single
+from skinverse.estimators._base import BaseReconstructor, LearnedReconstructor
 from skinverse.estimators._calibration import calibrate
-from skinverse.estimators._validation import check_bounds, check_lam, check_whole
+from skinverse.estimators._validation import check_bounds, check_lam, check_whole, single
 from skinverse.functionals import (
     Box,
     ConvexCritic,
     Critic,
     Functional,
     Learned,
-    LeastSquares,
     ModuleCritic,
     NetworkCritic,
     RidgeCritic,
@@ -280,24 +278,11 @@ class AdversarialRegularizer(LearnedReconstructor):
         x, y = (single(batch[:_N_CALIBRATION]) for batch in (images, data))
         if A.identity:
             x, y = excerpt(x, y)
-        return calibrate(
-            self._fidelity(A, y), self._regularizer, self._solve, self._start(A, y), x, start=lam
-        )
+        x0 = self._start(A, y)
+        return calibrate(fidelity(A, y), self._regularizer, self._solve, x0, x, start=lam, bounds=self.bounds)
 
     def _noise(self, A: LinearMap, images: Tensor, data: Tensor) -> float:
-        """Root mean square of ``A^* noise`` per pixel."""
-        if self.noise_std is None and self.paired_:
-            return rms(self._fidelity(A, data).grad(images))
-        noise = torch.randn(data.shape, dtype=data.dtype, generator=torch.Generator().manual_seed(0))
-        zero = torch.zeros_like(images[:1]).expand(len(data), *images.shape[1:])
-        unit, seen = (self._fidelity(A, y).grad(zero) for y in (noise.to(data.device), data))  # -A^* y
-        if self.noise_std is not None:
-            return self.noise_std * rms(unit)
-        exact = self._fidelity(A, A(images)).grad(torch.zeros_like(images))
-        level = white_noise(seen, exact, unit)
-        if level == 0:
-            warnings.warn('lam="auto" sees no noise in Y_meas: lam is 0; pass noise_std or lam', stacklevel=4)
-        return level * rms(unit)
+        return noise_level(A, images, data, self.noise_std, paired=self.paired_)
 
     # ------------------------------------------------------------------ training
     def _make_module(self) -> nn.Module:
@@ -315,8 +300,11 @@ class AdversarialRegularizer(LearnedReconstructor):
         trainer = self.trainer or recipe(self.critic, max(len(images), len(data)))
         members = torch.arange(len(data), device=data.device)
         history: list[dict[str, Any]] = []
-
         found: Found = {}
+
+        def adversarial(bad: list[Tensor]) -> Loss:
+            mu, penalty = self.gradient_penalty, self.penalty
+            return adversarial_loss(torch.stack(bad), unit, self.patch_size, mu, penalty, paired=self.paired_)
 
         def run(phase: str, loss: Loss) -> None:
             nonlocal found
@@ -335,22 +323,12 @@ class AdversarialRegularizer(LearnedReconstructor):
         module.log_weight.requires_grad_(not certified)  # a bound that may grow is none
         normalise(module, bad, patch_size=self.patch_size)
         versions = [bad]
-        run("adversarial", self._adversarial_loss(versions, unit))
+        run("adversarial", adversarial(versions))
         for k in range(self.n_recursions):
             versions.append(self._partial(A, images, data))
-            run(f"recursion {k + 1}", self._adversarial_loss(versions, unit))
+            run(f"recursion {k + 1}", adversarial(versions))
         normalise(module, bad)
         return history
-
-    def _adversarial_loss(self, versions: list[Tensor], unit: float) -> Loss:
-        return adversarial_loss(
-            torch.stack(versions),
-            unit,
-            self.patch_size,
-            self.gradient_penalty,
-            self.penalty,
-            paired=self.paired_,
-        )
 
     def _bad(self, A: LinearMap, data: Tensor) -> Tensor:
         """``A_delta^+ y`` as real channels."""
@@ -361,7 +339,7 @@ class AdversarialRegularizer(LearnedReconstructor):
         normalise(self.module_, self._bad(A, data))
         lam, found = self._noise(A, images, data), []
         for part in data.split(in_memory(A)):
-            objective = self._objective(self._fidelity(A, part), lam)
+            objective = fidelity(A, part) + lam * self._regularizer()
             found.append(accelerated_gradient(objective, self._start(A, part), max_steps=_PARTIAL, tol=0.0).x)
         return as_channels(torch.cat(found))
 
@@ -373,7 +351,7 @@ class AdversarialRegularizer(LearnedReconstructor):
         def best_psnr(_: Tensor, index: Tensor) -> float:
             few = index[: _N_SCORED if A.identity else _N_SCORED // 2]
             x, y = excerpt(images[few], data[few]) if A.identity else (images[few], data[few])
-            return search(self._fidelity(A, y), self._regularizer, self._start(A, y), x, found)
+            return search(fidelity(A, y), self._regularizer, self._start(A, y), x, found)
 
         return best_psnr
 
@@ -386,9 +364,6 @@ class AdversarialRegularizer(LearnedReconstructor):
             x = data.clone() if A.identity else analytic_inverse(A, data)
         return x.real.contiguous() if self.real_ and x.is_complex() and not A.identity else x
 
-    def _fidelity(self, A: LinearMap, data: Tensor) -> Functional:
-        return LeastSquares(None if A.identity else A, data)
-
     def _regularizer(self, scale: float = 1.0, *, like: Tensor | None = None) -> Functional:
         """``R(s x) / s^2``, in the precision of the images."""
         module = self.module_ if like is None else copy.deepcopy(self.module_).to(like.dtype.to_real())
@@ -396,11 +371,9 @@ class AdversarialRegularizer(LearnedReconstructor):
             module if scale == 1.0 else WeightedCritic(module, scale=scale).to(next(module.parameters()))
         )
 
-    def _objective(self, fidelity: Functional, lam: float, R: Functional | None = None) -> Functional:
-        objective = fidelity + lam * (R or self._regularizer())
-        return objective if self.bounds is None else objective + Box(*self.bounds)
-
     def _solve(self, objective: Functional, x0: Tensor) -> Solution:
+        if self.bounds is not None:
+            objective = objective + Box(*self.bounds)
         bounded_gradient = self.solver == "gradient" and self.bounds is not None
         solve = proximal_gradient if bounded_gradient else _SOLVERS[self.solver]
         return solve(objective, x0, max_steps=self.max_steps, tol=self.tol)
@@ -410,5 +383,5 @@ class AdversarialRegularizer(LearnedReconstructor):
             raise ValueError(f"lam={self.lam!r} was {self._rule!r} when fitted: fit again, or pass a number")
         lam, scale = (float(self.lam), 1.0) if is_number(self.lam) else (self.lam_, self.scale_)
         x0 = self._start(A, data)
-        R = self._regularizer(scale, like=x0)
-        return self._solve(self._objective(self._fidelity(A, data), lam, R), x0)
+        objective = fidelity(A, data) + lam * self._regularizer(scale, like=x0)
+        return self._solve(objective, x0)

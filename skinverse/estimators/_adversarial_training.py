@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeGuard
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from skinverse._batch import norm
 from skinverse.estimators._calibration import climb
-from skinverse.functionals import Functional, WeightedCritic
+from skinverse.functionals import Functional, LeastSquares, WeightedCritic
 from skinverse.metrics import psnr
 from skinverse.operators import LinearMap
 from skinverse.solvers import accelerated_gradient, pseudo_inverse
@@ -40,11 +41,11 @@ _RECIPE = (1500, 1e-3)
 
 
 def recipe(critic: Any, n_samples: int) -> Trainer:
-    """How a critic is trained if nobody says: a fixed number of steps, ten looks at held-out images."""
+    """How a critic is trained if nobody says: a fixed number of steps, a few looks at held-out images."""
     n_steps, lr = _RECIPES.get(critic, _RECIPE) if isinstance(critic, str) else _RECIPE
     n_epochs = max(10, math.ceil(n_steps * _BATCH / n_samples))
     return Trainer(
-        max_epochs=n_epochs, batch_size=_BATCH, lr=lr, lr_decay=0.1, score_every=math.ceil(n_epochs / 10)
+        max_epochs=n_epochs, batch_size=_BATCH, lr=lr, lr_decay=0.1, score_every=math.ceil(n_epochs / 4)
     )
 
 
@@ -133,20 +134,20 @@ def normalise(module: WeightedCritic, bad: Tensor, *, patch_size: int | None = 1
 
 
 def search(
-    fidelity: Functional, regularizer: Callable[[float], Functional], x0: Tensor, images: Tensor, found: Found
+    misfit: Functional, regularizer: Callable[[float], Functional], x0: Tensor, images: Tensor, found: Found
 ) -> float:
     """PSNR of reconstructions at the best weight and scale near the best that were ``found`` so far.
 
     ``found`` is told the weight, relative to the rule ``E ||A^* noise|| / E ||grad R||``, and the scale.
     """
-    noise = rms(fidelity.grad(images))
+    noise = rms(misfit.grad(images))
 
     def psnr_with(relative: float, scale: float) -> float:
         R = regularizer(scale)
         slope = rms(R.grad(x0))
         if not 0 < slope < math.inf:
             return -math.inf
-        objective = fidelity + relative * noise / slope * R
+        objective = misfit + relative * noise / slope * R
         x = accelerated_gradient(objective, x0, max_steps=_SEARCH_STEPS, tol=1e-3).x
         return float(np.mean(psnr(images, x)))
 
@@ -165,6 +166,29 @@ def spread(x: Tensor) -> float:
 def rms(x: Tensor) -> float:
     """Root mean square of the values."""
     return math.sqrt(float(x.detach().abs().square().mean()))
+
+
+def fidelity(A: LinearMap, data: Tensor) -> Functional:
+    """``1/2 ||A x - y||^2``."""
+    return LeastSquares(None if A.identity else A, data)
+
+
+def noise_level(
+    A: LinearMap, images: Tensor, data: Tensor, noise_std: float | None, *, paired: bool
+) -> float:
+    """Root mean square of ``A^* noise`` per pixel."""
+    if noise_std is None and paired:
+        return rms(fidelity(A, data).grad(images))
+    noise = torch.randn(data.shape, dtype=data.dtype, generator=torch.Generator().manual_seed(0))
+    zero = torch.zeros_like(images[:1]).expand(len(data), *images.shape[1:])
+    unit, seen = (fidelity(A, y).grad(zero) for y in (noise.to(data.device), data))  # -A^* y
+    if noise_std is not None:
+        return noise_std * rms(unit)
+    level = white_noise(seen, fidelity(A, A(images)).grad(torch.zeros_like(images)), unit)
+    if level == 0:
+        message = 'lam="auto" sees no noise in Y_meas: lam is 0; pass noise_std or lam'
+        warnings.warn(message, stacklevel=6)
+    return level * rms(unit)
 
 
 def white_noise(noisy: Tensor, exact: Tensor, unit: Tensor) -> float:

@@ -27,6 +27,7 @@ from skinverse.estimators._validation import (
     per_sample,
     resolve_device,
     same_kind,
+    single,
 )
 from skinverse.metrics import psnr
 from skinverse.operators import LinearMap, as_torch
@@ -384,11 +385,6 @@ def _fingerprint(A: LinearMap) -> str:
     data = A(probe)
     digits = (data / data.abs().max().clamp_min(torch.finfo(torch.float64).tiny) * 1e6).numpy().round()
     return str(joblib.hash((A.dims, A.dimsd, float(f"{float(data.abs().max()):.6e}"), digits)))
-
-
-def single(batch: Tensor) -> Tensor:
-    """The batch in single precision."""
-    return batch.to(torch.complex64 if batch.is_complex() else torch.float32)
 
 
 def _seed(random_state: Any) -> int:

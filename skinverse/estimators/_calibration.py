@@ -29,6 +29,7 @@ def calibrate(
     images: Tensor,
     *,
     start: float,
+    bounds: tuple[float | None, float | None] | None = None,
 ) -> tuple[float, float]:
     """Weight ``lam`` and scale ``s`` whose reconstructions come closest to the images.
 
@@ -49,6 +50,8 @@ def calibrate(
         Start of the reconstructions, true images.
     start : float > 0
         First guess of ``lam``; that of ``s`` is 1.
+    bounds : (low, high) or None, default=None
+        What ``solve`` confines the values to; those that sit on a bound do not move.
 
     Returns
     -------
@@ -72,9 +75,10 @@ def calibrate(
 
     def jacobian(p: np.ndarray) -> np.ndarray:
         R, objective, x = reconstruct(p)
-        slope, lam, H = R.grad(x).detach(), math.exp(p[0]), Hessian(objective, x)
+        slope, lam, H = R.grad(x).detach(), math.exp(p[0]), Hessian(objective, x, free=_inside(x, bounds))
         turned = Hessian(R, x)(x) - slope
-        columns = [minres(H, -lam * b, max_steps=_MOST_STEPS, tol=_TOL).x for b in (slope, turned)]
+        rights = [H.project(-lam * b) for b in (slope, turned)]
+        columns = [minres(H, b, max_steps=_MOST_STEPS, tol=_TOL).x for b in rights]
         return np.stack([_flat(column) for column in columns], axis=1)
 
     first, reach = np.array([math.log(start), 0.0]), math.log(30.0)
@@ -86,19 +90,34 @@ def calibrate(
 
 
 def climb(
-    score: Callable[..., float], start: tuple[float, ...], factor: float
+    score: Callable[..., float], start: tuple[float, ...], factor: float, *, most: int = 12
 ) -> tuple[tuple[float, ...], float]:
-    """Coordinate ascent by factors: in the end no number, multiplied or divided by it, does better."""
-    best, at, improved = score(*start), start, True
-    while improved:
-        improved = False
-        for i in range(len(start)):
-            for step in (factor, 1 / factor):
-                while (value := score(*(near := (*at[:i], at[i] * step, *at[i + 1 :])))) > best:
-                    best, at, improved = value, near, True
-                if improved:
+    """Coordinate ascent by factors, with ``most`` scores at most: no number is better times or over it."""
+    best, at, n_scores, waiting = score(*start), start, 1, len(start)
+    i = 0
+    while waiting and n_scores < most:
+        before = at
+        for step in (factor, 1 / factor):
+            while n_scores < most:
+                near = (*at[:i], at[i] * step, *at[i + 1 :])
+                value, n_scores = score(*near), n_scores + 1
+                if not value > best:
                     break
+                best, at = value, near
+            if at != before:
+                break
+        waiting = len(start) - 1 if at != before else waiting - 1
+        i = (i + 1) % len(start)
     return at, best
+
+
+def _inside(x: Tensor, bounds: tuple[float | None, float | None] | None) -> Tensor | None:
+    """Where the values are strictly between the bounds; None where there are none."""
+    if bounds is None:
+        return None
+    low, high = bounds
+    above = torch.ones_like(x, dtype=torch.bool) if low is None else x > low
+    return above if high is None else above & (x < high)
 
 
 def _flat(x: Tensor) -> np.ndarray:

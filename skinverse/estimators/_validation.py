@@ -160,3 +160,8 @@ def check_whole(value: Any, name: str, least: int) -> None:
     """
     if not (isinstance(value, (int, np.integer)) and value >= least):
         raise ValueError(f"{name}: expected a whole number >= {least}, got {value!r}")
+
+
+def single(batch: Tensor) -> Tensor:
+    """The batch in single precision."""
+    return batch.to(torch.complex64 if batch.is_complex() else torch.float32)

@@ -56,9 +56,10 @@ class RidgeCritic(Critic):
     """Fields of experts, ``R(x) = sum_f sum_i psi_f((W x)_fi)``: learned filters, one learned potential.
 
     ``W`` is a bank of zero-mean filters divided by a bound on its spectral norm, so ``||W|| <= 1``. With the
-    Huber function ``h`` the potentials are ``psi_f(t) = (h(beta s_f t) / beta - rho h(s_f t)) / s_f^2``:
-    convex for ``rho = 0``; for ``rho = 1`` their curvature is at least -1 and they level off, which spares
-    edges. So ``R`` is ``rho``-weakly convex. The gradient is a formula, ``W^T psi'(W x)``.
+    Huber function ``h`` and ``beta > 1`` the potentials are
+    ``psi_f(t) = (h(beta s_f t) / beta - rho h(s_f t)) / s_f^2 >= 0``: convex for ``rho = 0``; for ``rho = 1``
+    their curvature is at least -1 and they level off, which spares edges. So ``R`` is ``rho``-weakly convex.
+    The gradient is a formula, ``W^T psi'(W x)``.
 
     Parameters
     ----------
@@ -90,18 +91,18 @@ class RidgeCritic(Critic):
         super().__init__()
         self.n_channels, self.rho = n_channels, 0.0 if convex else 1.0
         self.filters = nn.Parameter(_cosines(n_filters, n_channels, kernel_size))
-        self.log_sharpness = nn.Parameter(torch.tensor(math.log(20.0)))
+        self.log_sharpness = nn.Parameter(torch.tensor(math.log(19.0)))
         self.log_steepness = nn.Parameter(torch.full((n_filters, 1, 1, 1), math.log(5.0)))
 
     def forward(self, x: Tensor) -> Tensor:
-        beta = self.log_sharpness.exp()
+        beta = 1 + self.log_sharpness.exp()
         return torch.stack(
             [_ridges(analyse(x, beta * s * w), beta, s, self.rho)[0] for w, s in self._groups(x)]
         ).sum(0)
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         value, gradient = torch.zeros(len(x), dtype=x.dtype, device=x.device), torch.zeros_like(x)
-        beta = self.log_sharpness.exp()
+        beta = 1 + self.log_sharpness.exp()
         for w, s in self._groups(x):
             energy, slope = _ridges(analyse(x, beta * s * w), beta, s, self.rho)
             value, gradient = value + energy, gradient + synthesise(slope, w / s)

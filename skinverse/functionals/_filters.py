@@ -89,7 +89,7 @@ def _in_blocks(filters: Tensor) -> Tensor:
 
 
 def spectral_bound(filters: Tensor) -> Tensor:
-    """Bound on ``||W||`` for images of every size, at most 4 % above the norm on the plane.
+    """Bound on ``||W||`` for images of every size, at most 2 % above the norm on the plane.
 
     ``||W||^2`` is the maximum of a trigonometric polynomial, ``sum_f |w_f(omega)|^2`` for one channel, whose
     degree is ``k - 1``; its maximum is at most ``1 / cos(pi (k - 1) / N)`` times, in each direction, that

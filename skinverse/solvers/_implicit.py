@@ -152,8 +152,24 @@ def jacobian_free(objective: Any, x: Tensor, step: Tensor | float) -> Tensor:
 def _attach(objective: Any, x: Tensor, inverse: Callable[[Tensor], Tensor]) -> Tensor:
     """``x - H^-1 grad J(x, theta)``: the value of ``x``, the derivative of the implicit function theorem."""
     with torch.enable_grad():
-        gradient = objective.grad(x.detach())
+        z = x.detach().requires_grad_()
+        gradient = objective.grad(z)
+        if not _leaves(gradient) - {z}:  # nothing to differentiate in
+            return x.detach()
         attached = x.detach() - (gradient - gradient.detach())
-    if attached.requires_grad:
-        attached.register_hook(inverse)
+    attached.register_hook(inverse)
     return attached
+
+
+def _leaves(x: Tensor) -> set[Tensor]:
+    """The tensors that a gradient of ``x`` would end in."""
+    waiting, seen, found = [x.grad_fn], set(), set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(node.variable)
+        waiting += [following for following, _ in node.next_functions]
+    return found
