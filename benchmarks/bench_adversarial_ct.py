@@ -58,19 +58,18 @@ def best_tv(images: np.ndarray, data: np.ndarray, operator: Any) -> tuple[np.nda
 
 
 def compare(
-    images: np.ndarray, operator: Any, critics: list[str]
-) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray]:
-    """Every critic with both rules, filtered back-projection and total variation."""
+    name: str, images: np.ndarray, operator: Any, critics: list[str], everything: dict[str, Any]
+) -> None:
+    """Filtered back-projection, total variation and every critic with both rules; written as it comes."""
     data = measured(images, operator, SEED)
     (x, x_test), (y, y_test) = ((a[:N_TRAIN], a[N_TRAIN : N_TRAIN + N_TEST]) for a in (images, data))
     shown = {"FBP": FilteredBackProjection(operator, filter="hann").fit().predict(y_test)}
     shown["TV"], tv = best_tv(x_test, y_test, operator)
-    figures: dict[str, Any] = {"fbp": quality(x_test, shown["FBP"]), "tv_best_on_test": tv}
+    figures = everything[name] = {"fbp": quality(x_test, shown["FBP"]), "tv_best_on_test": tv}
     for critic in critics:
         start = time.perf_counter()
-        method = AdversarialRegularizer(operator, critic=critic, lam="fit", trainer=TRAINERS[critic]).fit(
-            x, y
-        )
+        method = AdversarialRegularizer(operator, critic=critic, lam="fit", trainer=TRAINERS[critic])
+        method.fit(x, y)
         seconds = time.perf_counter() - start
         shown[critic], info = method.predict(y_test, return_info=True)
         rule = method._noise(as_torch(operator), torch.from_numpy(x), torch.from_numpy(y))
@@ -83,8 +82,13 @@ def compare(
             "lipschitz": method.lipschitz_,
             "auto": quality(x_test, method.set_params(lam=rule).predict(y_test)) | {"lam": rule},
         }
-        print(critic, figures[critic], flush=True)
-    return figures, shown, x_test
+        write("adversarial_ct", everything, seed=SEED)
+        draw(name, x_test[:2], {label: images[:2] for label, images in shown.items()})
+
+
+def draw(name: str, images: np.ndarray, shown: dict[str, np.ndarray]) -> None:
+    display = ReconstructionDisplay.from_predictions(images, shown, data_range=1.0)
+    display.figure_.savefig(RESULTS / f"adversarial_ct_{name}.png", dpi=70)
 
 
 def main() -> None:
@@ -92,18 +96,12 @@ def main() -> None:
     angles = np.arange(N_ANGLES) * np.pi / N_ANGLES
     operator = parallel_beam((SIZE, SIZE), angles, 183, detector_spacing=SIZE * np.sqrt(2) / 183)
     figures: dict[str, Any] = {"target_above_tv_db": 0.5}
-    ellipses = make_ellipses(N_TRAIN + N_TEST, SIZE, random_state=SEED)
-    figures["ellipses"], *_ = compare(ellipses, operator, ["ridge"])
-    write("adversarial_ct", figures, seed=SEED)
     if (DATA / "mri_chest.npz").exists():
-        figures["chest"], shown, x_test = compare(chest(), operator, list(TRAINERS))
-        display = ReconstructionDisplay.from_predictions(
-            x_test[:2], {name: x[:2] for name, x in shown.items()}, data_range=1.0
-        )
-        display.figure_.savefig(RESULTS / "adversarial_ct.png", dpi=90)
+        compare("chest", chest(), operator, list(TRAINERS), figures)
     else:
         print(f"{DATA / 'mri_chest.npz'} is not here: ellipses only")
-    write("adversarial_ct", figures, seed=SEED)
+    ellipses = make_ellipses(N_TRAIN + N_TEST, SIZE, random_state=SEED)
+    compare("ellipses", ellipses, operator, ["ridge"], figures)
 
 
 if __name__ == "__main__":
