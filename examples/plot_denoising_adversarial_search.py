@@ -22,7 +22,7 @@ X_train, X_test, Y_train, Y_test = images[:32], images[32:], data[:32], data[32:
 
 # %%
 # Two folds and the final fit: three trainings for eight weights.
-trainer = Trainer(max_epochs=60, lr=1e-2, lr_decay=0.1, score_every=20)
+trainer = Trainer(max_epochs=40, lr=1e-2, lr_decay=0.1, score_every=20)
 method = AdversarialRegularizer(A, trainer=trainer, memory=tempfile.mkdtemp())
 search = GridSearchCV(method, {"lam": np.geomspace(0.02, 0.3, 8)}, cv=2, error_score="raise")
 search.fit(X_train, Y_train)
