@@ -27,6 +27,7 @@ from skinverse.estimators._adversarial_training import (
     noise_level,
     normalise,
     recipe,
+    rms,
     search,
     separation,
     spread,
@@ -278,8 +279,11 @@ class AdversarialRegularizer(LearnedReconstructor):
         x, y = (single(batch[:_N_CALIBRATION]) for batch in (images, data))
         if A.identity:
             x, y = excerpt(x, y)
-        x0 = self._start(A, y)
-        return calibrate(fidelity(A, y), self._regularizer, self._solve, x0, x, start=lam, bounds=self.bounds)
+        x0, misfit, near = self._start(A, y), fidelity(A, y), Found()
+        search(misfit, self._regularizer, x0, x, near)
+        relative, scale = near[max(near)]
+        first = relative * rms(misfit.grad(x)) / rms(self._regularizer(scale).grad(x0)), scale
+        return calibrate(misfit, self._regularizer, self._solve, x0, x, start=first, bounds=self.bounds)
 
     def _noise(self, A: LinearMap, images: Tensor, data: Tensor) -> float:
         return noise_level(A, images, data, self.noise_std, paired=self.paired_)

@@ -18,7 +18,7 @@ Regularizer = Callable[[float], Functional]
 Solve = Callable[[Functional, Tensor], Solution]
 
 # The derivatives only steer: a few digits will do.
-_MOST_STEPS, _TOL = 60, 1e-2
+_MOST_STEPS, _TOL = 150, 1e-3
 
 
 def calibrate(
@@ -28,7 +28,7 @@ def calibrate(
     x0: Tensor,
     images: Tensor,
     *,
-    start: float,
+    start: tuple[float, float],
     bounds: tuple[float | None, float | None] | None = None,
 ) -> tuple[float, float]:
     """Weight ``lam`` and scale ``s`` whose reconstructions come closest to the images.
@@ -48,8 +48,8 @@ def calibrate(
         ``(objective, start) -> Solution``.
     x0, images : Tensor of shape (n, *dims)
         Start of the reconstructions, true images.
-    start : float > 0
-        First guess of ``lam``; that of ``s`` is 1.
+    start : tuple of float > 0
+        First guess of ``lam`` and ``s``.
     bounds : (low, high) or None, default=None
         What ``solve`` confines the values to; those that sit on a bound do not move.
 
@@ -81,7 +81,7 @@ def calibrate(
         columns = [minres(H, b, max_steps=_MOST_STEPS, tol=_TOL).x for b in rights]
         return np.stack([_flat(column) for column in columns], axis=1)
 
-    first, reach = np.array([math.log(start), 0.0]), math.log(30.0)
+    first, reach = np.log(start), math.log(30.0)
     best = least_squares(
         residual, first, jacobian, bounds=(first - reach, first + reach), ftol=1e-4, xtol=1e-2, max_nfev=12
     )
