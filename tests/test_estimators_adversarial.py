@@ -338,16 +338,13 @@ def test_recursion_adds_partial_reconstructions_and_goes_on(denoising) -> None:
     assert phases == ["pretraining", "adversarial", "recursion 1", "recursion 2"]
 
 
-def test_best_weights_of_all_phases_are_kept(denoising) -> None:
-    """The adversarial phase starts from the pretrained weights and keeps them if it only makes them worse."""
+def test_a_training_that_only_spoils_keeps_the_weights_it_started_from(denoising) -> None:
     images, data, A = denoising
-    bad = Trainer(max_epochs=2, lr=10.0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        method = AdversarialRegularizer(A, lam=0.1, trainer=bad).fit(images, data)
-    best = max(epoch["valid_score"] for epoch in method.history_)
-    assert np.isfinite(best)
-    assert np.isfinite(method.predict(data)).all()
+    wild, idle = (
+        AdversarialRegularizer(A, lam=0.1, trainer=Trainer(max_epochs=2, lr=lr)).fit(images, data)
+        for lr in (10.0, 1e-12)
+    )
+    assert wild.score(images, data) > idle.score(images, data) - 0.1
 
 
 def test_non_finite_loss_stops_keeps_good_weights_and_warns(denoising) -> None:
