@@ -101,7 +101,7 @@ class AdversarialRegularizer(LearnedReconstructor):
         Whether gradients shorter than 1 are penalised too.
     initial : estimator or None, default=None
         Makes the bad images and the start of the reconstruction. None is the data themselves for denoising,
-        filtered back-projection (Hann) where there is one, else ``A^* (A A^* + delta I)^-1 y`` with
+        filtered back-projection (ramp) where there is one, else ``A^* (A A^* + delta I)^-1 y`` with
         ``delta = ||A||^2 / 100``.
     n_recursions : int >= 0, default=0
         How often partial reconstructions with the critic join the bad images and training goes on.

@@ -32,7 +32,7 @@ PENALTIES: dict[str, Callable[[Tensor], Tensor]] = {
 _NOISE = 0.2
 # The losses see images whose values spread like those of a photograph in [0, 1].
 _SPREAD = 0.25
-_BATCH, _SEARCH_STEPS, _SCORED_SIDE = 8, 40, 80
+_BATCH, _SEARCH_STEPS, _SCORED_SIDE = 8, 100, 80
 # Regularization of the pseudo-inverse, relative to the operator's squared norm.
 _DELTA = 1e-2
 # Steps and learning rate of the critics' recipes.
@@ -223,7 +223,7 @@ def is_number(lam: Any) -> TypeGuard[float]:
 def analytic_inverse(A: LinearMap, data: Tensor) -> Tensor:
     """Filtered back-projection where there is one, else a regularized pseudo-inverse."""
     try:
-        return A.filtered_adjoint(data, filter="hann")
+        return A.filtered_adjoint(data, filter="ramp")
     except TypeError:  # there is none
         delta = _DELTA * A.norm() ** 2 or 1.0
         return pseudo_inverse(A, data, delta, tol=1e-4).x

@@ -191,8 +191,13 @@ class _Parts:
         chosen.rough = [f.select(index) for f in self.rough]
         return chosen
 
+    def value(self, x: Tensor) -> Tensor:
+        """Value of the smooth part."""
+        zero = torch.zeros(len(x), dtype=x.dtype.to_real(), device=x.device)
+        return sum((f(x) for f in self.smooth), zero)
+
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Value and gradient of the smooth part."""
+        """The same with its gradient."""
         pairs = [f.value_and_grad(x) for f in self.smooth]
         zero = torch.zeros(len(x), dtype=x.dtype.to_real(), device=x.device)
         return sum((v for v, _ in pairs), zero), sum((g for _, g in pairs), torch.zeros_like(x))
@@ -205,7 +210,7 @@ class _Parts:
         return self.rough[0](x) if self.rough else 0.0
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.value_and_grad(x)[0] + self.rest(x)
+        return self.value(x) + self.rest(x)
 
 
 def _check(objective: Any, solver: str) -> None:
@@ -226,7 +231,7 @@ def _descend(
     with torch.no_grad():
         value, gradient = parts.value_and_grad(x0)
         t = _first_step(parts, x0, gradient)
-    state = {"x": x0, "old": x0, "value": value, "gradient": gradient, "t": t, "momentum": torch.ones_like(t)}
+    state = {"x": x0, "old": x0, "value": value, "t": t, "momentum": torch.ones_like(t)}
     return iterate(step, parts, state, max_steps=max_steps, tol=tol, callback=callback)
 
 
@@ -241,79 +246,62 @@ def _first_step(parts: _Parts, x: Tensor, gradient: Tensor) -> Tensor:
 
 def _proximal_step(parts: _Parts, state: State) -> State:
     x = state["x"]
-    new, value, gradient, t = _line_search(parts, x, state["value"], state["gradient"], state["t"])
-    return {
-        **state,
-        "x": new,
-        "value": value,
-        "gradient": gradient,
-        "t": _GROW * t,
-        "residual": _change(new, x),
-    }
+    new, value, t = _line_search(parts, x, *parts.value_and_grad(x), state["t"])
+    return {**state, "x": new, "value": value, "t": _GROW * t, "residual": _change(new, x)}
 
 
 def _accelerated_step(parts: _Parts, state: State) -> State:
     x, old, m = state["x"], state["old"], state["momentum"]
     next_m = (1 + (1 + 4 * m.square()).sqrt()) / 2
     z = x + expand((m - 1) / next_m, x) * (x - old)
-    z_value, z_gradient = parts.value_and_grad(z)
-    new, value, gradient, t = _line_search(parts, z, z_value, z_gradient, state["t"])
-    residual, before = _change(new, z), state["value"] + parts.rest(x)
+    new, value, t = _line_search(parts, z, *parts.value_and_grad(z), state["t"])
+    before = state["value"] + parts.rest(x)
     bound = before + 4 * torch.finfo(before.dtype).eps * before.abs()
     rises = ~(value + parts.rest(new) <= bound) | ~torch.isfinite(norm(new))
     against = dot(z - new, new - x) > 0
-    found = {"x": new, "value": value, "gradient": gradient, "t": t, "residual": residual}
+    found = {"x": new, "value": value, "t": _GROW * t, "residual": _change(new, z)}
     worse = rises.nonzero()[:, 0]
     if len(worse):
-        part = {name: state[name][worse] for name in ("x", "value", "gradient", "t")}
-        plain = _proximal_step(parts.select(worse), part)
+        plain = _proximal_step(parts.select(worse), {name: state[name][worse] for name in ("x", "t")})
         found = {name: value.index_copy(0, worse, plain[name]) for name, value in found.items()}
-    found["t"] = _GROW * found["t"]
     return {**found, "old": x, "momentum": torch.where(rises | against, 1.0, next_m)}
 
 
 def _line_search(
     parts: _Parts, x: Tensor, value: Tensor, gradient: Tensor, t: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Proximal gradient step from ``x`` whose quadratic model bounds ``f``; halved where it does not."""
-    new, new_value, new_gradient = x.clone(), value.clone(), gradient.clone()
-    trying, t = torch.arange(len(x), device=x.device), t.clone()
+    new, new_value, t = x.clone(), value.clone(), t.clone()
+    trying = torch.arange(len(x), device=x.device)
     for _ in range(_MOST_TRIALS):
         part = parts if len(trying) == len(x) else parts.select(trying)
         xs, gs, ts = x[trying], gradient[trying], t[trying]
         trial = part.prox(xs - expand(ts, xs) * gs, ts)
-        trial_value, trial_gradient = part.value_and_grad(trial)
-        accepted = _bounded(xs, value[trying], gs, ts, trial, trial_value, trial_gradient)
+        trial_value = part.value(trial)
+        accepted = _bounded(part, xs, value[trying], gs, ts, trial, trial_value)
         ok = trying[accepted]
-        new[ok], new_value[ok], new_gradient[ok] = (
-            trial[accepted],
-            trial_value[accepted],
-            trial_gradient[accepted],
-        )
+        new[ok], new_value[ok] = trial[accepted], trial_value[accepted]
         trying = trying[~accepted]
         if len(trying) == 0:
             break
         t[trying] *= _SHRINK
     new[trying] = torch.nan  # no step is short enough: there are no numbers to compare
-    return new, new_value, new_gradient, t
+    return new, new_value, t
 
 
 def _bounded(
-    x: Tensor,
-    value: Tensor,
-    gradient: Tensor,
-    t: Tensor,
-    new: Tensor,
-    new_value: Tensor,
-    new_gradient: Tensor,
+    parts: _Parts, x: Tensor, value: Tensor, gradient: Tensor, t: Tensor, new: Tensor, new_value: Tensor
 ) -> Tensor:
     """``f(new) <= f(x) + <grad f(x), d> + ||d||^2 / 2t``; by gradients where values only round."""
     d = new - x
     square = dot(d, d)
-    model = value + dot(gradient, d) + square / (2 * t)
+    below = new_value <= value + dot(gradient, d) + square / (2 * t)
     rounding = 16 * torch.finfo(value.dtype).eps * value.abs()
-    level = (new_value - value).abs() <= rounding
-    return (new_value <= model) | (level & (dot(new_gradient - gradient, d) <= square / t))
+    level = (~below & ((new_value - value).abs() <= rounding)).nonzero()[:, 0]
+    if len(level):
+        change = parts.select(level).value_and_grad(new[level])[1] - gradient[level]
+        below[level] = dot(change, d[level]) <= square[level] / t[level]
+    return below
 
 
 def _change(new: Tensor, x: Tensor) -> Tensor:
