@@ -41,7 +41,7 @@ MAY_IMPORT = {
 }
 
 # An estimator's file knows no other one, except what they all stand on ...
-SHARED_BY_ESTIMATORS = {"_base", "_validation", "_calibration"}
+SHARED_BY_ESTIMATORS = {"_base", "_validation", "_calibration", "_learning"}
 # ... the adapter's default method, and the two ends of `as_regressor`.
 SIBLINGS = {("_regressor", "_analytic"), ("_base", "_regressor")}
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from skinverse import AdversarialRegularizer, FilteredBackProjection, Tikhonov, Trainer, load
 from skinverse.datasets import make_ellipses, make_problem
-from skinverse.estimators._adversarial_training import are_pairs, patches, white_noise
+from skinverse.estimators._adversarial_training import white_noise
+from skinverse.estimators._learning import are_pairs, patches
 from skinverse.functionals import Learned, LeastSquares, RidgeCritic, WeightedCritic
 from skinverse.operators import as_torch
 

@@ -28,7 +28,7 @@ def reconstructors() -> list[BaseReconstructor]:
     """Every public reconstruction method, default-constructed; what learns, learns for a moment only."""
     classes = [getattr(skinverse, name) for name in skinverse.__all__]
     methods = [c() for c in classes if isinstance(c, type) and issubclass(c, BaseReconstructor)]
-    short = {"trainer": Trainer(max_epochs=1), "lam": "auto"}
+    short = {"trainer": Trainer(max_epochs=1), "lam": 0.1}
     return [m.set_params(**short) if "trainer" in m.get_params() else m for m in methods]
 
 

@@ -14,9 +14,16 @@ from torch import Tensor, nn
 
 from skinverse.estimators._adversarial_training import (
     PENALTIES,
+    adversarial_loss,
+    noise_level,
+    recipe,
+    separation,
+)
+from skinverse.estimators._base import BaseReconstructor, LearnedReconstructor
+from skinverse.estimators._calibration import calibrate
+from skinverse.estimators._learning import (
     Found,
     Loss,
-    adversarial_loss,
     analytic_inverse,
     are_pairs,
     denoising_loss,
@@ -24,16 +31,11 @@ from skinverse.estimators._adversarial_training import (
     fidelity,
     in_memory,
     is_number,
-    noise_level,
     normalise,
-    recipe,
     rms,
     search,
-    separation,
     spread,
 )
-from skinverse.estimators._base import BaseReconstructor, LearnedReconstructor
-from skinverse.estimators._calibration import calibrate
 from skinverse.estimators._validation import check_bounds, check_lam, check_whole, single
 from skinverse.functionals import (
     Box,

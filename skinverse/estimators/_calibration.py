@@ -18,7 +18,7 @@ Regularizer = Callable[[float], Functional]
 Solve = Callable[[Functional, Tensor], Solution]
 
 # The derivatives only steer: a few digits will do.
-_MOST_STEPS, _TOL = 150, 1e-3
+_MOST_STEPS, _TOL = 60, 1e-3
 
 
 def calibrate(
@@ -75,7 +75,7 @@ def calibrate(
 
     def jacobian(p: np.ndarray) -> np.ndarray:
         R, objective, x = reconstruct(p)
-        slope, lam, H = R.grad(x).detach(), math.exp(p[0]), Hessian(objective, x, free=_inside(x, bounds))
+        slope, lam, H = R.grad(x).detach(), math.exp(p[0]), Hessian(objective, x, free=inside(x, bounds))
         turned = Hessian(R, x)(x) - slope
         rights = [H.project(-lam * b) for b in (slope, turned)]
         columns = [minres(H, b, max_steps=_MOST_STEPS, tol=_TOL).x for b in rights]
@@ -83,7 +83,7 @@ def calibrate(
 
     first, reach = np.log(start), math.log(30.0)
     best = least_squares(
-        residual, first, jacobian, bounds=(first - reach, first + reach), ftol=1e-4, xtol=1e-2, max_nfev=12
+        residual, first, jacobian, bounds=(first - reach, first + reach), ftol=1e-4, xtol=1e-2, max_nfev=8
     )
     lam, scale = np.exp(best.x)
     return float(lam), float(scale)
@@ -111,7 +111,7 @@ def climb(
     return at, best
 
 
-def _inside(x: Tensor, bounds: tuple[float | None, float | None] | None) -> Tensor | None:
+def inside(x: Tensor, bounds: tuple[float | None, float | None] | None) -> Tensor | None:
     """Where the values are strictly between the bounds; None where there are none."""
     if bounds is None:
         return None

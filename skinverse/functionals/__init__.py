@@ -9,6 +9,7 @@ from skinverse.functionals._critics import (
     RidgeCritic,
     WeightedCritic,
 )
+from skinverse.functionals._energies import GradientStepCritic, REDCritic, SmoothCritic
 from skinverse.functionals._fidelity import DataBall, KullbackLeibler, LeastSquares
 from skinverse.functionals._learned import Learned, as_channels, from_channels
 from skinverse.functionals._simple import Box, L1Norm, SquaredNorm
@@ -22,6 +23,7 @@ __all__ = [
     "CosineSparsity",
     "DataBall",
     "Functional",
+    "GradientStepCritic",
     "GroupNorm",
     "KullbackLeibler",
     "L1Norm",
@@ -30,8 +32,10 @@ __all__ = [
     "ModuleCritic",
     "NetworkCritic",
     "OfImage",
+    "REDCritic",
     "RidgeCritic",
     "Scaled",
+    "SmoothCritic",
     "SquaredNorm",
     "Sum",
     "TotalGeneralizedVariation",

@@ -51,6 +51,10 @@ class Critic(nn.Module, ABC):
         """Proven bound on ``|R(x) - R(z)| / ||x - z||`` for images of ``n_pixels`` pixels; None without."""
         return None
 
+    def largest_curvature(self) -> Tensor | None:
+        """Proven bound on the Hessian's eigenvalues, differentiable in the parameters; None without."""
+        return None
+
 
 class RidgeCritic(Critic):
     """Fields of experts, ``R(x) = sum_f sum_i psi_f((W x)_fi)``: learned filters, one learned potential.
@@ -115,6 +119,9 @@ class RidgeCritic(Critic):
 
     def weak_convexity(self) -> float:
         return self.rho
+
+    def largest_curvature(self) -> Tensor:
+        return 1 + self.log_sharpness.exp() - self.rho
 
     def _groups(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Filters and their ``s``, in groups whose responses fit a processor's caches."""

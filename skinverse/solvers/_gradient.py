@@ -43,7 +43,7 @@ def gradient_descent(
     Returns
     -------
     Solution
-        The images and how each of them ended.
+        The images and how each of them ended; ``extra["step"]`` is the last ``t``.
 
     Raises
     ------
@@ -96,7 +96,7 @@ def proximal_gradient(
     Returns
     -------
     Solution
-        The images and how each of them ended.
+        The images and how each of them ended; ``extra["step"]`` is the last ``t``.
 
     Raises
     ------
@@ -151,7 +151,7 @@ def accelerated_gradient(
     Returns
     -------
     Solution
-        The images and how each of them ended.
+        The images and how each of them ended; ``extra["step"]`` is the last ``t``.
 
     Raises
     ------
@@ -232,7 +232,7 @@ def _descend(
         value, gradient = parts.value_and_grad(x0)
         t = _first_step(parts, x0, gradient)
     state = {"x": x0, "old": x0, "value": value, "t": t, "momentum": torch.ones_like(t)}
-    return iterate(step, parts, state, max_steps=max_steps, tol=tol, callback=callback)
+    return iterate(step, parts, state, max_steps=max_steps, tol=tol, callback=callback, report=("step",))
 
 
 def _first_step(parts: _Parts, x: Tensor, gradient: Tensor) -> Tensor:
@@ -247,7 +247,7 @@ def _first_step(parts: _Parts, x: Tensor, gradient: Tensor) -> Tensor:
 def _proximal_step(parts: _Parts, state: State) -> State:
     x = state["x"]
     new, value, t = _line_search(parts, x, *parts.value_and_grad(x), state["t"])
-    return {**state, "x": new, "value": value, "t": _GROW * t, "residual": _change(new, x)}
+    return {**state, "x": new, "value": value, "step": t, "t": _GROW * t, "residual": _change(new, x)}
 
 
 def _accelerated_step(parts: _Parts, state: State) -> State:
@@ -259,7 +259,7 @@ def _accelerated_step(parts: _Parts, state: State) -> State:
     bound = before + 4 * torch.finfo(before.dtype).eps * before.abs()
     rises = ~(value + parts.rest(new) <= bound) | ~torch.isfinite(norm(new))
     against = dot(z - new, new - x) > 0
-    found = {"x": new, "value": value, "t": _GROW * t, "residual": _change(new, z)}
+    found = {"x": new, "value": value, "step": t, "t": _GROW * t, "residual": _change(new, z)}
     worse = rises.nonzero()[:, 0]
     if len(worse):
         plain = _proximal_step(parts.select(worse), {name: state[name][worse] for name in ("x", "t")})

@@ -13,6 +13,7 @@ from skinverse.solvers._krylov import minres
 from skinverse.solvers._solution import Solution
 
 LinearSolver = Callable[..., Solution]
+PullBack = Callable[[Tensor], tuple[Tensor | None, ...]]
 
 
 class Hessian:
@@ -39,12 +40,12 @@ class Hessian:
     def __init__(self, objective: Any, x: Tensor, *, free: Tensor | None = None) -> None:
         self.free = free
         with torch.enable_grad():
-            self._x = x.detach().requires_grad_()
-            self._gradient = objective.grad(self._x)
+            self.x = x.detach().requires_grad_()
+            self.gradient = objective.grad(self.x)
 
     def __call__(self, v: Tensor) -> Tensor:
         inside = self.project(v)
-        (product,) = torch.autograd.grad(self._gradient, self._x, inside, retain_graph=True)
+        (product,) = torch.autograd.grad(self.gradient, self.x, inside, retain_graph=True)
         return self.project(product) + (v - inside)
 
     def project(self, v: Tensor) -> Tensor:
@@ -109,7 +110,7 @@ def implicit(
     def inverse(v: Tensor) -> Tensor:
         return hessian.project(solve(hessian, hessian.project(v), max_steps=max_steps, tol=tol).x)
 
-    return _attach(objective, x, inverse)
+    return _attach(hessian.gradient, hessian.x, inverse)
 
 
 def jacobian_free(objective: Any, x: Tensor, step: Tensor | float) -> Tensor:
@@ -146,19 +147,37 @@ def jacobian_free(objective: Any, x: Tensor, step: Tensor | float) -> Tensor:
     >>> y.grad
     tensor([[0.5000, 0.5000]])
     """
-    return _attach(objective, x, lambda v: expand(step, v) * v)
-
-
-def _attach(objective: Any, x: Tensor, inverse: Callable[[Tensor], Tensor]) -> Tensor:
-    """``x - H^-1 grad J(x, theta)``: the value of ``x``, the derivative of the implicit function theorem."""
     with torch.enable_grad():
         z = x.detach().requires_grad_()
         gradient = objective.grad(z)
-        if not _leaves(gradient) - {z}:  # nothing to differentiate in
-            return x.detach()
-        attached = x.detach() - (gradient - gradient.detach())
-    attached.register_hook(inverse)
+    return _attach(gradient, z, lambda v: expand(step, v) * v)
+
+
+def _attach(gradient: Tensor, x: Tensor, inverse: Callable[[Tensor], Tensor]) -> Tensor:
+    """``x``, whose cotangents ``v`` go to the parameters of ``grad J(x, theta)`` as ``-inverse(v)``."""
+    parameters = tuple(_leaves(gradient) - {x})
+    if not parameters:
+        return x.detach()
+
+    def pull_back(v: Tensor) -> tuple[Tensor | None, ...]:
+        return torch.autograd.grad(gradient, parameters, -inverse(v), retain_graph=True, allow_unused=True)
+
+    with torch.enable_grad():
+        attached: Tensor = _Attached.apply(x.detach(), pull_back, *parameters)
     return attached
+
+
+class _Attached(torch.autograd.Function):
+    """The identity, with a derivative of its own in parameters that it does not look at."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, pull_back: PullBack, *parameters: Tensor) -> Tensor:
+        ctx.pull_back = pull_back
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, None, *ctx.pull_back(v))
 
 
 def _leaves(x: Tensor) -> set[Tensor]:

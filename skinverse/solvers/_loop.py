@@ -18,27 +18,35 @@ Callback = Callable[[int, Tensor], None]
 
 
 def iterate(
-    step: Step, objective: Any, state: State, *, max_steps: int, tol: float, callback: Callback | None = None
+    step: Step,
+    objective: Any,
+    state: State,
+    *,
+    max_steps: int,
+    tol: float,
+    callback: Callback | None = None,
+    report: tuple[str, ...] = (),
 ) -> Solution:
     """Repeat ``step`` on the images that are not finished.
 
     An image is finished when its ``residual`` falls below ``tol``. One that turns non-finite goes back to
     its last finite iterate and counts as not converged. Finished images leave the state and the objective,
-    so they cost nothing and can influence nobody.
+    so they cost nothing and can influence nobody. The solution tells the last numbers named in ``report``.
     """
     n = len(state["x"])
     x, active = state["x"].detach().clone(), torch.arange(n, device=state["x"].device)
-    residual = torch.full((n,), torch.inf, dtype=x.dtype.to_real(), device=x.device)
-    n_steps, whole = torch.zeros_like(active), objective
-    converged = torch.zeros_like(active, dtype=torch.bool)
+    unknown = torch.full((n,), torch.inf, dtype=x.dtype.to_real(), device=x.device)
+    told = {name: unknown.clone() for name in ("residual", *report)}
+    n_steps, converged, whole = torch.zeros_like(active), torch.zeros_like(active).bool(), objective
     with torch.no_grad():
         for k in range(max_steps if n else 0):
             new = step(objective, state)
             finite = torch.isfinite(new["x"]).flatten(1).all(1) & ~torch.isnan(new["residual"])
             done = finite & (new["residual"] < tol)
             n_steps[active] += 1
-            residual[active] = new["residual"]
             converged[active] = done
+            for name, value in told.items():
+                value[active] = new[name]
             going = finite & ~done
             if callback is not None or not going.all():
                 x[active[finite]] = new["x"][finite]
@@ -54,4 +62,4 @@ def iterate(
                 break
             objective = objective.select(kept)
         x[active] = state["x"]
-        return Solution(x, n_steps, converged, residual, whole(x))
+        return Solution(x, n_steps, converged, told.pop("residual"), whole(x), told)

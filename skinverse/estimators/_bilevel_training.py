@@ -1,0 +1,319 @@
+"""The two levels of bilevel learning, and how smooth the regularizer is."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor, nn
+
+from skinverse._batch import dot, expand, norm
+from skinverse.estimators._calibration import inside
+from skinverse.estimators._learning import fidelity, patches
+from skinverse.functionals import (
+    ConvexCritic,
+    Critic,
+    Functional,
+    GradientStepCritic,
+    Learned,
+    ModuleCritic,
+    REDCritic,
+    RidgeCritic,
+    SmoothCritic,
+    WeightedCritic,
+    as_channels,
+)
+from skinverse.networks import DnCNN
+from skinverse.operators import LinearMap
+from skinverse.solvers import (
+    Hessian,
+    Solution,
+    conjugate_gradient,
+    implicit,
+    jacobian_free,
+    minres,
+)
+from skinverse.training import Trainer
+
+Bounds = tuple[float | None, float | None] | None
+Solve = Callable[[Functional, Functional, Tensor, float], Solution]
+Measure = Callable[[Tensor], Tensor]
+
+LOSSES: dict[str, Measure] = {"l2": lambda error: error.abs().square(), "l1": torch.abs}
+REGULARIZERS: dict[str, Callable[[int], Critic]] = {
+    "ridge": RidgeCritic,
+    "convex_ridge": lambda n_channels: RidgeCritic(n_channels, convex=True),
+    "convex": ConvexCritic,
+    "red": lambda n_channels: REDCritic(DnCNN(n_channels)),
+    "gradient_step": lambda n_channels: GradientStepCritic(DnCNN(n_channels)),
+}
+_BATCH = 8
+# Tolerance of the linear systems, and how much looser both levels start than they end.
+_LINEAR_TOL, _LOOSE = 1e-3, 10.0
+# Power iterations that measure a curvature.
+_N_POWERS = 100
+# Growth and shrinkage of the steps that look for the steepest change, and its first length.
+_GROW, _SHRINK, _LENGTH = 1.3, 1 / 1.3, 0.1
+# Probe of the divergence, relative to the noise.
+_PROBE = 0.1
+
+
+class LowerLevel:
+    """Reconstructions, differentiable in the regularizer: ``argmin_x 1/2 ||A x - y||^2 + R(x)``.
+
+    Its tolerances tighten by a factor of ten while ``progress`` goes from 0 to 1. Failures are counted.
+    """
+
+    def __init__(self, solve: Solve, hypergradient: str, bounds: Bounds, max_steps: int, tol: float) -> None:
+        self.solve, self.hypergradient, self.bounds = solve, hypergradient, bounds
+        self.max_steps, self.tol = max_steps, tol
+        self.n_failed, self.n_solved, self.worst = 0, 0, 0.0
+
+    def __call__(self, misfit: Functional, R: Functional, x0: Tensor, progress: float) -> Tensor:
+        loose = _LOOSE ** (1 - progress)
+        solution = self.solve(misfit, R, x0, loose * self.tol)
+        self._count(solution)
+        if not torch.is_grad_enabled():
+            return solution.x
+        if self.hypergradient == "jacobian_free":
+            return jacobian_free(misfit + R, solution.x, solution.extra["step"])
+        return implicit(
+            misfit + R,
+            solution.x,
+            free=inside(solution.x, self.bounds),
+            solve=conjugate_gradient if self.hypergradient == "cg" else minres,
+            max_steps=self.max_steps,
+            tol=loose * _LINEAR_TOL,
+        )
+
+    def warn(self) -> None:
+        """Say how many reconstructions did not converge."""
+        if self.n_failed:
+            warnings.warn(
+                f"BilevelRegularizer: {self.n_failed} of {self.n_solved} images in training did not converge "
+                f"at the lower level (largest residual {self.worst:.1e}): raise max_steps or tol",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+
+    def _count(self, solution: Solution) -> None:
+        failed = ~solution.converged
+        self.n_solved += len(failed)
+        self.n_failed += int(failed.sum())
+        self.worst = max([self.worst, *solution.residual[failed].tolist()])
+
+
+class UpperLevel:
+    """Loss of each reconstruction, the mean over its pixels, and the price of a regularizer too rough.
+
+    For denoising, images and data are cut to patches; else reconstructions start where they ended the last
+    time. Everything is measured in ``unit``, the spread of the images' values.
+    """
+
+    def __init__(
+        self,
+        lower: LowerLevel,
+        A: LinearMap,
+        data: Tensor,
+        starts: Tensor,
+        *,
+        loss: str,
+        noise_std: float | None,
+        unit: float,
+        patch_size: int | None,
+        smoothness: Smoothness | None,
+        n_calls: int,
+    ) -> None:
+        self.lower, self.A, self.data, self.starts = lower, A, data, starts
+        self.loss, self.noise_std, self.unit, self.patch_size = loss, noise_std, unit, patch_size
+        self.smoothness, self.n_calls, self.called = smoothness, n_calls, 0
+
+    def __call__(self, module: WeightedCritic, images: Tensor, index: Tensor) -> Tensor:
+        self.called += module.training
+        cut = self.A.identity and self.patch_size is not None
+        x, y = self._patches(images, index) if cut else (images, self.data[index])
+        misfit, R = fidelity(self.A, y), Learned(module)
+        progress = min(1.0, self.called / self.n_calls)
+        x_hat = self.lower(misfit, R, y if self.A.identity else self.starts[index], progress)
+        if not self.A.identity:
+            self.starts[index] = x_hat.detach()
+        if self.loss == "sure":
+            value = self._risk(y, x_hat, R, progress)
+        else:
+            value = LOSSES[self.loss]((x_hat - x) / self.unit).flatten(1).mean(1)
+        if self.smoothness is None or not torch.is_grad_enabled():
+            return value
+        return value + self.smoothness(module, as_channels(x), index)
+
+    def risk(self, module: WeightedCritic, images: Tensor, index: Tensor) -> float:
+        """Mean loss, without derivatives."""
+        with torch.no_grad():
+            return float(self(module, images, index).mean())
+
+    def _patches(self, images: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        both = torch.cat([as_channels(images), as_channels(self.data[index])], 1)
+        x, y = patches(both, self.patch_size).chunk(2, 1)
+        return x.contiguous(), y.contiguous()
+
+    def _risk(self, y: Tensor, x_hat: Tensor, R: Functional, progress: float) -> Tensor:
+        """Stein's estimate of ``||A x_hat - A x||^2``, from the measurements alone."""
+        assert self.noise_std is not None  # checked by the estimator
+        A, length = self.A, _PROBE * self.noise_std
+        probe = torch.randn_like(y)
+        near = self.lower(fidelity(A, y + length * probe), R, x_hat.detach(), progress)
+        seen, moved = (z if A.identity else A(z) for z in (x_hat, near - x_hat))
+        divergence = dot(probe, moved) / length
+        variance = self.noise_std**2
+        total = norm(seen - y).square() + variance * (2 * divergence - y[0].numel())
+        return total / (y[0].numel() * self.unit**2)
+
+
+class Smoothness:
+    """``xi (max_d ||grad s(x) - grad s(x + d)|| / ||d|| - beta)_+`` at the training images.
+
+    Every image keeps its ``d``, relative to its own norm, and a step length; each call takes one step of
+    steepest ascent, accepted where the quotient grows.
+
+    References
+    ----------
+    L. Bungert, R. Raab, T. Roith, L. Schwinn and D. Tenbrinck, CLIP: cheap Lipschitz training of neural
+    networks, SSVM, 2021.
+    """
+
+    def __init__(self, n_images: int, weight: float, patch_size: int | None) -> None:
+        self.weight, self.patch_size = weight, patch_size
+        self.directions: dict[tuple[int, ...], Tensor] = {}
+        self.steps = torch.ones(n_images)
+
+    def __call__(self, module: WeightedCritic, x: Tensor, index: Tensor) -> Tensor:
+        smooth: Any = module.critic
+        x = module.log_scale.exp() * patches(x, self.patch_size)
+        direction = self._ascend(smooth, x, index)
+        excess = _quotient(smooth, x, direction) - smooth.beta
+        return self.weight * excess.clamp_min(0)
+
+    def _ascend(self, smooth: SmoothCritic, x: Tensor, index: Tensor) -> Tensor:
+        known = self.directions.setdefault(tuple(x.shape[1:]), _random(len(self.steps), x))
+        size = expand(norm(x) + (norm(x) == 0), x)
+        old = (size * known[index.cpu()].to(x)).requires_grad_()
+        quotient = _quotient(smooth, x.detach(), old)
+        (slope,) = torch.autograd.grad(quotient.sum(), old)
+        step = self.steps[index.cpu()].to(x)
+        length = step * norm(old) / norm(slope).clamp_min(torch.finfo(x.dtype).tiny)
+        new = (old + expand(length, old) * slope).detach()
+        with torch.no_grad():
+            grew = _quotient(smooth, x, new) > quotient
+        best = torch.where(expand(grew, old), new, old.detach())
+        self.steps[index.cpu()] = torch.where(grew, _GROW * step, _SHRINK * step).to(self.steps)
+        known[index.cpu()] = (best / size).to(known)
+        return best
+
+
+def _random(n: int, x: Tensor) -> Tensor:
+    """A direction for each of ``n`` images, relative to their norms."""
+    found = torch.randn(n, *x.shape[1:])
+    return _LENGTH * found / expand(norm(found), found)
+
+
+def _quotient(smooth: SmoothCritic, x: Tensor, direction: Tensor) -> Tensor:
+    change = smooth.smooth_gradient(x + direction) - smooth.smooth_gradient(x)
+    return norm(change) / norm(direction).clamp_min(torch.finfo(x.dtype).tiny)
+
+
+class ProximalFidelity(Functional):
+    """``1/2 ||A x - y||^2`` by its prox, ``(I + t A^*A)^-1 (x + t A^* y)``."""
+
+    proximable = True
+
+    def __init__(self, misfit: Any) -> None:
+        self.misfit = misfit
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.misfit(x)
+
+    def prox(self, x: Tensor, step: Tensor | float) -> Tensor:
+        A, y = self.misfit.A, self.misfit.y
+        if A is None:
+            return self.misfit.prox(x, step)
+        t = expand(step, x)
+        return conjugate_gradient(
+            lambda z: z + t * A.adjoint(A(z)), x + t * A.adjoint(y), x, max_steps=100, tol=1e-5
+        ).x
+
+    def select(self, index: Tensor) -> Functional:
+        return ProximalFidelity(self.misfit.select(index))
+
+
+def linear_solver(hypergradient: str, smooth: SmoothCritic) -> str:
+    """Conjugate gradients only where the lower level is known to be convex."""
+    convex = smooth.weak_convexity() == 0
+    if hypergradient == "auto":
+        return "cg" if convex else "minres"
+    bounded = smooth.beta is not None and smooth.beta <= 1 + smooth.alpha
+    if hypergradient == "cg" and not convex and not bounded:
+        message = (
+            f'hypergradient="cg" needs beta <= 1 + alpha, got beta={smooth.beta}: MINRES is used instead'
+        )
+        warnings.warn(message, stacklevel=2)
+        return "minres"
+    return hypergradient
+
+
+def measure(module: WeightedCritic, x: Tensor, patch_size: int | None) -> tuple[float, float, bool]:
+    """Weak convexity of ``r``, Lipschitz constant of ``grad s``, and whether both are proven."""
+    smooth: Any = module.critic
+    known = smooth.weak_convexity()
+    if smooth.certified:
+        return float(known), float(smooth.beta), True
+    r = WeightedCritic(smooth).to(module.log_scale)
+    r.log_scale.copy_(module.log_scale)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        some = patches(x.to(module.log_scale), patch_size)
+    low, high = curvature(Learned(r), some)
+    centre = 1 + smooth.alpha
+    return (
+        max(0.0, -low) if known is None else float(known),
+        max(abs(centre - low), abs(centre - high)),
+        False,
+    )
+
+
+def curvature(functional: Functional, x: Tensor) -> tuple[float, float]:
+    """Smallest and largest eigenvalue of the Hessian at the images, by power iteration."""
+    hessian = Hessian(functional, x)
+    largest = abs(_dominant(hessian, x))
+    low = largest + _dominant(lambda v: hessian(v) - largest * v, x)
+    return low, _dominant(lambda v: hessian(v) + largest * v, x) - largest
+
+
+def _dominant(linear: Callable[[Tensor], Tensor], x: Tensor) -> float:
+    """Of all images the eigenvalue of largest modulus."""
+    v = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
+    for _ in range(_N_POWERS):
+        v = v / expand(norm(v).clamp_min(torch.finfo(x.dtype).tiny), v)
+        product = linear(v)
+        value, v = dot(v, product), product
+    return float(value[value.abs().argmax()])
+
+
+def make_critic(regularizer: Any, n_channels: int, beta: float | None) -> Critic:
+    """The untrained energy; a ridge is convex where the bound asks for it."""
+    if isinstance(regularizer, nn.Module):
+        return ModuleCritic(copy.deepcopy(regularizer), n_channels)
+    if regularizer == "ridge" and beta is not None and beta <= 1:
+        regularizer = "convex_ridge"
+    return REGULARIZERS[regularizer](n_channels)
+
+
+def recipe(n_steps: int, lr: float, n_samples: int) -> Trainer:
+    """So many steps, a few looks at held-out images."""
+    n_epochs = max(4, math.ceil(n_steps * _BATCH / n_samples))
+    return Trainer(
+        max_epochs=n_epochs, batch_size=_BATCH, lr=lr, lr_decay=0.1, score_every=math.ceil(n_epochs / 4)
+    )
