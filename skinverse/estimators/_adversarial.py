@@ -20,7 +20,6 @@ from skinverse.estimators._adversarial_training import (
     separation,
 )
 from skinverse.estimators._base import BaseReconstructor, LearnedReconstructor
-from skinverse.estimators._calibration import calibrate
 from skinverse.estimators._learning import (
     Found,
     Loss,
@@ -29,10 +28,10 @@ from skinverse.estimators._learning import (
     denoising_loss,
     excerpt,
     fidelity,
+    fit_weight,
     in_memory,
     is_number,
     normalise,
-    rms,
     search,
     spread,
 )
@@ -281,11 +280,7 @@ class AdversarialRegularizer(LearnedReconstructor):
         x, y = (single(batch[:_N_CALIBRATION]) for batch in (images, data))
         if A.identity:
             x, y = excerpt(x, y)
-        x0, misfit, near = self._start(A, y), fidelity(A, y), Found()
-        search(misfit, self._regularizer, x0, x, near)
-        relative, scale = near[max(near)]
-        first = relative * rms(misfit.grad(x)) / rms(self._regularizer(scale).grad(x0)), scale
-        return calibrate(misfit, self._regularizer, self._solve, x0, x, start=first, bounds=self.bounds)
+        return fit_weight(fidelity(A, y), self._regularizer, self._solve, self._start(A, y), x, self.bounds)
 
     def _noise(self, A: LinearMap, images: Tensor, data: Tensor) -> float:
         return noise_level(A, images, data, self.noise_std, paired=self.paired_)

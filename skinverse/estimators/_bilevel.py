@@ -24,15 +24,14 @@ from skinverse.estimators._bilevel_training import (
     recipe,
 )
 from skinverse.estimators._learning import (
-    Found,
     analytic_inverse,
     denoising_loss,
     excerpt,
     fidelity,
+    fit_weight,
     in_memory,
     is_number,
     rms,
-    search,
     spread,
 )
 from skinverse.estimators._validation import check_bounds, check_lam, check_whole
@@ -46,14 +45,10 @@ from skinverse.functionals import (
 )
 from skinverse.metrics import psnr
 from skinverse.operators import LinearMap
-from skinverse.solvers import Solution, accelerated_gradient, gradient_descent, proximal_gradient
+from skinverse.solvers import Solution, accelerated_gradient, proximal_gradient
 from skinverse.training import Score, Trainer
 
-_SOLVERS = {
-    "accelerated": accelerated_gradient,
-    "gradient": gradient_descent,
-    "proximal": proximal_gradient,
-}
+_SOLVERS = ("accelerated", "gradient", "proximal")
 _HYPERGRADIENTS = ("auto", "cg", "minres", "jacobian_free")
 # Held-out images to score, images to measure the curvature at; steps of both phases if nobody says.
 _N_SCORED, _N_MEASURED, _N_PRETRAINING, _N_STEPS = 6, 4, 2000, 400
@@ -323,17 +318,17 @@ class BilevelRegularizer(LearnedReconstructor):
             x, y = excerpt(x, y)
             x0 = y
         if self._blind:
-            assert self.noise_std is not None  # _check
-            noise = self.noise_std * rms(fidelity(A, torch.randn_like(y)).grad(torch.zeros_like(x0)))
-            relative, scale = 1.0, 1.0
+            lam, scale = self._noise(A, y) / max(rms(self._regularizer().grad(x0)), 1e-30), 1.0
         else:
-            found: Found = {}
-            search(fidelity(A, y), self._regularizer, x0, x, found)
-            noise, (relative, scale) = rms(fidelity(A, y).grad(x)), found[max(found)]
-        slope = rms(self._regularizer(scale).grad(x0))
+            lam, scale = fit_weight(fidelity(A, y), self._regularizer, self._descend, x0, x, self.bounds)
         module.log_scale += math.log(scale)
-        if 0 < slope < math.inf and noise > 0:
-            module.log_weight += math.log(relative * noise / slope)
+        module.log_weight += math.log(max(lam, 1e-30))
+
+    def _noise(self, A: LinearMap, data: Tensor) -> float:
+        """Root mean square of ``A^* noise`` per pixel."""
+        assert self.noise_std is not None  # _check
+        pulled = fidelity(A, torch.randn_like(data)).grad(torch.zeros_like(self._start(A, data)))
+        return self.noise_std * rms(pulled)
 
     def _upper_level(
         self, module: Any, A: LinearMap, data: Tensor, starts: Tensor, unit: float, trainer: Trainer
@@ -383,10 +378,14 @@ class BilevelRegularizer(LearnedReconstructor):
     def _solve(self, misfit: Any, R: Functional, x0: Tensor, tol: float) -> Solution:
         if self.solver == "proximal":
             misfit = ProximalFidelity(misfit)
-        objective = misfit + R if self.bounds is None else misfit + R + Box(*self.bounds)
-        bounded_gradient = self.solver == "gradient" and self.bounds is not None
-        solve = proximal_gradient if bounded_gradient else _SOLVERS[self.solver]
-        return solve(objective, x0, max_steps=self.max_steps, tol=tol)
+            return proximal_gradient(misfit + R, x0, max_steps=self.max_steps, tol=tol)
+        return self._descend(misfit + R, x0, tol)
+
+    def _descend(self, objective: Functional, x0: Tensor, tol: float | None = None) -> Solution:
+        if self.bounds is not None:
+            objective = objective + Box(*self.bounds)
+        solve = accelerated_gradient if self.solver == "accelerated" else proximal_gradient
+        return solve(objective, x0, max_steps=self.max_steps, tol=self.tol if tol is None else tol)
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
         if not is_number(self.lam) and self.lam != self._rule:

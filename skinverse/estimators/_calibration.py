@@ -15,6 +15,7 @@ from skinverse.functionals import Functional
 from skinverse.solvers import Hessian, Solution, minres
 
 Regularizer = Callable[[float], Functional]
+Bounds = tuple[float | None, float | None] | None
 Solve = Callable[[Functional, Tensor], Solution]
 
 # The derivatives only steer: a few digits will do.
@@ -29,7 +30,7 @@ def calibrate(
     images: Tensor,
     *,
     start: tuple[float, float],
-    bounds: tuple[float | None, float | None] | None = None,
+    bounds: Bounds = None,
 ) -> tuple[float, float]:
     """Weight ``lam`` and scale ``s`` whose reconstructions come closest to the images.
 
@@ -111,7 +112,7 @@ def climb(
     return at, best
 
 
-def inside(x: Tensor, bounds: tuple[float | None, float | None] | None) -> Tensor | None:
+def inside(x: Tensor, bounds: Bounds) -> Tensor | None:
     """Where the values are strictly between the bounds; None where there are none."""
     if bounds is None:
         return None

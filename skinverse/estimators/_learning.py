@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from skinverse._batch import norm
-from skinverse.estimators._calibration import climb
+from skinverse.estimators._calibration import Bounds, Regularizer, Solve, calibrate, climb
 from skinverse.functionals import Functional, LeastSquares, WeightedCritic
 from skinverse.metrics import psnr
 from skinverse.operators import LinearMap
@@ -97,6 +97,20 @@ def search(
     at, best = climb(psnr_with, start, factor)
     found[best] = at
     return best
+
+
+def fit_weight(
+    misfit: Functional, regularizer: Regularizer, solve: Solve, x0: Tensor, images: Tensor, bounds: Bounds
+) -> tuple[float, float]:
+    """Weight and scale whose reconstructions come closest to the images: first coarsely, then calibrated."""
+    found: Found = {}
+    search(misfit, regularizer, x0, images, found)
+    relative, scale = found[max(found)]
+    noise, slope = rms(misfit.grad(images)), rms(regularizer(scale).grad(x0))
+    if not (0 < slope < math.inf and noise > 0):
+        return 1.0, 1.0
+    start = relative * noise / slope, scale
+    return calibrate(misfit, regularizer, solve, x0, images, start=start, bounds=bounds)
 
 
 def spread(x: Tensor) -> float:

@@ -259,7 +259,7 @@ class ConvexCritic(Critic):
 
 
 class NetworkCritic(Critic):
-    """``R(x) = sum_i log(1 + exp N(x)_i)`` for a network ``N``, image -> one channel: smooth and positive.
+    """``R(x) = sum_i sqrt(1 + N(x)_i^2) - 1`` for a network ``N`` onto one channel: smooth, zero with ``N``.
 
     Parameters
     ----------
@@ -284,7 +284,7 @@ class NetworkCritic(Critic):
         self.network, self.n_channels = network, network.n_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.softplus(self.network(x)).flatten(1).sum(1)
+        return ((1 + self.network(x).square()).sqrt() - 1).flatten(1).sum(1)
 
     def lipschitz(self, n_pixels: int) -> float | None:
         """``Lip(N) sqrt(n_pixels)``, since the sum over pixels has that norm."""

@@ -135,7 +135,11 @@ class SmoothCritic(Critic):
 
     def weak_convexity(self) -> float | None:
         known = self.critic.weak_convexity()
-        return None if known is None else max(0.0, float(torch.as_tensor(self.weight()).detach()) * known - self.pull)
+        return (
+            None
+            if known is None
+            else max(0.0, float(torch.as_tensor(self.weight()).detach()) * known - self.pull)
+        )
 
     def largest_curvature(self) -> Tensor | None:
         known = self.critic.largest_curvature()
