@@ -30,7 +30,7 @@ TRAINERS = {
     "ridge": Trainer(max_epochs=200, lr=1e-2, lr_decay=0.1, score_every=50),
     "convex_ridge": Trainer(max_epochs=40, lr=1e-2, lr_decay=0.1, score_every=40),
     "lipschitz": Trainer(max_epochs=40, lr=3e-3, lr_decay=0.1, score_every=40),
-    "convex": Trainer(max_epochs=20, lr=1e-3, lr_decay=0.1, score_every=20),
+    "convex": Trainer(max_epochs=15, lr=1e-3, lr_decay=0.1, score_every=15),
     "conv": Trainer(max_epochs=40, lr=1e-3, lr_decay=0.1, score_every=40),
 }
 

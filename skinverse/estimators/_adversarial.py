@@ -31,6 +31,7 @@ from skinverse.estimators._learning import (
     fit_weight,
     in_memory,
     is_number,
+    learned,
     normalise,
     search,
     spread,
@@ -41,7 +42,6 @@ from skinverse.functionals import (
     ConvexCritic,
     Critic,
     Functional,
-    Learned,
     ModuleCritic,
     NetworkCritic,
     RidgeCritic,
@@ -367,10 +367,7 @@ class AdversarialRegularizer(LearnedReconstructor):
 
     def _regularizer(self, scale: float = 1.0, *, like: Tensor | None = None) -> Functional:
         """``R(s x) / s^2``, in the precision of the images."""
-        module = self.module_ if like is None else copy.deepcopy(self.module_).to(like.dtype.to_real())
-        return Learned(
-            module if scale == 1.0 else WeightedCritic(module, scale=scale).to(next(module.parameters()))
-        )
+        return learned(self.module_, scale, like)
 
     def _solve(self, objective: Functional, x0: Tensor) -> Solution:
         if self.bounds is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any, ClassVar
 
@@ -21,6 +20,7 @@ from skinverse.estimators._bilevel_training import (
     linear_solver,
     make_critic,
     measure,
+    noise_pulled,
     recipe,
 )
 from skinverse.estimators._learning import (
@@ -31,6 +31,7 @@ from skinverse.estimators._learning import (
     fit_weight,
     in_memory,
     is_number,
+    learned,
     rms,
     spread,
 )
@@ -38,7 +39,6 @@ from skinverse.estimators._validation import check_bounds, check_lam, check_whol
 from skinverse.functionals import (
     Box,
     Functional,
-    Learned,
     SmoothCritic,
     WeightedCritic,
     as_channels,
@@ -90,10 +90,13 @@ class BilevelRegularizer(LearnedReconstructor):
         to be convex and MINRES where not; "jacobian_free" replaces the system by one gradient step.
     loss : {"l2", "l1", "sure"}, default="l2"
         Squared or absolute error, or, from measurements alone, Stein's unbiased estimate of
-        ``||A x_hat - A x||^2`` with one random probe; "sure" needs ``noise_std`` and no ``X_true``.
-    pretraining : bool or Trainer, default=True
-        Whether ``e`` first learns to denoise true images by one gradient step, ``x = z - grad e(z)``; a
-        Trainer says how.
+        ``||A x_hat - A x||^2`` with one random probe; "sure" needs ``noise_std`` and no ``X_true``. If there
+        are true images, they serve the pretraining, the first weight and the score.
+    pretraining : bool, default=True
+        Whether ``w r``, with some weight ``w``, first learns to denoise true images by one gradient step,
+        ``x = z - w grad r(z)``.
+    pretrainer : Trainer or None, default=None
+        How; None is ``trainer``, and where that is None too, 2000 steps of 8 patches.
     patch_size : int or None, default=64
         Side of the patches of the pretraining, and for denoising of all training; None is whole images.
     bounds : (low, high) or None, default=None
@@ -108,7 +111,7 @@ class BilevelRegularizer(LearnedReconstructor):
     tol : float, default=1e-4
         Relative change by one step at which an image stops; training starts with ten times that.
     trainer : Trainer or None, default=None
-        How to train; None is 400 steps of 8 images. Also for the pretraining, unless that has its own.
+        How to train; None is 400 steps of 8 images.
     memory : str, path, joblib.Memory or None, default=None
         Where to keep trainings.
     warm_start : bool, default=False
@@ -128,15 +131,17 @@ class BilevelRegularizer(LearnedReconstructor):
         The trained energy ``lam r``.
     history_ : list of dict
         One entry per epoch: ``phase``, ``train_loss``, ``valid_loss``, ``valid_score`` (held-out PSNR in dB,
-        or minus the risk where there are no true images), which chooses the epoch.
+        or minus the risk where there are no true images), which chooses the epoch; under a penalty on the
+        smoothness there is no score and the last epoch is kept.
     lam_ : float
-        The weight in use.
+        The weight found by or given to ``fit``.
     weak_convexity_ : float
         Smallest ``rho`` known with ``r + rho/2 ||x||^2`` convex; 0 for a convex ``r``.
     smoothness_ : float
         Lipschitz constant of ``grad s``.
     certified_ : bool
-        Whether both are proven; otherwise they are measured at a few training images, by power iteration.
+        Whether both are proven; otherwise they are measured at a few training images, by
+        Lanczos' method, and may be larger elsewhere.
     n_channels_ : int
         Real channels of the images; a complex one counts twice.
     real_ : bool
@@ -146,7 +151,7 @@ class BilevelRegularizer(LearnedReconstructor):
     -----
     Much of the literature minimises ``||A x - y||^2 + lam r(x)``; its ``lam`` is twice this one. With
     ``lam="fit"`` the product ``lam r`` may be as non-convex as it likes for ``beta > 1 + alpha``; for
-    denoising ``lam_ weak_convexity_ <= 1`` makes the minimum unique.
+    denoising ``lam_ weak_convexity_ < 1`` makes the minimum unique.
 
     References
     ----------
@@ -186,7 +191,8 @@ class BilevelRegularizer(LearnedReconstructor):
         smoothness_weight: float = 1.0,
         hypergradient: str = "auto",
         loss: str = "l2",
-        pretraining: bool | Trainer = True,
+        pretraining: bool = True,
+        pretrainer: Trainer | None = None,
         patch_size: int | None = 64,
         bounds: tuple[float | None, float | None] | None = None,
         solver: str = "accelerated",
@@ -209,6 +215,7 @@ class BilevelRegularizer(LearnedReconstructor):
         self.hypergradient = hypergradient
         self.loss = loss
         self.pretraining = pretraining
+        self.pretrainer = pretrainer
         self.patch_size = patch_size
         self.bounds = bounds
         self.solver = solver
@@ -226,7 +233,7 @@ class BilevelRegularizer(LearnedReconstructor):
     def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
         assert A is not None and data is not None  # _needs
         self._check()
-        self._rule, self._blind, self.real_ = self.lam, images is None, True
+        self._rule, self._blind, self.real_ = self.lam, images is None, False
         if images is None:
             images = torch.cat([self._start(A, part) for part in data.split(in_memory(A))])
         self.real_, self.n_channels_ = not images.is_complex(), as_channels(images[:1]).shape[1]
@@ -262,6 +269,8 @@ class BilevelRegularizer(LearnedReconstructor):
 
     def _check_given(self, X_true: Any, Y_meas: Any) -> None:
         measurements_do = self.loss == "sure" and X_true is None
+        if measurements_do and Y_meas is None:
+            raise ValueError('BilevelRegularizer.fit with loss="sure" learns from Y_meas, but it is missing')
         super()._check_given(Y_meas if measurements_do else X_true, Y_meas)
 
     def _check_pairs(self, images: Tensor | None, data: Tensor | None) -> None:
@@ -293,42 +302,39 @@ class BilevelRegularizer(LearnedReconstructor):
             module.log_scale.fill_(-math.log(unit))
             if self.pretraining and not self._blind:
                 loss = denoising_loss(self.patch_size)
-                run("pretraining", self._pretrainer(len(data)), loss, as_channels(images), None)
-            with torch.no_grad():
-                self._weigh(module, A, images, data, starts)
+                lr = 1e-2 if self.regularizer in ("ridge", "convex_ridge") else 1e-3
+                pretrainer = self.pretrainer or self.trainer or recipe(_N_PRETRAINING, lr, len(data))
+                run("pretraining", pretrainer, loss, as_channels(images), None)
+            if self.lam == "fit":
+                with torch.no_grad():
+                    self._weigh(module, A, images, data, starts)
+        if is_number(self.lam):
+            module.log_weight.data.fill_(math.log(max(float(self.lam), 1e-30)))
         trainer = self.trainer or recipe(_N_STEPS, 1e-3, len(data))
         upper = self._upper_level(module, A, data, starts, unit, trainer)
-        run("bilevel", trainer, upper, images, self._score(A, data, upper))
+        # Held-out quality alone would choose the roughest regularizer: with a penalty the last one is kept.
+        score = self._score(A, data, upper) if upper.smoothness is None else None
+        run("bilevel", trainer, upper, images, score)
         upper.lower.warn()
         return history
 
-    def _pretrainer(self, n_samples: int) -> Trainer:
-        if not isinstance(self.pretraining, bool):
-            return self.pretraining
-        lr = 1e-2 if self.regularizer in ("ridge", "convex_ridge") else 1e-3
-        return self.trainer or recipe(_N_PRETRAINING, lr, n_samples)
-
     def _weigh(self, module: Any, A: LinearMap, images: Tensor, data: Tensor, starts: Tensor) -> None:
         """Weight and scale to start from."""
-        if self.lam != "fit":
-            module.log_weight.fill_(math.log(max(float(self.lam), 1e-30)))
-            return
         x, y, x0 = images[:_N_SCORED], data[:_N_SCORED], starts[:_N_SCORED]
         if A.identity:
             x, y = excerpt(x, y)
             x0 = y
         if self._blind:
-            lam, scale = self._noise(A, y) / max(rms(self._regularizer().grad(x0)), 1e-30), 1.0
+            noise, slope, scale = (
+                noise_pulled(A, y, x0, self.noise_std),
+                rms(self._regularizer().grad(x0)),
+                1.0,
+            )
+            lam = noise / slope if slope > 1e-6 * noise else 1.0
         else:
             lam, scale = fit_weight(fidelity(A, y), self._regularizer, self._descend, x0, x, self.bounds)
         module.log_scale += math.log(scale)
         module.log_weight += math.log(max(lam, 1e-30))
-
-    def _noise(self, A: LinearMap, data: Tensor) -> float:
-        """Root mean square of ``A^* noise`` per pixel."""
-        assert self.noise_std is not None  # _check
-        pulled = fidelity(A, torch.randn_like(data)).grad(torch.zeros_like(self._start(A, data)))
-        return self.noise_std * rms(pulled)
 
     def _upper_level(
         self, module: Any, A: LinearMap, data: Tensor, starts: Tensor, unit: float, trainer: Trainer
@@ -336,7 +342,6 @@ class BilevelRegularizer(LearnedReconstructor):
         smooth = module.critic
         hypergradient = linear_solver(self.hypergradient, smooth)
         penalised = self.beta is not None and not smooth.certified and self.smoothness_weight > 0
-        n_steps = trainer.max_epochs * math.ceil(len(data) / trainer.batch_size)
         return UpperLevel(
             LowerLevel(self._solve, hypergradient, self.bounds, self.max_steps, self.tol),
             A,
@@ -347,7 +352,7 @@ class BilevelRegularizer(LearnedReconstructor):
             unit=unit,
             patch_size=self.patch_size,
             smoothness=Smoothness(len(data), self.smoothness_weight, self.patch_size) if penalised else None,
-            n_calls=n_steps,
+            n_calls=trainer.max_epochs * math.ceil(len(data) / trainer.batch_size),
         )
 
     def _score(self, A: LinearMap, data: Tensor, upper: UpperLevel) -> Score:
@@ -370,10 +375,7 @@ class BilevelRegularizer(LearnedReconstructor):
 
     def _regularizer(self, scale: float = 1.0, *, like: Tensor | None = None) -> Functional:
         """``lam r(s x) / s^2``, in the precision of the images."""
-        module = self.module_ if like is None else copy.deepcopy(self.module_).to(like.dtype.to_real())
-        return Learned(
-            module if scale == 1.0 else WeightedCritic(module, scale=scale).to(next(module.parameters()))
-        )
+        return learned(self.module_, scale, like)
 
     def _solve(self, misfit: Any, R: Functional, x0: Tensor, tol: float) -> Solution:
         if self.solver == "proximal":

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from scipy.linalg import eigvalsh_tridiagonal
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from skinverse._batch import dot, expand, norm
 from skinverse.estimators._calibration import inside
-from skinverse.estimators._learning import fidelity, patches
+from skinverse.estimators._learning import fidelity, patches, rms
 from skinverse.functionals import (
     ConvexCritic,
     Critic,
@@ -55,10 +56,12 @@ REGULARIZERS: dict[str, Callable[[int], Critic]] = {
 _BATCH = 8
 # Tolerance of the linear systems, and how much looser both levels start than they end.
 _LINEAR_TOL, _LOOSE = 1e-3, 10.0
-# Power iterations that measure a curvature.
-_N_POWERS = 100
+# Products with a Hessian that measure its spectrum.
+_N_LANCZOS = 100
 # Growth and shrinkage of the steps that look for the steepest change, and its first length.
 _GROW, _SHRINK, _LENGTH = 1.3, 1 / 1.3, 0.1
+# Excess over the bound that is worth a warning.
+_VIOLATED = 1.2
 # Probe of the divergence, relative to the noise.
 _PROBE = 0.1
 
@@ -80,12 +83,13 @@ class LowerLevel:
         self._count(solution)
         if not torch.is_grad_enabled():
             return solution.x
+        free = inside(solution.x, self.bounds)
         if self.hypergradient == "jacobian_free":
-            return jacobian_free(misfit + R, solution.x, solution.extra["step"])
+            return jacobian_free(misfit + R, solution.x, solution.extra["step"], free=free)
         return implicit(
             misfit + R,
             solution.x,
-            free=inside(solution.x, self.bounds),
+            free=free,
             solve=conjugate_gradient if self.hypergradient == "cg" else minres,
             max_steps=self.max_steps,
             tol=loose * _LINEAR_TOL,
@@ -138,12 +142,13 @@ class UpperLevel:
         cut = self.A.identity and self.patch_size is not None
         x, y = self._patches(images, index) if cut else (images, self.data[index])
         misfit, R = fidelity(self.A, y), Learned(module)
-        progress = min(1.0, self.called / self.n_calls)
+        progress = min(1.0, self.called / max(1, self.n_calls))
         x_hat = self.lower(misfit, R, y if self.A.identity else self.starts[index], progress)
         if not self.A.identity:
             self.starts[index] = x_hat.detach()
         if self.loss == "sure":
-            value = self._risk(y, x_hat, R, progress)
+            halves = cut and self.data.is_complex()  # real and imaginary part, each with half of the noise
+            value = self._risk(y, x_hat, R, progress, 2**-0.5 if halves else 1.0)
         else:
             value = LOSSES[self.loss]((x_hat - x) / self.unit).flatten(1).mean(1)
         if self.smoothness is None or not torch.is_grad_enabled():
@@ -160,15 +165,16 @@ class UpperLevel:
         x, y = patches(both, self.patch_size).chunk(2, 1)
         return x.contiguous(), y.contiguous()
 
-    def _risk(self, y: Tensor, x_hat: Tensor, R: Functional, progress: float) -> Tensor:
+    def _risk(self, y: Tensor, x_hat: Tensor, R: Functional, progress: float, part: float) -> Tensor:
         """Stein's estimate of ``||A x_hat - A x||^2``, from the measurements alone."""
         assert self.noise_std is not None  # checked by the estimator
-        A, length = self.A, _PROBE * self.noise_std
+        A, noise_std = self.A, part * self.noise_std
+        length = _PROBE * noise_std
         probe = torch.randn_like(y)
         near = self.lower(fidelity(A, y + length * probe), R, x_hat.detach(), progress)
         seen, moved = (z if A.identity else A(z) for z in (x_hat, near - x_hat))
         divergence = dot(probe, moved) / length
-        variance = self.noise_std**2
+        variance = noise_std**2
         total = norm(seen - y).square() + variance * (2 * divergence - y[0].numel())
         return total / (y[0].numel() * self.unit**2)
 
@@ -192,13 +198,16 @@ class Smoothness:
 
     def __call__(self, module: WeightedCritic, x: Tensor, index: Tensor) -> Tensor:
         smooth: Any = module.critic
-        x = module.log_scale.exp() * patches(x, self.patch_size)
+        whole = self.patch_size is not None and max(x.shape[-2:]) > self.patch_size
+        x = module.log_scale.exp() * (patches(x, self.patch_size) if whole else x)
         direction = self._ascend(smooth, x, index)
         excess = _quotient(smooth, x, direction) - smooth.beta
         return self.weight * excess.clamp_min(0)
 
     def _ascend(self, smooth: SmoothCritic, x: Tensor, index: Tensor) -> Tensor:
-        known = self.directions.setdefault(tuple(x.shape[1:]), _random(len(self.steps), x))
+        if tuple(x.shape[1:]) not in self.directions:
+            self.directions[tuple(x.shape[1:])] = _random(len(self.steps), x)
+        known = self.directions[tuple(x.shape[1:])]
         size = expand(norm(x) + (norm(x) == 0), x)
         old = (size * known[index.cpu()].to(x)).requires_grad_()
         quotient = _quotient(smooth, x.detach(), old)
@@ -210,7 +219,8 @@ class Smoothness:
             grew = _quotient(smooth, x, new) > quotient
         best = torch.where(expand(grew, old), new, old.detach())
         self.steps[index.cpu()] = torch.where(grew, _GROW * step, _SHRINK * step).to(self.steps)
-        known[index.cpu()] = (best / size).to(known)
+        relative = best / size
+        known[index.cpu()] = (relative / expand(norm(relative).clamp_min(1), relative)).to(known)
         return best
 
 
@@ -241,9 +251,12 @@ class ProximalFidelity(Functional):
         if A is None:
             return self.misfit.prox(x, step)
         t = expand(step, x)
-        return conjugate_gradient(
-            lambda z: z + t * A.adjoint(A(z)), x + t * A.adjoint(y), x, max_steps=100, tol=1e-5
-        ).x
+
+        def back(u: Tensor) -> Tensor:
+            z: Tensor = A.adjoint(u)
+            return z if x.is_complex() or not z.is_complex() else z.real
+
+        return conjugate_gradient(lambda z: z + t * back(A(z)), x + t * back(y), x, max_steps=100, tol=1e-5).x
 
     def select(self, index: Tensor) -> Functional:
         return ProximalFidelity(self.misfit.select(index))
@@ -251,17 +264,23 @@ class ProximalFidelity(Functional):
 
 def linear_solver(hypergradient: str, smooth: SmoothCritic) -> str:
     """Conjugate gradients only where the lower level is known to be convex."""
-    convex = smooth.weak_convexity() == 0
+    bounded = smooth.certified and smooth.beta is not None and smooth.beta <= 1 + smooth.alpha
+    convex = bounded or smooth.critic.weak_convexity() == 0  # whatever the weights will be
     if hypergradient == "auto":
         return "cg" if convex else "minres"
-    bounded = smooth.beta is not None and smooth.beta <= 1 + smooth.alpha
-    if hypergradient == "cg" and not convex and not bounded:
+    wanted = smooth.beta is not None and smooth.beta <= 1 + smooth.alpha
+    if hypergradient == "cg" and not convex and not wanted:
         message = (
             f'hypergradient="cg" needs beta <= 1 + alpha, got beta={smooth.beta}: MINRES is used instead'
         )
         warnings.warn(message, stacklevel=2)
         return "minres"
     return hypergradient
+
+
+def noise_pulled(A: LinearMap, data: Tensor, x0: Tensor, noise_std: Any) -> float:
+    """Root mean square of ``A^* noise`` per pixel."""
+    return float(noise_std) * rms(fidelity(A, torch.randn_like(data)).grad(torch.zeros_like(x0)))
 
 
 def measure(module: WeightedCritic, x: Tensor, patch_size: int | None) -> tuple[float, float, bool]:
@@ -285,21 +304,22 @@ def measure(module: WeightedCritic, x: Tensor, patch_size: int | None) -> tuple[
 
 
 def curvature(functional: Functional, x: Tensor) -> tuple[float, float]:
-    """Smallest and largest eigenvalue of the Hessian at the images, by power iteration."""
-    hessian = Hessian(functional, x)
-    largest = abs(_dominant(hessian, x))
-    low = largest + _dominant(lambda v: hessian(v) - largest * v, x)
-    return low, _dominant(lambda v: hessian(v) + largest * v, x) - largest
-
-
-def _dominant(linear: Callable[[Tensor], Tensor], x: Tensor) -> float:
-    """Of all images the eigenvalue of largest modulus."""
-    v = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
-    for _ in range(_N_POWERS):
-        v = v / expand(norm(v).clamp_min(torch.finfo(x.dtype).tiny), v)
-        product = linear(v)
-        value, v = dot(v, product), product
-    return float(value[value.abs().argmax()])
+    """Smallest and largest eigenvalue of the Hessian at the images, from inside, by Lanczos' method."""
+    hessian, tiny = Hessian(functional, x), torch.finfo(x.dtype).tiny
+    v, old, beta = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x), x * 0, 0.0
+    v = v / v.norm()
+    diagonal, beside = [], []
+    for _ in range(min(_N_LANCZOS, x.numel())):
+        p = hessian(v) - beta * old
+        diagonal.append(float((v * p).sum()))
+        p = p - diagonal[-1] * v
+        beta = float(p.norm())
+        beside.append(beta)
+        if beta <= 1e-6 * max(map(abs, diagonal)) + tiny:  # an invariant subspace
+            break
+        v, old = p / beta, v
+    values = eigvalsh_tridiagonal(diagonal, beside[: len(diagonal) - 1])
+    return float(values[0]), float(values[-1])
 
 
 def make_critic(regularizer: Any, n_channels: int, beta: float | None) -> Critic:

@@ -134,6 +134,8 @@ class SmoothCritic(Critic):
         return (1 + self.alpha) * x - self.value_and_grad(x)[1]
 
     def weak_convexity(self) -> float | None:
+        if self.certified and self.beta is not None and self.beta <= 1 + self.alpha:
+            return 0.0
         known = self.critic.weak_convexity()
         return (
             None

@@ -113,7 +113,7 @@ def implicit(
     return _attach(hessian.gradient, hessian.x, inverse)
 
 
-def jacobian_free(objective: Any, x: Tensor, step: Tensor | float) -> Tensor:
+def jacobian_free(objective: Any, x: Tensor, step: Tensor | float, *, free: Tensor | None = None) -> Tensor:
     """The minimiser ``x`` again, differentiated through one gradient step only.
 
     The inverse Hessian of :func:`implicit` is replaced by the step ``t`` of the last iteration: cheaper, and
@@ -127,6 +127,8 @@ def jacobian_free(objective: Any, x: Tensor, step: Tensor | float) -> Tensor:
         A minimiser.
     step : float or Tensor of shape (n,)
         The ``t``.
+    free : Tensor of bool, shape (n, *dims), or None, default=None
+        Pixels that are not held by a bound; by default all.
 
     Returns
     -------
@@ -150,7 +152,7 @@ def jacobian_free(objective: Any, x: Tensor, step: Tensor | float) -> Tensor:
     with torch.enable_grad():
         z = x.detach().requires_grad_()
         gradient = objective.grad(z)
-    return _attach(gradient, z, lambda v: expand(step, v) * v)
+    return _attach(gradient, z, lambda v: expand(step, v) * (v if free is None else torch.where(free, v, 0)))
 
 
 def _attach(gradient: Tensor, x: Tensor, inverse: Callable[[Tensor], Tensor]) -> Tensor:
