@@ -23,7 +23,7 @@ X_train, X_test, Y_train, Y_test = images[:40], images[40:], data[:40], data[40:
 # %%
 # Training: ``fit`` takes images first and measurements second. Both sets happen to be pairs here, so the
 # weights that reconstruct held-out images best are kept, and the weight of the critic is calibrated.
-trainer = Trainer(max_epochs=40, lr=1e-2, lr_decay=0.1, score_every=10)
+trainer = Trainer(max_epochs=40, lr=1e-2, lr_decay=0.1, score_every=20)
 method = AdversarialRegularizer(A, trainer=trainer, bounds=(0, 1)).fit(X_train, Y_train)
 f"lam {method.lam_:.3g}, scale {method.scale_:.3g}, weakly convex with modulus {method.weak_convexity_:.3g}"
 

@@ -32,7 +32,7 @@ methods = [c(A) for c in public if isinstance(c, type) and issubclass(c, BaseRec
 cache = tempfile.mkdtemp()
 for method in methods:
     if "trainer" in method.get_params():
-        method.set_params(trainer=Trainer(max_epochs=200, lr=1e-2), memory=cache)
+        method.set_params(trainer=Trainer(max_epochs=60, lr=1e-2), memory=cache)
 
 
 def tuned(method):

@@ -256,7 +256,7 @@ class ProximalFidelity(Functional):
             z: Tensor = A.adjoint(u)
             return z if x.is_complex() or not z.is_complex() else z.real
 
-        return conjugate_gradient(lambda z: z + t * back(A(z)), x + t * back(y), x, max_steps=100, tol=1e-5).x
+        return conjugate_gradient(lambda z: z + t * back(A(z)), x + t * back(y), x, max_steps=100, tol=1e-6).x
 
     def select(self, index: Tensor) -> Functional:
         return ProximalFidelity(self.misfit.select(index))
@@ -296,11 +296,13 @@ def measure(module: WeightedCritic, x: Tensor, patch_size: int | None) -> tuple[
         some = patches(x.to(module.log_scale), patch_size)
     low, high = curvature(Learned(r), some)
     centre = 1 + smooth.alpha
-    return (
-        max(0.0, -low) if known is None else float(known),
-        max(abs(centre - low), abs(centre - high)),
-        False,
-    )
+    found = max(abs(centre - low), abs(centre - high))
+    if smooth.beta is not None and found > _VIOLATED * smooth.beta:
+        message = (
+            f"beta={smooth.beta} is violated: measured {found:.3g}; raise smoothness_weight or train longer"
+        )
+        warnings.warn(message, stacklevel=2)
+    return max(0.0, -low) if known is None else float(known), found, False
 
 
 def curvature(functional: Functional, x: Tensor) -> tuple[float, float]:
