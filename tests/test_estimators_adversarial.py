@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from skinverse import AdversarialRegularizer, FilteredBackProjection, Tikhonov, Trainer, load
 from skinverse.datasets import make_ellipses, make_problem
 from skinverse.estimators._adversarial_training import white_noise
-from skinverse.estimators._learning import are_pairs, patches
+from skinverse.estimators._learning import are_pairs, held, patches
 from skinverse.functionals import Learned, LeastSquares, RidgeCritic, WeightedCritic
 from skinverse.operators import as_torch
+from skinverse.solvers import Solution
 
 TINY = Trainer(max_epochs=2, lr=1e-3)
 CRITICS = ["ridge", "convex_ridge", "conv", "convex", "lipschitz"]
@@ -467,3 +468,12 @@ def test_bad_parameters_are_refused_before_training(denoising, params, says) -> 
     images, data, A = denoising
     with pytest.raises(ValueError, match=says):
         AdversarialRegularizer(A, **params).fit(images, data)
+
+
+# ------------------------------------------------------------------------------------ the first weight
+@pytest.mark.parametrize("best", [1.0, 1 / 9, 0.0])
+def test_a_weight_that_lets_images_run_away_is_reduced(best) -> None:
+    """In thirds, as long as the reconstructions improve."""
+    images = torch.from_numpy(make_ellipses(2, 8, random_state=0))
+    found = held(1.0, lambda lam: Solution.direct(images + 0.1 * abs(lam - best)), images)
+    assert found == pytest.approx(max(best, 3.0**-6))

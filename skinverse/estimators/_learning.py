@@ -114,10 +114,10 @@ def fit_weight(
         return 1.0, 1.0
     start = relative * noise / slope, scale
     lam, scale = calibrate(misfit, regularizer, solve, x0, images, start=start, bounds=bounds)
-    return _held(lam, lambda lam: solve(misfit + lam * regularizer(scale), x0), images), scale
+    return held(lam, lambda lam: solve(misfit + lam * regularizer(scale), x0), images), scale
 
 
-def _held(lam: float, solve: Callable[[float], Solution], images: Tensor) -> float:
+def held(lam: float, solve: Callable[[float], Solution], images: Tensor) -> float:
     """A smaller weight where it is better: what is not convex may run away where the data say nothing."""
     best = float(np.mean(psnr(images, solve(lam).x)))
     for _ in range(_MOST_REDUCTIONS):
