@@ -111,6 +111,9 @@ def draw(figures: dict[str, Any]) -> None:
 
 def main(betas: list[float | None]) -> None:
     torch.set_num_threads(2)
+    if not (DATA / "bsd400.npz").exists():
+        print(f"{DATA / 'bsd400.npz'} is not here: nothing measured")
+        return
     images, data, operator = problem()
     x, y, x_test, y_test = images[:N_TRAIN], data[:N_TRAIN], images[N_TRAIN:], data[N_TRAIN:]
     figures: dict[str, Any] = {"RED with a denoiser": red(images, data, operator)}
