@@ -60,15 +60,14 @@ def calibrate(
         ``lam`` and ``s``, each within a factor of 30 of its first guess.
     """
     last: dict[tuple[float, ...], Any] = {}
-    warm = [x0]
 
     def reconstruct(p: np.ndarray) -> tuple[Functional, Functional, Tensor]:
         if tuple(p) not in last:
             R = regularizer(math.exp(p[1]))
             objective = fidelity + math.exp(p[0]) * R
-            warm[0] = solve(objective, warm[0]).x
+            x = solve(objective, x0).x
             last.clear()
-            last[tuple(p)] = R, objective, warm[0]
+            last[tuple(p)] = R, objective, x
         return last[tuple(p)]
 
     def residual(p: np.ndarray) -> np.ndarray:

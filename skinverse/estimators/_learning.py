@@ -119,12 +119,12 @@ def fit_weight(
 
 def held(lam: float, solve: Callable[[float], Solution], images: Tensor) -> float:
     """A smaller weight where it is better: what is not convex may run away where the data say nothing."""
-    best = float(np.mean(psnr(images, solve(lam).x)))
+    least = rms(solve(lam).x - images)
     for _ in range(_MOST_REDUCTIONS):
-        reduced = float(np.mean(psnr(images, solve(lam / 3).x)))
-        if not reduced > best:
+        reduced = rms(solve(lam / 3).x - images)
+        if not reduced < least:
             break
-        best, lam = reduced, lam / 3
+        least, lam = reduced, lam / 3
     return lam
 
 
