@@ -67,7 +67,7 @@ _CRITICS: dict[str, Callable[[int], Critic]] = {
 }
 _SOLVERS = {"accelerated": accelerated_gradient, "gradient": gradient_descent}
 # Held-out images to score; pairs to calibrate on; steps of a partial reconstruction.
-_N_SCORED, _N_CALIBRATION, _PARTIAL = 6, 5, 10
+_N_SCORED, _N_CALIBRATION, _PARTIAL = 6, 8, 10
 
 
 class AdversarialRegularizer(LearnedReconstructor):

@@ -11,6 +11,7 @@ import torch
 from scipy.optimize import least_squares
 from torch import Tensor
 
+from skinverse._batch import expand, norm
 from skinverse.functionals import Functional
 from skinverse.solvers import Hessian, Solution, minres
 
@@ -34,8 +35,9 @@ def calibrate(
 ) -> tuple[float, float]:
     """Weight ``lam`` and scale ``s`` whose reconstructions come closest to the images.
 
-    Minimises ``sum ||x(lam, s) - x_true||^2`` over the minimisers ``x`` of ``f + lam R_s``, where
-    ``R_s(x) = R(s x) / s^2``, by Gauss-Newton steps with a trust region. The derivatives of ``x`` in
+    Minimises ``sum_i ||x_i(lam, s) - x_true_i||^2 / e_i^2`` over the minimisers ``x`` of ``f + lam R_s``,
+    where ``R_s(x) = R(s x) / s^2`` and ``e_i`` is the error at the first guess, by Gauss-Newton steps with a
+    trust region: near that guess it is the mean PSNR that is maximised. The derivatives of ``x`` in
     ``log lam`` and ``log s`` solve ``H dx = -lam grad R_s`` and ``H dx = -lam (H_s x - grad R_s)`` with the
     Hessians ``H`` of the objective and ``H_s`` of ``R_s``.
 
@@ -70,8 +72,12 @@ def calibrate(
             last[tuple(p)] = R, objective, x
         return last[tuple(p)]
 
+    error = norm(solve(fidelity + start[0] * regularizer(start[1]), x0).x - images)
+    per_error = 1 / error.clamp_min(torch.finfo(error.dtype).tiny)
+
     def residual(p: np.ndarray) -> np.ndarray:
-        return _flat(reconstruct(p)[2] - images)
+        difference = reconstruct(p)[2] - images
+        return _flat(expand(per_error, difference) * difference)
 
     def jacobian(p: np.ndarray) -> np.ndarray:
         R, objective, x = reconstruct(p)
@@ -79,7 +85,7 @@ def calibrate(
         turned = Hessian(R, x)(x) - slope
         rights = [H.project(-lam * b) for b in (slope, turned)]
         columns = [minres(H, b, max_steps=_MOST_STEPS, tol=_TOL).x for b in rights]
-        return np.stack([_flat(column) for column in columns], axis=1)
+        return np.stack([_flat(expand(per_error, column) * column) for column in columns], axis=1)
 
     first, reach = np.log(start), math.log(30.0)
     best = least_squares(

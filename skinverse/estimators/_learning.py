@@ -25,6 +25,8 @@ Found = dict[float, tuple[float, ...]]
 # Noise to learn to denoise, relative to the spread of the images' values.
 _NOISE = 0.2
 _SEARCH_STEPS, _SCORED_SIDE = 100, 80
+# Relative weight and scale with which a calibration starts: a small scale is nearly convex.
+_SMALL = (0.3, 0.3)
 # Images from which a slope is taken; numbers of one image batch to work on at once.
 _FEW, _AT_ONCE = 8, 2**20
 # How often a weight may be reduced to a third.
@@ -78,8 +80,21 @@ def normalise(module: WeightedCritic, bad: Tensor, *, patch_size: int | None = 1
             module.log_weight.sub_(math.log(slope * math.sqrt(n_values)))
 
 
+def few_steps(objective: Functional, x0: Tensor) -> Solution:
+    """What a reconstruction nearly is, soon enough to be scored in the middle of a training."""
+    return accelerated_gradient(objective, x0, max_steps=_SEARCH_STEPS, tol=1e-3)
+
+
 def search(
-    misfit: Functional, regularizer: Callable[[float], Functional], x0: Tensor, images: Tensor, found: Found
+    misfit: Functional,
+    regularizer: Regularizer,
+    x0: Tensor,
+    images: Tensor,
+    found: Found,
+    *,
+    solve: Solve = few_steps,
+    start: tuple[float, float] = (1.0, 1.0),
+    factor: float = 1.5,
 ) -> float:
     """PSNR of reconstructions at the best weight and scale near the best that were ``found`` so far.
 
@@ -92,11 +107,9 @@ def search(
         slope = rms(R.grad(x0))
         if not 0 < slope < math.inf:
             return -math.inf
-        objective = misfit + relative * noise / slope * R
-        x = accelerated_gradient(objective, x0, max_steps=_SEARCH_STEPS, tol=1e-3).x
-        return float(np.mean(psnr(images, x)))
+        return float(np.mean(psnr(images, solve(misfit + relative * noise / slope * R, x0).x)))
 
-    start, factor = (found[max(found)], 1.25) if found else ((1.0, 1.0), 1.5)
+    start, factor = (found[max(found)], 1.25) if found else (start, factor)
     at, best = climb(psnr_with, start, factor)
     found[best] = at
     return best
@@ -105,9 +118,12 @@ def search(
 def fit_weight(
     misfit: Functional, regularizer: Regularizer, solve: Solve, x0: Tensor, images: Tensor, bounds: Bounds
 ) -> tuple[float, float]:
-    """Weight and scale whose reconstructions come closest to the images: first coarsely, then calibrated."""
+    """Weight and scale whose reconstructions come closest to the images: first coarsely, then calibrated.
+
+    The coarse search goes all the way to the minima: what is not convex may look best long before.
+    """
     found: Found = {}
-    search(misfit, regularizer, x0, images, found)
+    search(misfit, regularizer, x0, images, found, solve=solve, start=_SMALL, factor=3.0)
     relative, scale = found[max(found)]
     noise, slope = rms(misfit.grad(images)), rms(regularizer(scale).grad(x0))
     if not (0 < slope < math.inf and noise > 0):
@@ -119,12 +135,12 @@ def fit_weight(
 
 def held(lam: float, solve: Callable[[float], Solution], images: Tensor) -> float:
     """A smaller weight where it is better: what is not convex may run away where the data say nothing."""
-    least = rms(solve(lam).x - images)
+    best = float(np.mean(psnr(images, solve(lam).x)))
     for _ in range(_MOST_REDUCTIONS):
-        reduced = rms(solve(lam / 3).x - images)
-        if not reduced < least:
+        reduced = float(np.mean(psnr(images, solve(lam / 3).x)))
+        if not reduced > best:
             break
-        least, lam = reduced, lam / 3
+        best, lam = reduced, lam / 3
     return lam
 
 
