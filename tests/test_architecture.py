@@ -20,8 +20,9 @@ PACKAGE = Path(skinverse.__file__).parent
 # introduce them. A room that is not listed may import nothing.
 MAY_IMPORT = {
     "operators": {"_batch"},
-    "functionals": {"_batch"},
-    "networks": {"_batch"},
+    "_filters": {"_batch"},
+    "functionals": {"_batch", "_filters"},
+    "networks": {"_batch", "_filters"},
     "solvers": {"_batch"},
     "training": {"_batch"},
     "datasets": {"operators"},

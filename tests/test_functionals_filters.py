@@ -13,7 +13,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
 
 from skinverse._batch import wrap
-from skinverse.functionals._filters import analyse, spectral_bound, synthesise
+from skinverse._filters import analyse, spectral_bound, synthesise
 
 KERNELS = (1, 3, 5, 7)
 SIZES = ((1, 1), (1, 6), (2, 3), (5, 4), (8, 9))

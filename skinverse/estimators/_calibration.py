@@ -72,12 +72,8 @@ def calibrate(
             last[tuple(p)] = R, objective, x
         return last[tuple(p)]
 
-    error = norm(solve(fidelity + start[0] * regularizer(start[1]), x0).x - images)
-    per_error = 1 / error.clamp_min(torch.finfo(error.dtype).tiny)
-
     def residual(p: np.ndarray) -> np.ndarray:
-        difference = reconstruct(p)[2] - images
-        return _flat(expand(per_error, difference) * difference)
+        return _flat(reconstruct(p)[2] - images, per_error)
 
     def jacobian(p: np.ndarray) -> np.ndarray:
         R, objective, x = reconstruct(p)
@@ -85,9 +81,11 @@ def calibrate(
         turned = Hessian(R, x)(x) - slope
         rights = [H.project(-lam * b) for b in (slope, turned)]
         columns = [minres(H, b, max_steps=_MOST_STEPS, tol=_TOL).x for b in rights]
-        return np.stack([_flat(expand(per_error, column) * column) for column in columns], axis=1)
+        return np.stack([_flat(column, per_error) for column in columns], axis=1)
 
     first, reach = np.log(start), math.log(30.0)
+    error = norm(reconstruct(first)[2] - images)
+    per_error = 1 / error.clamp_min(torch.finfo(error.dtype).tiny)
     best = least_squares(
         residual, first, jacobian, bounds=(first - reach, first + reach), ftol=1e-4, xtol=1e-2, max_nfev=8
     )
@@ -126,6 +124,8 @@ def inside(x: Tensor, bounds: Bounds) -> Tensor | None:
     return above if high is None else above & (x < high)
 
 
-def _flat(x: Tensor) -> np.ndarray:
-    real = torch.view_as_real(x) if x.is_complex() else x
+def _flat(x: Tensor, weight: Tensor) -> np.ndarray:
+    """All numbers of all images, each image times its weight."""
+    weighted = expand(weight, x) * x
+    real = torch.view_as_real(weighted) if x.is_complex() else weighted
     return real.flatten().double().cpu().numpy()

@@ -93,7 +93,7 @@ def search(
     found: Found,
     *,
     solve: Solve = few_steps,
-    start: tuple[float, float] = (1.0, 1.0),
+    start: tuple[float, ...] = (1.0, 1.0),
     factor: float = 1.5,
 ) -> float:
     """PSNR of reconstructions at the best weight and scale near the best that were ``found`` so far.

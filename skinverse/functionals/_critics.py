@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skinverse._batch import wrap
-from skinverse.functionals._filters import analyse, spectral_bound, synthesise
+from skinverse._filters import analyse, spectral_bound, synthesise
 
 # Numbers in the responses of one group of filters.
 _GROUP = 2**22
