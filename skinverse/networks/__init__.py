@@ -1,6 +1,24 @@
-"""Networks, image -> image: smooth convolutional ones and ones that are 1-Lipschitz by construction."""
+"""Networks, image -> image: denoisers, equivariant ones, and ones that are 1-Lipschitz by construction."""
 
-from skinverse.networks._convolutional import DnCNN, LocalCNN
+from skinverse.networks._base import Network, prepared
+from skinverse.networks._denoisers import DnCNN, GradientStepCNN, UNet
+from skinverse.networks._groups import GROUPS, GroupConv, LiftConv, ProjectConv, transform
+from skinverse.networks._local import LocalCNN
 from skinverse.networks._orthogonal import LipschitzCNN, OrthogonalConv2d, SmoothMaxMin
 
-__all__ = ["DnCNN", "LipschitzCNN", "LocalCNN", "OrthogonalConv2d", "SmoothMaxMin"]
+__all__ = [
+    "GROUPS",
+    "DnCNN",
+    "GradientStepCNN",
+    "GroupConv",
+    "LiftConv",
+    "LipschitzCNN",
+    "LocalCNN",
+    "Network",
+    "OrthogonalConv2d",
+    "ProjectConv",
+    "SmoothMaxMin",
+    "UNet",
+    "prepared",
+    "transform",
+]

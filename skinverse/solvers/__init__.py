@@ -1,8 +1,10 @@
 """Solvers, start -> image: batched, stopping image by image."""
 
+from skinverse.solvers._equilibrium import fixed_point, join, neumann, part
+from skinverse.solvers._fixed_point import anderson, broyden, picard
 from skinverse.solvers._gradient import accelerated_gradient, gradient_descent, proximal_gradient
 from skinverse.solvers._implicit import Hessian, implicit, jacobian_free
-from skinverse.solvers._krylov import conjugate_gradient, minres, pseudo_inverse
+from skinverse.solvers._krylov import conjugate_gradient, gmres, minres, pseudo_inverse
 from skinverse.solvers._primal_dual import primal_dual
 from skinverse.solvers._solution import Solution
 
@@ -10,11 +12,19 @@ __all__ = [
     "Hessian",
     "Solution",
     "accelerated_gradient",
+    "anderson",
+    "broyden",
     "conjugate_gradient",
+    "fixed_point",
+    "gmres",
     "gradient_descent",
     "implicit",
     "jacobian_free",
+    "join",
     "minres",
+    "neumann",
+    "part",
+    "picard",
     "primal_dual",
     "proximal_gradient",
     "pseudo_inverse",

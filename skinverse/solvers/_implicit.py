@@ -110,7 +110,7 @@ def implicit(
     def inverse(v: Tensor) -> Tensor:
         return hessian.project(solve(hessian, hessian.project(v), max_steps=max_steps, tol=tol).x)
 
-    return _attach(hessian.gradient, hessian.x, inverse)
+    return attach(hessian.gradient, hessian.x, inverse)
 
 
 def jacobian_free(objective: Any, x: Tensor, step: Tensor | float, *, free: Tensor | None = None) -> Tensor:
@@ -152,10 +152,10 @@ def jacobian_free(objective: Any, x: Tensor, step: Tensor | float, *, free: Tens
     with torch.enable_grad():
         z = x.detach().requires_grad_()
         gradient = objective.grad(z)
-    return _attach(gradient, z, lambda v: expand(step, v) * (v if free is None else torch.where(free, v, 0)))
+    return attach(gradient, z, lambda v: expand(step, v) * (v if free is None else torch.where(free, v, 0)))
 
 
-def _attach(gradient: Tensor, x: Tensor, inverse: Callable[[Tensor], Tensor]) -> Tensor:
+def attach(gradient: Tensor, x: Tensor, inverse: Callable[[Tensor], Tensor]) -> Tensor:
     """``x``, whose cotangents ``v`` go to the parameters of ``grad J(x, theta)`` as ``-inverse(v)``."""
     parameters = tuple(_leaves(gradient) - {x})
     if not parameters:

@@ -144,6 +144,107 @@ def minres(
         return _solution(linear, b, x, eta.abs(), level, n_steps)
 
 
+def gmres(
+    linear: Callable[[Tensor], Tensor],
+    b: Tensor,
+    x0: Tensor | None = None,
+    *,
+    max_steps: int = 50,
+    tol: float = 1e-6,
+) -> Solution:
+    """Solve ``B x = b`` for any invertible real-linear ``B``, image by image, without restarts.
+
+    Parameters
+    ----------
+    linear : callable
+        ``B`` on batches, (n, *dims) -> (n, *dims).
+    b : Tensor of shape (n, *dims)
+        Right-hand sides, real or complex; zero gives exactly zero.
+    x0 : Tensor of shape (n, *dims) or None, default=None
+        Start, by default zero.
+    max_steps : int, default=50
+        Most steps; each keeps one image in memory.
+    tol : float, default=1e-6
+        An image stops when ``||b - B x|| <= tol ||b||``.
+
+    Returns
+    -------
+    Solution
+        Of least residual among the combinations of ``b, B b, B^2 b, ...``. The objective is
+        ``1/2 <x, B x> - <x, b>``.
+
+    References
+    ----------
+    Y. Saad and M. H. Schultz, GMRES: a generalized minimal residual algorithm for solving nonsymmetric linear
+    systems, SIAM Journal on Scientific and Statistical Computing 7, 1986.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skinverse.solvers import gmres
+    >>> gmres(lambda x: x @ torch.tensor([[1.0, 0.0], [1.0, 1.0]]), torch.tensor([[2.0, 1.0]])).x
+    tensor([[1.0000, 1.0000]])
+    """
+    with torch.no_grad():
+        x, r, level = _start(linear, b, x0, tol)
+        beta, tiny = norm(r), torch.finfo(level.dtype).tiny
+        basis, rest = [r / expand(beta.clamp_min(tiny), r)], beta
+        triangle: list[list[Tensor]] = []
+        turns: list[tuple[Tensor, Tensor]] = []
+        heights: list[Tensor] = []
+        going, n_steps = beta > level, torch.zeros(len(b), dtype=torch.int64, device=b.device)
+        for _ in range(max_steps):
+            if not going.any():
+                break
+            w, column = _orthogonalise(linear(basis[-1]), basis)
+            length = norm(w)
+            basis.append(w / expand(length.clamp_min(tiny), w))
+            column, turn = _rotate(column, length, turns)
+            # The column of an image that has stopped is that of the identity, its height zero.
+            triangle.append(
+                [torch.where(going, h, 0) for h in column[:-1]] + [torch.where(going, column[-1], 1)]
+            )
+            heights.append(torch.where(going, turn[0] * rest, 0))
+            turns.append(turn)
+            rest = torch.where(going, -turn[1] * rest, rest)
+            n_steps += going
+            going = going & (rest.abs() > level)
+        for v, c in zip(basis, _back_substitute(triangle, heights), strict=False):
+            x = x + expand(c, v) * v
+        return _solution(linear, b, x, rest.abs(), level, n_steps)
+
+
+def _orthogonalise(w: Tensor, basis: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """What of ``w`` is orthogonal to the basis, and its coefficients; twice, since once is not exact."""
+    column = [torch.zeros_like(norm(w))] * len(basis)
+    for _ in range(2):
+        for i, v in enumerate(basis):
+            c = dot(v, w)
+            w, column[i] = w - expand(c, v) * v, column[i] + c
+    return w, column
+
+
+def _rotate(
+    column: list[Tensor], length: Tensor, turns: list[tuple[Tensor, Tensor]]
+) -> tuple[list[Tensor], tuple[Tensor, Tensor]]:
+    """Givens rotations: the old ones on a new column, then one that removes its last entry."""
+    for i, (c, s) in enumerate(turns):
+        column[i], column[i + 1] = c * column[i] + s * column[i + 1], c * column[i + 1] - s * column[i]
+    pivot = torch.hypot(column[-1], length).clamp_min(torch.finfo(length.dtype).tiny)
+    turn = column[-1] / pivot, length / pivot
+    return [*column[:-1], pivot], turn
+
+
+def _back_substitute(triangle: list[list[Tensor]], heights: list[Tensor]) -> list[Tensor]:
+    """Solve with an upper triangle given by its columns."""
+    rest = list(heights)
+    for k in reversed(range(len(rest))):
+        rest[k] = rest[k] / triangle[k][k]
+        for i in range(k):
+            rest[i] = rest[i] - triangle[k][i] * rest[k]
+    return rest
+
+
 def pseudo_inverse(
     A: Any, y: Tensor, delta: float | Tensor, *, max_steps: int = 1000, tol: float = 1e-6
 ) -> Solution:

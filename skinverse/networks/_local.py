@@ -1,4 +1,4 @@
-"""Networks of ordinary convolutions."""
+"""A smooth network of ordinary convolutions."""
 
 from __future__ import annotations
 
@@ -48,47 +48,3 @@ class LocalCNN(nn.Module):
         for layer in self.rest:
             z = layer(F.silu(z))
         return z
-
-
-class DnCNN(nn.Module):
-    """Residual denoiser, ``h(x) = x - N(x)``: 3 x 3 convolutions with SiLU, (n, channels, h, w) to the same.
-
-    Periodic at the borders and without batch normalisation, so an image's result depends on it alone; smooth,
-    so it can be differentiated twice.
-
-    Parameters
-    ----------
-    n_channels : int, default=1
-        Channels of the images.
-    n_features : int, default=32
-        Width.
-    n_layers : int, default=5
-        Convolutions; each pixel sees ``2 n_layers + 1`` pixels in each direction.
-
-    References
-    ----------
-    K. Zhang, W. Zuo, Y. Chen, D. Meng and L. Zhang, Beyond a Gaussian denoiser: residual learning of deep CNN
-    for image denoising, IEEE Transactions on Image Processing 26, 2017.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from skinverse.networks import DnCNN
-    >>> DnCNN()(torch.zeros(2, 1, 8, 8)).shape
-    torch.Size([2, 1, 8, 8])
-    """
-
-    lipschitz: float | None = None
-
-    def __init__(self, n_channels: int = 1, *, n_features: int = 32, n_layers: int = 5) -> None:
-        super().__init__()
-        self.n_channels = n_channels
-        widths = [n_channels, *[n_features] * (n_layers - 1), n_channels]
-        self.layers = nn.ModuleList(nn.Conv2d(a, b, 3) for a, b in pairwise(widths))
-
-    def forward(self, x: Tensor) -> Tensor:
-        first, *rest = self.layers
-        z = first(wrap(x, len(self.layers)))
-        for layer in rest:
-            z = layer(F.silu(z))
-        return x - z
