@@ -11,7 +11,7 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from skorch import NeuralNet
-from skorch.callbacks import Callback, LRScheduler
+from skorch.callbacks import Callback, GradientNormClipping, LRScheduler
 from skorch.dataset import Dataset
 from skorch.helper import predefined_split
 from torch import Tensor, nn
@@ -44,6 +44,8 @@ class Trainer(BaseEstimator):
         The stochastic gradient method, with torch's own defaults.
     lr_decay : float > 0, default=1.0
         Learning rate at the end relative to the beginning; it changes by the same factor each epoch.
+    max_norm : float > 0 or None, default=None
+        Largest norm of the gradient of all weights together; longer ones are shortened.
     validation_fraction : float in [0, 1), default=0.1
         Part of the images held out to choose the best epoch; 0 holds nothing out.
     score_every : int, default=1
@@ -68,6 +70,7 @@ class Trainer(BaseEstimator):
         lr: float = 1e-3,
         optimizer: str = "adam",
         lr_decay: float = 1.0,
+        max_norm: float | None = None,
         validation_fraction: float = 0.1,
         score_every: int = 1,
         patience: int | None = None,
@@ -78,6 +81,7 @@ class Trainer(BaseEstimator):
         self.lr = lr
         self.optimizer = optimizer
         self.lr_decay = lr_decay
+        self.max_norm = max_norm
         self.validation_fraction = validation_fraction
         self.score_every = score_every
         self.patience = patience
@@ -174,7 +178,10 @@ class Trainer(BaseEstimator):
         per_epoch = self.lr_decay ** (1 / max(1, self.max_epochs))
         watch = _Watch(held_out, score, self.score_every, self.patience, bar)
         schedule = LRScheduler(policy="ExponentialLR", gamma=per_epoch, monitor=None)
-        return [("watch", watch), ("schedule", schedule), *(self.callbacks or [])]
+        known = [("watch", watch), ("schedule", schedule)]
+        if self.max_norm is not None:
+            known.append(("clipping", GradientNormClipping(self.max_norm)))
+        return [*known, *(self.callbacks or [])]
 
 
 class _LossModule(nn.Module):

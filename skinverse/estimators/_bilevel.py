@@ -21,7 +21,6 @@ from skinverse.estimators._bilevel_training import (
     make_critic,
     measure,
     noise_pulled,
-    recipe,
 )
 from skinverse.estimators._learning import (
     analytic_inverse,
@@ -32,6 +31,7 @@ from skinverse.estimators._learning import (
     in_memory,
     is_number,
     learned,
+    recipe,
     rms,
     spread,
 )

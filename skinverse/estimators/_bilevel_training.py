@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -39,7 +38,6 @@ from skinverse.solvers import (
     jacobian_free,
     minres,
 )
-from skinverse.training import Trainer
 
 Bounds = tuple[float | None, float | None] | None
 Solve = Callable[[Functional, Functional, Tensor, float], Solution]
@@ -53,7 +51,7 @@ REGULARIZERS: dict[str, Callable[[int], Critic]] = {
     "red": lambda n_channels: REDCritic(DnCNN(n_channels)),
     "gradient_step": lambda n_channels: GradientStepCritic(DnCNN(n_channels)),
 }
-_BATCH = 8
+
 # Tolerance of the linear systems, and how much looser both levels start than they end.
 _LINEAR_TOL, _LOOSE = 1e-3, 10.0
 # Products with a Hessian that measure its spectrum.
@@ -331,11 +329,3 @@ def make_critic(regularizer: Any, n_channels: int, beta: float | None) -> Critic
     if regularizer == "ridge" and beta is not None and beta <= 1:
         regularizer = "convex_ridge"
     return REGULARIZERS[regularizer](n_channels)
-
-
-def recipe(n_steps: int, lr: float, n_samples: int) -> Trainer:
-    """So many steps, a few looks at held-out images."""
-    n_epochs = max(4, math.ceil(n_steps * _BATCH / n_samples))
-    return Trainer(
-        max_epochs=n_epochs, batch_size=_BATCH, lr=lr, lr_decay=0.1, score_every=math.ceil(n_epochs / 4)
-    )

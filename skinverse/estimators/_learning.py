@@ -17,6 +17,7 @@ from skinverse.functionals import Functional, Learned, LeastSquares, WeightedCri
 from skinverse.metrics import psnr
 from skinverse.operators import LinearMap
 from skinverse.solvers import Solution, accelerated_gradient, pseudo_inverse
+from skinverse.training import Trainer
 
 Loss = Callable[[Any, Tensor, Tensor], Tensor]
 # Relative weight and scale by the PSNR that they reach.
@@ -31,6 +32,7 @@ _SMALL = (0.3, 0.3)
 _FEW, _AT_ONCE = 8, 2**20
 # How often a weight may be reduced to a third.
 _MOST_REDUCTIONS = 6
+_BATCH = 8
 # Regularization of the pseudo-inverse, relative to the operator's squared norm.
 _DELTA = 1e-2
 
@@ -202,3 +204,16 @@ def excerpt(images: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
 def in_memory(A: LinearMap) -> int:
     """How many images to work on at once."""
     return max(1, _AT_ONCE // max(math.prod(A.dims), math.prod(A.dimsd)))
+
+
+def recipe(n_steps: int, lr: float, n_samples: int, *, max_norm: float | None = None) -> Trainer:
+    """So many steps, a few looks at held-out images."""
+    n_epochs = max(4, math.ceil(n_steps * _BATCH / n_samples))
+    return Trainer(
+        max_epochs=n_epochs,
+        batch_size=_BATCH,
+        lr=lr,
+        lr_decay=0.1,
+        max_norm=max_norm,
+        score_every=math.ceil(n_epochs / 4),
+    )

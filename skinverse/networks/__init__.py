@@ -1,6 +1,6 @@
 """Networks, image -> image: denoisers, equivariant ones, and ones that are 1-Lipschitz by construction."""
 
-from skinverse.networks._base import Network, prepared
+from skinverse.networks._base import prepared
 from skinverse.networks._denoisers import DnCNN, GradientStepCNN, UNet
 from skinverse.networks._groups import GROUPS, GroupConv, LiftConv, ProjectConv, transform
 from skinverse.networks._local import LocalCNN
@@ -14,7 +14,6 @@ __all__ = [
     "LiftConv",
     "LipschitzCNN",
     "LocalCNN",
-    "Network",
     "OrthogonalConv2d",
     "ProjectConv",
     "SmoothMaxMin",

@@ -14,6 +14,9 @@ from skinverse._filters import analyse, spectral_bound, synthesise
 from skinverse.networks._base import Images, Network
 from skinverse.networks._groups import GroupConv, LiftConv, ProjectConv, elements, transform
 
+# The last convolution of a residual network begins so much smaller than the others.
+_LAST = 0.1
+
 
 class DnCNN(Network):
     """Residual denoiser, ``h(x) = x - N(x)``: 3 x 3 convolutions with SiLU, (n, channels, h, w) to the same.
@@ -66,6 +69,8 @@ class DnCNN(Network):
             ProjectConv(n_fields, n_channels, group=group),
         )
         self.layers = nn.ModuleList([first, *middle, last])
+        with torch.no_grad():
+            last.weight.mul_(_LAST)  # h begins near the identity
 
     def prepared(self) -> Images:
         layers: Any = self.layers
@@ -197,6 +202,8 @@ class UNet(Network):
         self.down = nn.ModuleList(_block(a, b) for a, b in zip([n_channels, *widths], widths, strict=False))
         self.up = nn.ModuleList(_block(a + b, a) for a, b in zip(widths, widths[1:], strict=False))
         self.last = nn.Conv2d(n_features, n_channels, 1)
+        with torch.no_grad():
+            self.last.weight.mul_(_LAST)
 
     def prepared(self) -> Images:
         return self._denoise
