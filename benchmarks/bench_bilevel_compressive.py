@@ -2,7 +2,8 @@
 
 Pieces of 64 x 64 pixels of BSD400 photographs, 370 to train on and 30 to test; a structurally random matrix
 keeps 20 % of the measurements. PSNR against iterations for bilevel training with bounds on the smoothness,
-for the same network trained as a denoiser and used as RED or by its gradient, and trained adversarially.
+for the same network ``h`` trained as a denoiser and used as RED, and for its energy ``1/2 ||x - h(x)||^2``
+trained to denoise by a gradient step, adversarially, and bilevel.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from skinverse import AdversarialRegularizer, BilevelRegularizer, Trainer
-from skinverse.functionals import REDCritic
+from skinverse.functionals import GradientStepCritic
 from skinverse.metrics import psnr
 from skinverse.networks import DnCNN
 from skinverse.operators import as_torch, structurally_random
@@ -117,7 +118,7 @@ def main(betas: list[float | None]) -> None:
     images, data, operator = problem()
     x, y, x_test, y_test = images[:N_TRAIN], data[:N_TRAIN], images[N_TRAIN:], data[N_TRAIN:]
     figures: dict[str, Any] = {"RED with a denoiser": red(images, data, operator)}
-    energy = REDCritic(network())
+    energy = GradientStepCritic(network())
     ways: dict[str, Any] = {
         "gradient step": BilevelRegularizer(
             operator,

@@ -96,9 +96,8 @@ def test_networks_commute_with_their_group(
     seed: int,
 ) -> None:
     """Of one pixel or many, odd, even or not square; what the networks take away does so, too."""
+    kind = partial(GradientStepCNN, kernel_size=kernel_size) if kernel_size else DnCNN
     options = {"n_features": n_fields * ORDER[group], "n_layers": n_layers, "group": group}
-    kind = DnCNN if kernel_size is None else GradientStepCNN
-    options |= {} if kernel_size is None else {"kernel_size": kernel_size}
     h, x = made(lambda: kind(n_channels, **options), seed), draw(2, n_channels, *size, seed=seed)
     assert (x - h(x)).norm() > 1e-6 * x.norm(), "nothing is taken away"
     for f in (h, lambda x: x - h(x)):
@@ -241,14 +240,13 @@ def wild(n_layers: int, group: str, n_channels: int, seed: int, scales: list[flo
 
 
 scales = st.lists(st.sampled_from([1e-3, 1e-1, 1.0, 10.0, 1e3]), min_size=3, max_size=3)
-symmetric_or_not = st.sampled_from(["C1", "D4"])
 
 
 @settings(max_examples=15)
 @given(
     seed=seeds,
     scales=scales,
-    group=symmetric_or_not,
+    group=st.sampled_from(["C1", "D4"]),
     log_image=st.integers(-3, 3),
     n_channels=st.integers(1, 3),
     size=st.sampled_from([(1, 1), (3, 4), (8, 7)]),
@@ -262,7 +260,7 @@ def test_gradient_steps_are_nonexpansive(
     assert jacobian_norm(net, x) <= 1 + 1e-9
 
 
-@given(seed=seeds, scales=scales, group=symmetric_or_not, n_channels=st.integers(1, 2))
+@given(seed=seeds, scales=scales, group=st.sampled_from(["C1", "D4"]), n_channels=st.integers(1, 2))
 def test_one_gradient_step_descends_on_a_convex_function(
     seed: int, scales: list[float], group: str, n_channels: int
 ) -> None:
@@ -294,12 +292,6 @@ def test_gradient_steps_take_levels_that_no_number_can_hold(level: float, dtype:
     x[1] = 0
     assert torch.isfinite(net(x)).all()
     assert net(x).norm() <= (1 + 1e-6) * x.norm()
-
-
-def test_power_iteration_finds_the_norm_of_a_matrix() -> None:
-    a = draw(6, 5)
-    norm = jacobian_norm(lambda x: x @ a.mT, draw(1, 5), n_steps=200)
-    assert norm == pytest.approx(torch.linalg.matrix_norm(a, 2).item(), rel=1e-6)
 
 
 # ------------------------------------------------------------------------------------- any of the networks
@@ -380,9 +372,10 @@ def test_widths_that_fit_no_group_are_refused(kind: type[nn.Module], width: int)
 
 
 # ------------------------------------------------------------------------------ what it means for a prox
-def variation_prox(x: Tensor, isotropic: bool) -> Tensor:
-    objective = LeastSquares(None, x) + 0.4 * TotalVariation(isotropic=isotropic)
-    return primal_dual(objective, x, max_steps=6000, tol=0.0).x
+def variation_prox(x: Tensor, isotropic: bool, n: int = 1000) -> Tensor:
+    """From a start that is not turned with the image, so that the minimiser alone can commute."""
+    f = LeastSquares(None, x) + 0.4 * TotalVariation(isotropic=isotropic)
+    return primal_dual(f, 3 * draw(*x.shape, seed=5), max_steps=n, tol=0.0).x
 
 
 @pytest.mark.parametrize("size", [(4, 5), (6, 6)])
@@ -390,16 +383,22 @@ def test_the_prox_of_an_invariant_functional_commutes(size: tuple[int, int]) -> 
     x, variation = draw(2, *size), TotalVariation(isotropic=False)
     for g in GROUPS["D4"]:
         assert_close(variation(transform(x, g)), variation(x), rtol=1e-13, atol=0)
+    assert variation_prox(x, False, 5).dist(variation_prox(x, False)) > 1e-3
     assert asymmetry(lambda x: variation_prox(x, False), x, "D4") <= 1e-10
 
 
 def test_isotropic_variation_is_not_invariant() -> None:
-    """The forward differences of a pixel look right and down: turned, a pixel pairs others of them.
+    """A pixel pairs its differences to the right and downwards: turned, it pairs others.
 
-    So the value itself changes, by about 2 percent, and its prox cannot commute with turns and flips.
+    So the value itself changes, by a percent for noise and by 41 percent at a diagonal edge, and the prox
+    cannot commute with turns and flips.
     """
+
+    def largest_change(x: Tensor) -> Tensor:
+        values = torch.cat([TotalVariation()(transform(x, g)) for g in GROUPS["D4"]])
+        return values.max() / values.min() - 1
+
     x = draw(1, 16, 16)
-    value = TotalVariation()(x)
-    changes = torch.cat([TotalVariation()(transform(x, g)) / value - 1 for g in GROUPS["D4"]]).abs()
-    assert 0.003 < changes.max() < 0.05
-    assert asymmetry(lambda x: variation_prox(x, True), x[:, :6, :6], "D4") > 1e-3
+    assert 0.003 < largest_change(x) < 0.05
+    assert largest_change(torch.ones(1, 9, 9).tril().double()) > 0.3
+    assert asymmetry(lambda x: variation_prox(x, True, 200), x[:, :6, :6], "D4") > 1e-2

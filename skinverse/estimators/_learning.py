@@ -28,8 +28,8 @@ _NOISE = 0.2
 _SEARCH_STEPS, _SCORED_SIDE = 100, 80
 # Relative weight and scale with which a calibration starts: a small scale is nearly convex.
 _SMALL = (0.3, 0.3)
-# Images from which a slope is taken; numbers of one image batch to work on at once.
-_FEW, _AT_ONCE = 8, 2**20
+# Images from which a slope is taken, those on which a first weight is sought, numbers to work on at once.
+_FEW, _FEWER, _AT_ONCE = 8, 4, 2**20
 # How often a weight may be reduced to a third.
 _MOST_REDUCTIONS = 6
 _BATCH = 8
@@ -125,7 +125,10 @@ def fit_weight(
     The coarse search goes all the way to the minima: what is not convex may look best long before.
     """
     found: Found = {}
-    search(misfit, regularizer, x0, images, found, solve=solve, start=_SMALL, factor=3.0)
+    few = torch.arange(min(_FEWER, len(images)), device=images.device)
+    search(
+        misfit.select(few), regularizer, x0[few], images[few], found, solve=solve, start=_SMALL, factor=3.0
+    )
     relative, scale = found[max(found)]
     noise, slope = rms(misfit.grad(images)), rms(regularizer(scale).grad(x0))
     if not (0 < slope < math.inf and noise > 0):
