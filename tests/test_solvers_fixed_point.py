@@ -98,6 +98,15 @@ def test_anderson_halves_the_steps_of_slow_maps(dtype: torch.dtype, size: int, l
     assert (2 * fast <= plain).all(), (fast.tolist(), plain.tolist())
 
 
+@pytest.mark.parametrize("kind", REAL)
+def test_acceleration_ends_on_affine_maps_of_few_pixels(kind: str) -> None:
+    """With enough memory Anderson needs n + 2 evaluations as GMRES does, and Broyden 2 n + 1 (Gay, 1979)."""
+    M, b = MATRICES[kind](0.97, 5), draw(3, 5, seed=4)
+    fast, secant = steps_to_1e_5(affine(M), torch.zeros_like(b), b, anderson, broyden)
+    assert (fast <= 5 + 2).all(), fast
+    assert (secant <= 2 * 5 + 1).all(), secant
+
+
 @accelerated
 @pytest.mark.parametrize("kind", REAL)
 @pytest.mark.parametrize("size", [30, 100])

@@ -35,14 +35,14 @@ Images = Callable[[Tensor], Tensor]
 # `f(z, b)` with `b = A^* y`.
 Map = Callable[[Tensor, Tensor], Tensor]
 
-NETWORKS: dict[str, Callable[[int], nn.Module]] = {
-    "dncnn": DnCNN,
-    "dncnn_c4": partial(DnCNN, group="C4"),
-    "dncnn_d4": partial(DnCNN, group="D4"),
-    "unet": UNet,
-    "gradient_step": GradientStepCNN,
-    "gradient_step_c4": partial(GradientStepCNN, group="C4"),
-    "gradient_step_d4": partial(GradientStepCNN, group="D4"),
+NETWORKS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "dncnn": (DnCNN, {}),
+    "dncnn_c4": (DnCNN, {"group": "C4"}),
+    "dncnn_d4": (DnCNN, {"group": "D4"}),
+    "unet": (UNet, {}),
+    "gradient_step": (GradientStepCNN, {}),
+    "gradient_step_c4": (GradientStepCNN, {"group": "C4"}),
+    "gradient_step_d4": (GradientStepCNN, {"group": "D4"}),
 }
 ITERATIONS = ("proximal", "gradient", "admm", "contractive")
 SOLVERS = {"anderson": anderson, "picard": picard, "broyden": broyden}
@@ -319,13 +319,16 @@ def denoiser_loss(patch_size: int | None) -> Loss:
 
 def make_network(network: Any, iteration: str, n_channels: int) -> nn.Module:
     """The untrained network; by default a DnCNN, or its nonexpansive kin where the map has to contract."""
-    if network is None:
-        network = "gradient_step" if iteration == "contractive" else "dncnn"
-    return copy.deepcopy(network) if isinstance(network, nn.Module) else NETWORKS[network](n_channels)
+    if isinstance(network, nn.Module):
+        return copy.deepcopy(network)
+    default = "gradient_step" if iteration == "contractive" else "dncnn"
+    make, settings = NETWORKS[network or default]
+    made: nn.Module = make(n_channels, **settings)
+    return made
 
 
 def proven(network: Any) -> bool:
     """Whether a network, or what has such a name, has a known Lipschitz constant."""
     if isinstance(network, nn.Module):
         return getattr(network, "lipschitz", None) is not None
-    return network is None or NETWORKS[network](1).lipschitz is not None
+    return network is None or NETWORKS[network][0].lipschitz is not None

@@ -16,6 +16,8 @@ from skinverse.networks._groups import GroupConv, LiftConv, ProjectConv, element
 
 # The last convolution of a residual network begins so much smaller than the others.
 _LAST = 0.1
+# Levels stay numbers, and positive, for all weights.
+_WIDE = 20.0
 
 
 class DnCNN(Network):
@@ -149,7 +151,8 @@ class GradientStepCNN(Network):
 
     def prepared(self) -> Images:
         layers = [
-            self._layer(*parts) for parts in zip(self.filters, self.log_level.exp(), self.step, strict=True)
+            self._layer(*parts)
+            for parts in zip(self.filters, self.log_level.clamp(-_WIDE, _WIDE).exp(), self.step, strict=True)
         ]
 
         def h(x: Tensor) -> Tensor:
@@ -232,7 +235,7 @@ def _twice(block: nn.Module, x: Tensor) -> Tensor:
 
 def _fields(n_features: int, group: str) -> int:
     order = len(elements(group))
-    if n_features % order or not n_features:
+    if n_features % order or n_features < 1:
         raise ValueError(
             f"n_features: expected a multiple of {order} for the group {group}, got {n_features}"
         )

@@ -72,10 +72,10 @@ def fixed_point(
     if not torch.is_grad_enabled():
         return solution
     z = solution.x.detach().requires_grad_()
-    fz = f(z, *given)
+    fz = f(z, *given).clone()
 
     def equation(w: Tensor) -> Tensor:
-        return w - torch.autograd.grad(fz, z, w, retain_graph=True)[0]
+        return w - torch.autograd.grad(fz, z, w, retain_graph=True, materialize_grads=True)[0]
 
     def inverse(v: Tensor) -> Tensor:
         return -backward(equation, v, max_steps=backward_steps, tol=backward_tol).x

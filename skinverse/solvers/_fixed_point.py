@@ -47,7 +47,7 @@ def picard(
     max_steps : int, default=100
         Most evaluations of ``f``.
     tol : float, default=1e-5
-        An image stops when ``||f(z) - z|| <= tol ||f(z)||``.
+        An image stops when ``||f(z) - z|| < tol ||f(z)||``.
     callback : callable or None, default=None
         ``callback(step, x)`` after each step, with all images.
 
@@ -95,7 +95,7 @@ def anderson(
     max_steps : int, default=100
         Most evaluations of ``f``.
     tol : float, default=1e-5
-        An image stops when ``||f(z) - z|| <= tol ||f(z)||``.
+        An image stops when ``||f(z) - z|| < tol ||f(z)||``.
     callback : callable or None, default=None
         ``callback(step, x)`` after each step, with all images.
 
@@ -148,7 +148,7 @@ def broyden(
     max_steps : int, default=100
         Most evaluations of ``f``.
     tol : float, default=1e-5
-        An image stops when ``||f(z) - z|| <= tol ||f(z)||``.
+        An image stops when ``||f(z) - z|| < tol ||f(z)||``.
     callback : callable or None, default=None
         ``callback(step, x)`` after each step, with all images.
 
@@ -200,16 +200,21 @@ def _solve(
     state |= {"x": z0, "z": z0, "z_best": z0, "residual": number, "step": torch.ones_like(number)}
     state |= {"z_old": _flat(z0), "g_old": _flat(z0), "fresh": torch.ones_like(number).bool()}
 
+    tiny = torch.finfo(number.dtype).tiny
+
     def step(_: _Nothing, s: State) -> State:
         z = s["z"]
         fz = f(z, *(s[name] for name in names))
         g = _flat(fz - z)
-        residual = norm(g) / norm(fz).clamp_min(torch.finfo(g.dtype).tiny)
+        size = norm(fz)
+        residual = torch.where(torch.isfinite(size), norm(g) / size.clamp_min(tiny), torch.nan)
         better = residual < s["residual"]
         new = s | {name: _where(better, a, s[name]) for name, a in (("x", fz), ("z_best", z))}
         new["residual"] = torch.where(better, residual, s["residual"])
         lost = ~(residual <= _GROWTH * new["residual"])
-        new["step"] = torch.where(lost, s["step"] / 2, s["step"])
+        # Half of the step where an image is lost, and back to the whole one as it gets better.
+        grown = torch.where(better, (2 * s["step"]).clamp_max(1), s["step"])
+        new["step"] = torch.where(lost, s["step"] / 2, grown)
         # From a fresh start no change is known yet.
         changes = (_where(s["fresh"], 0, _flat(z) - s["z_old"]), _where(s["fresh"], 0, g - s["g_old"]))
         change, remembered = propose(s, *changes, g)

@@ -12,6 +12,9 @@ from torch import Tensor
 from skinverse._batch import dot, expand, norm
 from skinverse.solvers._solution import Solution
 
+# Pivots so much smaller than their column belong to a singular system.
+_SINGULAR = {torch.float64: 1e-14, torch.float32: 1e-6}
+
 
 def conjugate_gradient(
     linear: Callable[[Tensor], Tensor],
@@ -187,19 +190,21 @@ def gmres(
     """
     with torch.no_grad():
         x, r, level = _start(linear, b, x0, tol)
-        beta, tiny = norm(r), torch.finfo(level.dtype).tiny
-        basis, rest = [r / expand(beta.clamp_min(tiny), r)], beta
+        rest, tiny = norm(r), torch.finfo(level.dtype).tiny
+        going, n_steps = rest > level, torch.zeros(len(b), dtype=torch.int64, device=b.device)
+        basis = [torch.where(expand(going, r), r / expand(rest.clamp_min(tiny), r), 0)]
         triangle: list[list[Tensor]] = []
         turns: list[tuple[Tensor, Tensor]] = []
         heights: list[Tensor] = []
-        going, n_steps = beta > level, torch.zeros(len(b), dtype=torch.int64, device=b.device)
         for _ in range(max_steps):
             if not going.any():
                 break
-            w, column = _orthogonalise(linear(basis[-1]), basis)
+            product = linear(basis[-1])
+            w, column = _orthogonalise(product, basis)
             length = norm(w)
             basis.append(w / expand(length.clamp_min(tiny), w))
             column, turn = _rotate(column, length, turns)
+            going = going & (column[-1] > _SINGULAR[level.dtype] * norm(product))
             # The column of an image that has stopped is that of the identity, its height zero.
             triangle.append(
                 [torch.where(going, h, 0) for h in column[:-1]] + [torch.where(going, column[-1], 1)]
@@ -211,7 +216,7 @@ def gmres(
             going = going & (rest.abs() > level)
         for v, c in zip(basis, _back_substitute(triangle, heights), strict=False):
             x = x + expand(c, v) * v
-        return _solution(linear, b, x, rest.abs(), level, n_steps)
+        return _solution(linear, b, x, norm(b - linear(x)), level, n_steps)
 
 
 def _orthogonalise(w: Tensor, basis: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
