@@ -6,6 +6,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -201,12 +202,14 @@ class Equation:
 
 
 def unrolled(f: Map, z0: Tensor, b: Tensor, n_steps: int) -> Solution:
-    """So many plain steps, whatever they lead to."""
-    z = z0
+    """So many plain steps; an image that turns non-finite keeps its last finite iterate, not converged."""
+    z, solution = z0, Solution.direct(z0)
+    finite = solution.converged
     for _ in range(n_steps):
-        z = f(z, b)
-    solution = Solution.direct(z)
-    return Solution(z, solution.n_steps + n_steps, solution.converged, solution.residual, solution.objective)
+        new = f(z, b)
+        finite = finite & torch.isfinite(new).flatten(1).all(1)
+        z = torch.where(finite.reshape(-1, *[1] * (z.ndim - 1)), new, z)
+    return replace(solution, x=z, n_steps=solution.n_steps + n_steps, converged=finite)
 
 
 class EquilibriumLoss:

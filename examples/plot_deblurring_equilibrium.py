@@ -1,0 +1,70 @@
+"""
+Deblurring: a network iterated to its fixed point
+=================================================
+
+A deep equilibrium model learns one iteration and returns its fixed point. One may iterate as long as one
+likes afterwards: the image only comes closer to the fixed point. An unrolled network, trained with a few
+steps, does something else when it is given more of them.
+"""
+
+# %%
+# Pieces of photographs, blurred, with a little noise.
+import warnings
+
+import matplotlib.pyplot as plt
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+
+from skinverse import DeepEquilibriumRecon, TotalVariationRecon, Trainer
+from skinverse.datasets import load_photographs, make_problem
+from skinverse.displays import ReconstructionDisplay
+from skinverse.metrics import psnr
+
+photographs = load_photographs(48, n_patches=68, random_state=0)
+images, data, A = make_problem("deblurring", noise=0.01, random_state=0, images=photographs)
+X_train, X_test, Y_train, Y_test = images[:64], images[64:], data[:64], data[64:]
+
+# %%
+# ``fit`` takes images first and measurements second. The network learns to denoise, then everything is
+# trained through the fixed point; its derivative comes from the equation that it solves.
+pretrainer = Trainer(max_epochs=60, lr=3e-3, lr_decay=0.1, validation_fraction=0.0)
+trainer = Trainer(max_epochs=4, lr=1e-3, lr_decay=0.1, max_norm=1.0)
+settings = {"backward": "jacobian_free", "pretrainer": pretrainer, "trainer": trainer, "tol": 1e-4}
+method = DeepEquilibriumRecon(A, **settings).fit(X_train, Y_train)
+_, info = method.predict(Y_test, return_info=True)
+f"{info.n_steps.mean():.0f} steps to the fixed point"
+
+# %%
+# The unrolled twin: the same iteration, five steps of it, differentiated one by one.
+twin = DeepEquilibriumRecon(A, **settings | {"backward": "unroll"}, max_steps=5).fit(X_train, Y_train)
+
+# %%
+# What happens if one iterates more? Both go far beyond the steps that they were trained with.
+steps = [1, 2, 5, 10, 20, 50, 100]
+figure, axes = plt.subplots(figsize=(5, 3), layout="constrained")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", ConvergenceWarning)  # most of these numbers of steps are too few
+    for name, fitted in (("equilibrium", method), ("unrolled, trained with 5 steps", twin)):
+        fitted.set_params(tol=1e-7)
+        quality = [psnr(X_test, fitted.set_params(max_steps=k).predict(Y_test)).mean() for k in steps]
+        axes.semilogx(steps, quality, marker=".", label=name)
+axes.set(xlabel="steps", ylabel="PSNR (dB)")
+axes.legend()
+
+# %%
+# Total variation gets the weight that is best on the test images themselves.
+tv = max(
+    (TotalVariationRecon(A, lam=lam).fit() for lam in np.logspace(-4.5, -2.5, 7)),
+    key=lambda candidate: candidate.score(X_test, Y_test),
+)
+method.set_params(tol=1e-4)
+reconstructions = {
+    "total variation": tv.predict(Y_test),
+    "equilibrium": method.predict(Y_test),
+}
+for name, x in reconstructions.items():
+    print(f"{name:16s} {psnr(X_test, x).mean():.2f} dB")
+ReconstructionDisplay.from_predictions(
+    X_test[:2], {k: x[:2] for k, x in reconstructions.items()}, Y_meas=Y_test[:2]
+)
+plt.show()
