@@ -130,7 +130,7 @@ class Trainer(BaseEstimator):
         Raises
         ------
         ValueError
-            If the optimizer is unknown or nothing is left to train on.
+            If the optimizer is unknown, ``max_norm`` not positive, or nothing is left to train on.
 
         Warns
         -----
@@ -139,6 +139,8 @@ class Trainer(BaseEstimator):
         """
         if self.optimizer not in _OPTIMIZERS:
             raise ValueError(f"optimizer: expected one of {sorted(_OPTIMIZERS)}, got {self.optimizer!r}")
+        if self.max_norm is not None and not self.max_norm > 0:
+            raise ValueError(f"max_norm: expected a number > 0 or None, got {self.max_norm!r}")
         reuse_freed_memory()
         (train_images, held_images), (train_data, held_data) = (
             self._split(batch, seed) for batch in (images, data)
@@ -226,6 +228,9 @@ class _Watch(Callback):
         self, net: NeuralNet, dataset_train: Any = None, dataset_valid: Any = None, **_: Any
     ) -> None:
         self.bar.update()
+        if not all(torch.isfinite(value).all() for value in net.module_.state_dict().values()):
+            self.failed_ = True  # by the last gradient of the epoch
+            raise KeyboardInterrupt
         epoch = net.history[-1, "epoch"]
         if epoch % self.every and epoch < net.max_epochs:
             return
@@ -242,7 +247,9 @@ class _Watch(Callback):
     def on_train_end(self, net: NeuralNet, X: Any = None, y: Any = None, **_: Any) -> None:
         net.module_.load_state_dict(self.best_)
         if self.failed_:
-            message = "training stopped: the loss is not finite; the last good weights are kept (lower lr?)"
+            message = (
+                "training stopped: loss or weights are not finite; the last good weights are kept (lower lr?)"
+            )
             warnings.warn(message, ConvergenceWarning, stacklevel=2)
 
     def _evaluate(self, net: NeuralNet) -> float | None:

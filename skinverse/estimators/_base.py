@@ -9,7 +9,6 @@ from abc import ABC, abstractmethod
 from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import joblib
 import numpy as np
 import pylops
 import torch
@@ -21,6 +20,7 @@ from sklearn.utils.validation import check_is_fitted, check_memory
 from torch import Tensor, nn
 
 from skinverse._batch import reuse_freed_memory
+from skinverse.estimators._hashing import fingerprint, key
 from skinverse.estimators._validation import (
     as_batch,
     check_operator,
@@ -329,10 +329,12 @@ class LearnedReconstructor(BaseReconstructor):
     def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
         assert A is not None and images is not None and data is not None  # _needs
         start = self.module_.state_dict() if self.warm_start and hasattr(self, "module_") else {}
-        train = check_memory(self.memory).cache(_train, ignore=["operator", "device", "verbose"])
+        train = check_memory(self.memory).cache(_train, ignore=["recipe", "operator", "device", "verbose"])
+        recipe = self._recipe()
         weights, self.history_ = train(
-            self._recipe(),
-            _fingerprint(A),
+            recipe,
+            key(vars(recipe) | {"method": type(recipe).__qualname__}),
+            fingerprint(A),
             images.cpu().numpy(),
             data.cpu().numpy(),
             {name: value.cpu().numpy() for name, value in start.items()},
@@ -358,6 +360,7 @@ class LearnedReconstructor(BaseReconstructor):
 
 def _train(
     recipe: LearnedReconstructor,
+    key: dict[str, Any],
     fingerprint: str,
     images: np.ndarray,
     data: np.ndarray,
@@ -377,14 +380,6 @@ def _train(
         torch.manual_seed(seed)
         history = recipe._train(module, as_torch(operator), x, y, seed, verbose)
     return {name: value.cpu() for name, value in module.state_dict().items()}, history
-
-
-def _fingerprint(A: LinearMap) -> str:
-    """What the operator makes of one random image: pylops objects count their uses, so they have no hash."""
-    probe = torch.randn(1, *A.dims, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    data = A(probe)
-    digits = (data / data.abs().max().clamp_min(torch.finfo(torch.float64).tiny) * 1e6).numpy().round()
-    return str(joblib.hash((A.dims, A.dimsd, float(f"{float(data.abs().max()):.6e}"), digits)))
 
 
 def _seed(random_state: Any) -> int:

@@ -26,7 +26,7 @@ from skinverse.estimators._equilibrium_maps import (
     proven,
     unrolled,
 )
-from skinverse.estimators._learning import analytic_inverse, excerpt, in_memory, recipe, spread
+from skinverse.estimators._learning import analytic_inverse, excerpt, in_memory, is_number, recipe, spread
 from skinverse.estimators._validation import check_lam, check_whole
 from skinverse.functionals import as_channels
 from skinverse.metrics import psnr
@@ -36,6 +36,8 @@ from skinverse.training import Trainer
 
 # Held-out images to score; steps and learning rates of both phases if nobody says.
 _N_SCORED, _N_PRETRAINING, _N_STEPS, _LR_PRETRAINING, _LR = 6, 2000, 300, 2e-3, 5e-4
+# What cannot be changed without another training.
+_FIXED = ("iteration", "lam", "lipschitz")
 # First weight, and the factor by which weight, scale and step are tried.
 _LAM, _FACTOR = 0.1, 2.0
 
@@ -52,19 +54,19 @@ class DeepEquilibriumRecon(LearnedReconstructor):
     operator : pylops.LinearOperator or None, default=None
         The operator ``A``; None is the identity (denoising).
     iteration : {"proximal", "gradient", "admm", "contractive"}, default="proximal"
-        The map ``f``, with a step ``eta`` that is learned:
+        The map ``f``:
 
-        - ``"proximal"``: ``h(z - eta A^*(A z - y))``;
-        - ``"gradient"``: ``z - eta (A^*(A z - y) + lam (z - h(z)))``;
+        - ``"proximal"``: ``h(z - eta A^*(A z - y))``, the step ``eta`` being learned;
+        - ``"gradient"``: ``z - eta (A^*(A z - y) + lam (z - h(z)))`` with ``eta = 1 / (1 + lam)``;
         - ``"admm"``: ``x = (A^* A + lam)^-1 (A^* y + lam (z - u))``, ``z <- h(x + u)``, ``u <- u + x - z``;
-        - ``"contractive"``: that of "gradient" with ``eta = 1 / (1 + lam)`` and a network scaled to the
-          Lipschitz constant ``lipschitz = c < 1``: a contraction by ``1 - eta lam (1 - c)`` for every ``A``,
+        - ``"contractive"``: that of "gradient" with a network scaled to the Lipschitz constant
+          ``lipschitz = c < 1``: a contraction by ``1 - eta lam (1 - c)`` for every ``A``,
           whose unique fixed point solves ``A^*(A x - y) + lam G(x) = 0`` with ``G(x) = x - h(x)``.
     network : str, nn.Module or None, default=None
         The ``h``: ``"dncnn"``, ``"unet"``, ``"gradient_step"`` (1-Lipschitz by construction), the first and
         the last also as ``"..._c4"`` and ``"..._d4"``, which commute with quarter turns, and with flips; or a
-        module, (n, channels, height, width) to the same. None is "gradient_step" where the map is to
-        contract and "dncnn" elsewhere.
+        module, (n, channels, height, width) to the same, which :meth:`save` does not take. None is
+        "gradient_step" where the map is to contract and "dncnn" elsewhere.
     lam : float > 0 or "fit", default="fit"
         Weight of the network, learned with it under "fit"; not used by "proximal".
     lipschitz : float in [0, 1), default=0.95
@@ -87,7 +89,8 @@ class DeepEquilibriumRecon(LearnedReconstructor):
     max_steps : int, default=100
         Most steps to the fixed point.
     tol : float, default=1e-5
-        An image stops when ``||f(z) - z|| <= tol ||f(z)||``.
+        An image stops when ``||f(z) - z|| < tol ||f(z)||``; its distance to the fixed point of a contraction
+        by ``q`` is at most ``1 / (1 - q)`` times that.
     trainer : Trainer or None, default=None
         How to train through the equilibrium; by default 300 steps.
     memory : str, joblib.Memory or None, default=None
@@ -109,8 +112,8 @@ class DeepEquilibriumRecon(LearnedReconstructor):
         The network with step and weight.
     history_ : list of dict
         One entry per epoch, ``phase`` being "pretraining" or "equilibrium".
-    lam_, eta_ : float
-        Weight and step.
+    lam_, eta_ : float or None
+        Weight and step; None where the iteration has none.
     contraction_ : float or None
         Proven factor of "contractive" by which every step comes closer to the fixed point.
 
@@ -121,8 +124,9 @@ class DeepEquilibriumRecon(LearnedReconstructor):
     Notes
     -----
     What contracts has one fixed point, found from every start, which depends continuously on ``y``; as noise
-    and ``lam`` go to zero together it tends to a solution of ``A x = y``. The other iterations promise
-    nothing: where no fixed point is reached the best iterate is returned, with a ``ConvergenceWarning``.
+    and ``lam`` go to zero, the noise faster, it tends to a solution of ``A x = y``. The other iterations
+    promise nothing: where no fixed point is reached the best iterate is returned, with a
+    ``ConvergenceWarning``.
 
     References
     ----------
@@ -144,6 +148,7 @@ class DeepEquilibriumRecon(LearnedReconstructor):
     """
 
     _seen: ClassVar[tuple[str, ...]] = ("n_channels_", "real_")
+    _saved: ClassVar[tuple[str, ...]] = ("_rule",)
     _load: ClassVar[int] = 16
     module_: Equilibrium
     # What trains through the reconstruction depends on all of it.
@@ -196,12 +201,19 @@ class DeepEquilibriumRecon(LearnedReconstructor):
     def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
         assert A is not None and images is not None and data is not None  # _needs
         self._check()
+        if A.identity and images.is_complex() != data.is_complex():
+            kinds = ["complex" if batch.is_complex() else "real" for batch in (images, data)]
+            raise ValueError(
+                f"operator=None is denoising and expects images and measurements of one kind, got {kinds[0]} "
+                f"X_true and {kinds[1]} Y_meas"
+            )
         self.real_, self.n_channels_ = not images.is_complex(), as_channels(images[:1]).shape[1]
         super()._fit(A, images, data)
-        self.lam_, self.eta_ = (math.exp(p.item()) for p in (self.module_.log_lam, self.module_.log_eta))
+        lam, eta = (math.exp(p.item()) for p in (self.module_.log_lam, self.module_.log_eta))
+        self.lam_ = None if self.iteration == "proximal" else lam
+        self.eta_ = {"proximal": eta, "admm": None}.get(self.iteration, 1 / (1 + lam))
         self.contraction_ = self.module_.contraction()
-        if self.contraction_ is not None:
-            self.eta_ = 1 / (1 + self.lam_)
+        self._rule = {name: getattr(self, name) for name in _FIXED}
 
     def _check(self) -> None:
         check_lam(self.lam, None, rules=("fit",))
@@ -221,6 +233,8 @@ class DeepEquilibriumRecon(LearnedReconstructor):
             raise ValueError(f"lipschitz: expected a number in [0, 1), got {self.lipschitz!r}")
         if not 0 <= self.jacobian_weight < math.inf:
             raise ValueError(f"jacobian_weight: expected a number >= 0, got {self.jacobian_weight!r}")
+        if self.lam == 0 and self.iteration != "proximal":
+            raise ValueError("lam: expected a number > 0, without which the network has no say, got 0")
         if self.iteration == "contractive" and not proven(self.network):
             certified = [name for name in NETWORKS if proven(name)]
             raise ValueError(
@@ -240,9 +254,11 @@ class DeepEquilibriumRecon(LearnedReconstructor):
     ) -> list[dict[str, Any]]:
         history: list[dict[str, Any]] = []
         members = torch.arange(len(data), device=data.device)
-        fresh = bool(module.unit == 1)
+        fresh = bool(module.unit == 0)
         module.unit.fill_(spread(as_channels(images)) if fresh else float(module.unit))
         module.log_lam.requires_grad_(self.lam == "fit")
+        if is_number(self.lam):
+            module.log_lam.data.fill_(math.log(max(float(self.lam), 1e-30)))
 
         def run(phase: str, trainer: Trainer, loss: Any, truth: Tensor, score: Any) -> None:
             epochs = trainer.train(module, loss, truth, members, score=score, seed=seed, verbose=verbose)
@@ -269,10 +285,12 @@ class DeepEquilibriumRecon(LearnedReconstructor):
         return history
 
     def _calibrate(self, module: Equilibrium, A: LinearMap, images: Tensor, data: Tensor) -> None:
-        """Scale, weight and step to start from: the best reconstructions among those that converge."""
+        """Scale, step and weight to start from: the best reconstructions among those that converge."""
         x, y = excerpt(images, data) if A.identity else (images, data)
         scalars = module.scalars(self.iteration, fit_lam=self.lam == "fit")
         start = tuple(math.exp(p.item()) for p in scalars)
+
+        module.eval()
 
         def quality(*values: float) -> float:
             for p, value in zip(scalars, values, strict=True):
@@ -298,10 +316,16 @@ class DeepEquilibriumRecon(LearnedReconstructor):
         return x.real.contiguous() if self.real_ and x.is_complex() and not A.identity else x
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
+        self._check()
+        changed = [name for name, value in getattr(self, "_rule", {}).items() if getattr(self, name) != value]
+        if changed:
+            name = changed[0]
+            raise ValueError(
+                f"{name}={getattr(self, name)!r} was {self._rule[name]!r} when fitted, and the network was "
+                "trained for that: fit again"
+            )
         x0, equation = self._start(A, data), Equation(A, self.iteration)
         module = copy.deepcopy(self.module_).to(x0.device, x0.dtype.to_real())
-        if not isinstance(self.lam, str):
-            module.log_lam.data.fill_(math.log(max(float(self.lam), 1e-30)))
         with torch.no_grad():
             f, b = equation.map(module, x0), equation.pulled(data, x0, module.unit)
             z0 = equation.start(x0, module.unit)

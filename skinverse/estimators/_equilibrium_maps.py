@@ -57,33 +57,38 @@ BACKWARD: dict[str, Any] = {
 _BACKWARD_STEPS, _BACKWARD_TOL = 30, 1e-3
 # Noise of the denoiser to start from, at most, relative to the spread of the images' values.
 _NOISE = 0.2
-# Linear systems of ADMM.
-_CG_STEPS, _CG_TOL = 50, 1e-5
+# Relative change in the last unrolled step that is no reconstruction any more.
+_MOVED = 0.5
+# Linear systems of ADMM: steps for a weight of one, tolerance.
+_CG_STEPS, _CG_TOL = 10, 1e-6
 
 
 class Equilibrium(nn.Module):
     """A network, a step ``eta``, a weight ``lam``, a scale ``s`` in ``h(s z) / s``, and the unit of images.
 
-    ``shrunk`` is the constant to which the Lipschitz constant of the network is scaled, if it is.
+    ``shrunk`` is the constant to which the Lipschitz constant of the network is scaled, negative where it is not.
+    The unit is zero until something has been learned.
     """
 
     unit: Tensor
+    shrunk: Tensor
 
     def __init__(
         self, network: nn.Module, lam: float, *, n_channels: int, shrunk: float | None = None
     ) -> None:
         super().__init__()
-        self.network, self.n_channels, self.shrunk = network, n_channels, shrunk
+        self.network, self.n_channels = network, n_channels
         self.log_eta = nn.Parameter(torch.zeros(()))
         self.log_lam = nn.Parameter(torch.tensor(math.log(max(lam, 1e-30))))
         self.log_scale = nn.Parameter(torch.zeros(()))
-        self.register_buffer("unit", torch.ones(()))
+        self.register_buffer("unit", torch.zeros(()))
+        self.register_buffer("shrunk", torch.tensor(-1.0 if shrunk is None else shrunk))
 
     def denoiser(self) -> Images:
         """The network on images of any kind, its kernels made."""
         network: Any = self.network
         h, scale = prepared(network), self.log_scale.exp()
-        factor = 1.0 if self.shrunk is None else self.shrunk / max(network.lipschitz, 1e-30)
+        factor = self.shrunk / max(network.lipschitz, 1e-30) if self.contracts else 1.0
         return lambda z: factor / scale * from_channels(h(scale * self._seen(z)), z)
 
     def _seen(self, z: Tensor) -> Tensor:
@@ -105,20 +110,23 @@ class Equilibrium(nn.Module):
             return proximal(h, normal, self.log_eta.exp())
         if iteration == "admm":
             return admm(h, normal, lam, dims)
-        return gradient(h, normal, 1 / (1 + lam) if self.shrunk is not None else self.log_eta.exp(), lam)
+        return gradient(h, normal, 1 / (1 + lam), lam)
+
+    @property
+    def contracts(self) -> bool:
+        """Whether the network is scaled to a Lipschitz constant below one."""
+        return bool(self.shrunk >= 0)
 
     def scalars(self, iteration: str, *, fit_lam: bool) -> list[nn.Parameter]:
-        """Those of scale, weight and step on which the fixed point depends and that are to be learned."""
+        """Those of scale, step and weight that an iteration has and that are to be learned."""
         if iteration == "proximal":
             return [self.log_scale, self.log_eta]
         return [self.log_scale, self.log_lam] if fit_lam else [self.log_scale]
 
     def contraction(self) -> float | None:
         """``1 - eta lam (1 - c)`` with ``eta = 1 / (1 + lam)``, where the network is scaled to ``c``."""
-        if self.shrunk is None:
-            return None
         lam = math.exp(self.log_lam.item())
-        return 1 - lam / (1 + lam) * (1 - self.shrunk)
+        return 1 - lam / (1 + lam) * (1 - self.shrunk.item()) if self.contracts else None
 
 
 def gradient(h: Images, normal: Images, eta: Tensor, lam: Tensor) -> Map:
@@ -151,7 +159,8 @@ class _Resolvent(torch.autograd.Function):
         def regularized(v: Tensor) -> Tensor:
             return normal(v) + lam * v
 
-        x = conjugate_gradient(regularized, r, max_steps=_CG_STEPS, tol=_CG_TOL).x
+        n_steps = math.ceil(_CG_STEPS / math.sqrt(max(lam.item(), 1e-4)))  # the condition is (1 + lam) / lam
+        x = conjugate_gradient(regularized, r, max_steps=n_steps, tol=_CG_TOL).x
         ctx.normal = normal
         ctx.save_for_backward(x, lam)
         return x
@@ -202,14 +211,20 @@ class Equation:
 
 
 def unrolled(f: Map, z0: Tensor, b: Tensor, n_steps: int) -> Solution:
-    """So many plain steps; an image that turns non-finite keeps its last finite iterate, not converged."""
+    """So many plain steps; an image that turns non-finite keeps its last finite iterate.
+
+    The residual is the last relative change; who moved by more than half of itself has not converged.
+    """
     z, solution = z0, Solution.direct(z0)
-    finite = solution.converged
+    finite, residual = solution.converged, solution.residual
     for _ in range(n_steps):
         new = f(z, b)
-        finite = finite & torch.isfinite(new).flatten(1).all(1)
+        finite = finite & torch.isfinite(norm(new))
+        residual = (norm(new - z) / norm(new).clamp_min(torch.finfo(residual.dtype).tiny)).detach()
         z = torch.where(finite.reshape(-1, *[1] * (z.ndim - 1)), new, z)
-    return replace(solution, x=z, n_steps=solution.n_steps + n_steps, converged=finite)
+    residual = torch.where(finite, residual, torch.inf)
+    steps, converged = solution.n_steps + n_steps, residual < _MOVED
+    return replace(solution, x=z, n_steps=steps, converged=converged, residual=residual)
 
 
 class EquilibriumLoss:
@@ -243,11 +258,14 @@ class EquilibriumLoss:
         f, b = self.equation.map(module, x0), self.equation.pulled(y, x0, module.unit)
         z0 = self.equation.start(x0, module.unit)
         if self.backward == "unroll":
-            z = unrolled(f, z0, b, self.max_steps).x
+            solution = unrolled(f, z0, b, self.max_steps)
         else:
-            z = self._solve(f, z0, b, index)
+            solution = self._solve(f, z0, b, index)
+        z = solution.x
         error = (self.equation.image(z, x0, module.unit) - x) / module.unit
         value = error.abs().square().flatten(1).mean(1)
+        # Where the map gives no numbers at all, the loss is none either, and the training ends.
+        value = torch.where(torch.isfinite(solution.residual), value, torch.nan)
         if not self.jacobian_weight or not torch.is_grad_enabled():
             return value
         return value + self.jacobian_weight * jacobian_size(f, z.detach(), b)
@@ -259,7 +277,7 @@ class EquilibriumLoss:
         x, y = patches(both, self.patch_size).chunk(2, 1)
         return x.contiguous(), y.contiguous(), y.contiguous()
 
-    def _solve(self, f: Map, z0: Tensor, b: Tensor, index: Tensor) -> Tensor:
+    def _solve(self, f: Map, z0: Tensor, b: Tensor, index: Tensor) -> Solution:
         goes_on = not (self.equation.A.identity and self.patch_size is not None)
         if goes_on:
             if self.variables is None:
@@ -281,7 +299,7 @@ class EquilibriumLoss:
         if goes_on and self.variables is not None:
             self.variables[index], self.known[index] = solution.x.detach(), solution.converged
         self._count(solution)
-        return solution.x
+        return solution
 
     def _count(self, solution: Solution) -> None:
         failed = ~solution.converged

@@ -63,6 +63,8 @@ class DnCNN(Network):
         self, n_channels: int = 1, *, n_features: int = 32, n_layers: int = 5, group: str = "C1"
     ) -> None:
         super().__init__()
+        if n_layers < 2:
+            raise ValueError(f"n_layers: expected at least 2, got {n_layers}")
         self.n_channels = n_channels
         n_fields = _fields(n_features, group)
         middle = [GroupConv(n_fields, n_fields, group=group) for _ in range(n_layers - 2)]
@@ -143,6 +145,8 @@ class GradientStepCNN(Network):
         group: str = "C1",
     ) -> None:
         super().__init__()
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size: expected an odd number, got {kernel_size}")
         self.n_channels, self.elements = n_channels, elements(group)
         n_fields = _fields(n_features, group)
         self.filters = nn.Parameter(torch.randn(n_layers, n_fields, n_channels, kernel_size, kernel_size))
@@ -200,6 +204,8 @@ class UNet(Network):
 
     def __init__(self, n_channels: int = 1, *, n_features: int = 32, n_levels: int = 3) -> None:
         super().__init__()
+        if n_levels < 1:
+            raise ValueError(f"n_levels: expected at least 1, got {n_levels}")
         self.n_channels = n_channels
         widths = [n_features * 2**level for level in range(n_levels)]
         self.down = nn.ModuleList(_block(a, b) for a, b in zip([n_channels, *widths], widths, strict=False))

@@ -20,7 +20,7 @@ Propose = Callable[[State, Tensor, Tensor, Tensor], tuple[Tensor, State]]
 FixedPointSolver = Callable[..., Solution]
 
 # A residual so much larger than the least one, or no number, starts anew from there with half of the step.
-_GROWTH = 10.0
+_GROWTH = 100.0
 # Ridge of Anderson's least squares, relative to the length of each column.
 _RIDGE = {torch.float64: 1e-10, torch.float32: 1e-6}
 
@@ -54,8 +54,8 @@ def picard(
     Returns
     -------
     Solution
-        ``f(z)`` for the ``z`` of the least residual met; where the residual grows tenfold or is no number
-        the iteration starts anew from there, with half of the step.
+        ``f(z)`` for the ``z`` with the least ``||f(z) - z||`` met; where that grows a hundredfold or is no
+        number the iteration starts anew from there, with half of the step.
 
     Examples
     --------
@@ -194,24 +194,19 @@ def _solve(
 ) -> Solution:
     """The frame of all methods; ``x`` is the image under ``f`` of the best iterate ``z_best`` so far."""
     names = [f"given {i}" for i in range(len(given))]
-    number = torch.full((len(z0),), torch.inf, dtype=z0.dtype.to_real(), device=z0.device)
-    z0 = z0.detach()
-    state = memory | dict(zip(names, given, strict=True))
-    state |= {"x": z0, "z": z0, "z_best": z0, "residual": number, "step": torch.ones_like(number)}
-    state |= {"z_old": _flat(z0), "g_old": _flat(z0), "fresh": torch.ones_like(number).bool()}
-
-    tiny = torch.finfo(number.dtype).tiny
+    state = memory | dict(zip(names, given, strict=True)) | _begin(z0.detach())
+    tiny = torch.finfo(z0.dtype).tiny
 
     def step(_: _Nothing, s: State) -> State:
         z = s["z"]
         fz = f(z, *(s[name] for name in names))
         g = _flat(fz - z)
-        size = norm(fz)
-        residual = torch.where(torch.isfinite(size), norm(g) / size.clamp_min(tiny), torch.nan)
-        better = residual < s["residual"]
-        new = s | {name: _where(better, a, s[name]) for name, a in (("x", fz), ("z_best", z))}
-        new["residual"] = torch.where(better, residual, s["residual"])
-        lost = ~(residual <= _GROWTH * new["residual"])
+        # What is compared is ||g||: relative to an image that explodes it would fall.
+        size, length = norm(fz), norm(g)
+        better = torch.isfinite(size) & (length < s["length"])
+        found = {"x": fz, "z_best": z, "length": length, "residual": length / size.clamp_min(tiny)}
+        new = s | {name: _where(better, a, s[name]) for name, a in found.items()}
+        lost = ~(torch.isfinite(size) & (length <= _GROWTH * new["length"]))
         # Half of the step where an image is lost, and back to the whole one as it gets better.
         grown = torch.where(better, (2 * s["step"]).clamp_max(1), s["step"])
         new["step"] = torch.where(lost, s["step"] / 2, grown)
@@ -224,6 +219,13 @@ def _solve(
         return new | {"z_old": _flat(z), "g_old": g, "fresh": lost}
 
     return iterate(step, _Nothing(), state, max_steps=max_steps, tol=tol, callback=callback)
+
+
+def _begin(z0: Tensor) -> State:
+    unknown = torch.full((len(z0),), torch.inf, dtype=z0.dtype.to_real(), device=z0.device)
+    images = {"x": z0, "z": z0, "z_best": z0, "z_old": _flat(z0), "g_old": _flat(z0)}
+    numbers = {"residual": unknown, "length": unknown, "step": torch.ones_like(unknown)}
+    return images | numbers | {"fresh": torch.ones_like(unknown, dtype=torch.bool)}
 
 
 def _picard(s: State, dz: Tensor, dg: Tensor, g: Tensor) -> tuple[Tensor, State]:
