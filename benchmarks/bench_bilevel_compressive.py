@@ -32,9 +32,10 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SIZE, SAMPLING, NOISE, SEED, N_TRAIN = 64, 0.2, 0.01, 0, 370
 STEPS = (1, 2, 5, 10, 20, 50, 100, 200)
 PRETRAINER = Trainer(max_epochs=25, lr=2e-3, lr_decay=0.1, validation_fraction=0.0)
-TRAINER = Trainer(max_epochs=3, lr=2e-3, lr_decay=0.1, score_every=1)
+TRAINER = Trainer(max_epochs=28, lr=2e-3, lr_decay=0.05, max_norm=1.0, validation_fraction=0.0)
+ADVERSARY = Trainer(max_epochs=3, lr=2e-3, lr_decay=0.1, score_every=1)
 # Limits of the reconstructions in training; each starts where it ended in the epoch before.
-LOWER: dict[str, Any] = {"max_steps": 50, "tol": 1e-3, "hypergradient": "jacobian_free"}
+LOWER: dict[str, Any] = {"max_steps": 100, "tol": 1e-3, "hypergradient": "jacobian_free"}
 NOTHING = Trainer(max_epochs=1, lr=1e-12)
 
 
@@ -129,8 +130,8 @@ def main(betas: list[float | None]) -> None:
             trainer=NOTHING,
             **LOWER,
         ),
-        "adversarial": AdversarialRegularizer(operator, critic=energy, trainer=TRAINER),
-        "adversarial, convex": AdversarialRegularizer(operator, critic="convex", trainer=TRAINER),
+        "adversarial": AdversarialRegularizer(operator, critic=energy, trainer=ADVERSARY),
+        "adversarial, convex": AdversarialRegularizer(operator, critic="convex", trainer=ADVERSARY),
     }
     for beta in betas:
         ways[f"bilevel, beta {beta or 'none'}"] = BilevelRegularizer(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.functional import jacobian, jvp, vjp
 from torch.testing import assert_close
 
-from skinverse.networks import LipschitzCNN, LocalCNN, OrthogonalConv2d, SmoothMaxMin
+from skinverse.networks import AOLConv2d, LipschitzCNN, LocalCNN, OrthogonalConv2d, SmoothMaxMin
 
 SIZES = ((1, 1), (2, 3), (5, 4), (7, 8))
 
@@ -69,6 +69,18 @@ def test_orthogonal_convolutions_are_orthogonal(
         q = matrix(wild(layer, seed, [scale]), n_features, size)
         assert_close(q @ q.mT, eye, rtol=0, atol=1e-12)
         assert_close(q.mT @ q, eye, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("n_out", [1, 5])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_almost_orthogonal_convolutions_enlarge_no_norm(
+    scale: float, n_out: int, size: tuple[int, int]
+) -> None:
+    layer = wild(made(lambda: AOLConv2d(2, n_out)), 0, [scale])
+    at_zero = layer(torch.zeros(1, 2, *size, dtype=torch.float64))
+    norm = torch.linalg.matrix_norm(matrix(lambda x: layer(x) - at_zero, 2, size), 2)
+    assert 0.1 < norm <= 1 + 1e-12
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3, 5])

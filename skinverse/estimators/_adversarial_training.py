@@ -32,7 +32,7 @@ _RECIPE = (1500, 1e-3)
 def recipe(critic: Any, n_samples: int) -> Trainer:
     """How a critic is trained if nobody says: a fixed number of steps, a few looks at held-out images."""
     n_steps, lr = _RECIPES.get(critic, _RECIPE) if isinstance(critic, str) else _RECIPE
-    n_epochs = max(10, math.ceil(n_steps * _BATCH / n_samples))
+    n_epochs = max(10, math.ceil(n_steps / math.ceil(n_samples / _BATCH)))
     return Trainer(
         max_epochs=n_epochs, batch_size=_BATCH, lr=lr, lr_decay=0.1, score_every=math.ceil(n_epochs / 4)
     )

@@ -66,8 +66,8 @@ _CG_STEPS, _CG_TOL = 10, 1e-6
 class Equilibrium(nn.Module):
     """A network, a step ``eta``, a weight ``lam``, a scale ``s`` in ``h(s z) / s``, and the unit of images.
 
-    ``shrunk`` is the constant to which the Lipschitz constant of the network is scaled, negative where it is not.
-    The unit is zero until something has been learned.
+    ``shrunk`` is the constant to which the Lipschitz constant of the network is scaled, negative where it is
+    not. The unit is zero until something has been learned.
     """
 
     unit: Tensor

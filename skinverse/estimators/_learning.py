@@ -211,7 +211,7 @@ def in_memory(A: LinearMap) -> int:
 
 def recipe(n_steps: int, lr: float, n_samples: int, *, max_norm: float | None = None) -> Trainer:
     """So many steps, a few looks at held-out images."""
-    n_epochs = max(4, math.ceil(n_steps * _BATCH / n_samples))
+    n_epochs = max(4, math.ceil(n_steps / math.ceil(n_samples / _BATCH)))
     return Trainer(
         max_epochs=n_epochs,
         batch_size=_BATCH,

@@ -4,10 +4,11 @@ from skinverse.networks._base import prepared
 from skinverse.networks._denoisers import DnCNN, GradientStepCNN, UNet
 from skinverse.networks._groups import GROUPS, GroupConv, LiftConv, ProjectConv, transform
 from skinverse.networks._local import LocalCNN
-from skinverse.networks._orthogonal import LipschitzCNN, OrthogonalConv2d, SmoothMaxMin
+from skinverse.networks._orthogonal import AOLConv2d, LipschitzCNN, OrthogonalConv2d, SmoothMaxMin
 
 __all__ = [
     "GROUPS",
+    "AOLConv2d",
     "DnCNN",
     "GradientStepCNN",
     "GroupConv",

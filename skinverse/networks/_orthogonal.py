@@ -1,4 +1,4 @@
-"""Convolutions that keep every norm, and networks of them: 1-Lipschitz by construction."""
+"""Convolutions that keep or cannot enlarge a norm, and networks of them: 1-Lipschitz by construction."""
 
 from __future__ import annotations
 
@@ -64,6 +64,50 @@ def _shifted_sum(kernel: Tensor, stay: Tensor, move: Tensor, axis: int) -> Tenso
     before, after = ((0, 0, 0, 1), (0, 0, 1, 0)) if axis == 2 else ((0, 1), (1, 0))
     first, second = (torch.einsum("ab,bcij->acij", p, kernel) for p in (stay, move))
     return F.pad(first, before) + F.pad(second, after)
+
+
+class AOLConv2d(nn.Module):
+    """Circular convolution that cannot enlarge a norm, from any channels to any: almost orthogonal.
+
+    The weight of each input channel is divided by the root of the sum of ``|K^T K|`` over its row, so that by
+    diagonal dominance ``||W x|| <= ||x||`` for all weights and images of every size. Cheaper than an
+    orthogonal convolution, but what passes through several of them grows weaker.
+
+    Parameters
+    ----------
+    n_in, n_out : int
+        Channels.
+    kernel_size : int, default=3
+        Side of the kernel in pixels, odd.
+
+    References
+    ----------
+    B. Prach and C. H. Lampert, Almost-orthogonal layers for efficient general-purpose Lipschitz networks,
+    ECCV, 2022, theorem 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skinverse.networks import AOLConv2d
+    >>> layer, x = AOLConv2d(1, 8), torch.rand(1, 1, 5, 5)
+    >>> bool(layer(x).norm() <= x.norm())
+    True
+    """
+
+    def __init__(self, n_in: int, n_out: int, *, kernel_size: int = 3) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(n_out, n_in, kernel_size, kernel_size))
+        self.bias = nn.Parameter(torch.zeros(n_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(wrap(x, self.weight.shape[-1] // 2), self.kernel(), self.bias)
+
+    def kernel(self) -> Tensor:
+        """The kernel of the convolution, (n_out, n_in, kernel_size, kernel_size)."""
+        by_input = self.weight.transpose(0, 1)
+        gram = F.conv2d(by_input, by_input, padding=self.weight.shape[-1] - 1)
+        rows = gram.abs().sum((1, 2, 3)).clamp_min(torch.finfo(gram.dtype).tiny)
+        return self.weight / rows.sqrt()[:, None, None]
 
 
 class SmoothMaxMin(nn.Module):
