@@ -17,9 +17,9 @@ from skinverse.datasets import load_photographs, make_problem
 from skinverse.displays import ReconstructionDisplay
 from skinverse.metrics import psnr
 
-photographs = load_photographs(32, n_patches=44, random_state=0)
+photographs = load_photographs(32, n_patches=32, random_state=0)
 images, data, A = make_problem("compressive_sensing", noise=0.02, random_state=0, images=photographs)
-X_train, X_test, Y_train, Y_test = images[:40], images[40:], data[:40], data[40:]
+X_train, X_test, Y_train, Y_test = images[:28], images[28:], data[:28], data[28:]
 
 # %%
 # ``fit`` takes images first and measurements second. ``lam="fit"`` learns the weight with the regularizer.
