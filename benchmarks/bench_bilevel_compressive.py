@@ -62,8 +62,8 @@ def curve(method: Any, images: np.ndarray, data: np.ndarray) -> dict[str, Any]:
     """PSNR after so many iterations, and after the method's own stop."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        after = {k: quality(images, method.set_params(max_steps=k).predict(data)) for k in STEPS}
-        x, info = method.set_params(max_steps=1000, tol=1e-4).predict(data, return_info=True)
+        after = {k: quality(images, method.set_params(max_steps=k, tol=1e-4).predict(data)) for k in STEPS}
+        x, info = method.set_params(max_steps=1000).predict(data, return_info=True)
     return {"psnr": quality(images, x), "mean_steps": float(info.n_steps.mean()), "after": after}
 
 

@@ -10,9 +10,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from _record import write
+from _record import RESULTS, write
 from sklearn.exceptions import ConvergenceWarning
 
 from skinverse import DeepEquilibriumRecon, TotalVariationRecon, Trainer
@@ -41,13 +42,15 @@ def quality(images: np.ndarray, x: np.ndarray) -> dict[str, float]:
     }
 
 
-def total_variation(images: np.ndarray, data: np.ndarray, operator: Any) -> dict[str, float]:
+def total_variation(
+    images: np.ndarray, data: np.ndarray, operator: Any
+) -> tuple[np.ndarray, dict[str, float]]:
     found = {
-        lam: quality(images, TotalVariationRecon(operator, lam=lam).fit().predict(data))
+        lam: TotalVariationRecon(operator, lam=lam).fit().predict(data)
         for lam in (1e-4, 2e-4, 3e-4, 4.5e-4, 7e-4)
     }
-    best = max(found, key=lambda lam: found[lam]["psnr"])
-    return found[best] | {"lam": best}
+    best = max(found, key=lambda lam: quality(images, found[lam])["psnr"])
+    return found[best], quality(images, found[best]) | {"lam": best}
 
 
 def iterated(method: DeepEquilibriumRecon, images: np.ndarray, data: np.ndarray) -> dict[int, float]:
@@ -60,6 +63,21 @@ def iterated(method: DeepEquilibriumRecon, images: np.ndarray, data: np.ndarray)
         }
 
 
+def draw(shown: dict[str, np.ndarray], figures: dict[str, Any]) -> None:
+    """One image as every method sees it, and what further iterations do."""
+    figure, axes = plt.subplots(1, len(shown) + 1, figsize=(15, 3.2), layout="constrained")
+    for axis, (name, image) in zip(axes, shown.items(), strict=False):
+        axis.imshow(image[100:220, 100:260], cmap="gray", vmin=0, vmax=1)
+        axis.set(title=f"{name} {figures[name]['psnr']:.2f} dB" if name in figures else name)
+        axis.axis("off")
+    for name in ("equilibrium", "unrolled"):
+        after = figures[name]["pieces_after_times_the_depth"]
+        axes[-1].plot([DEPTH * k for k in after], list(after.values()), marker=".", label=name)
+    axes[-1].set(xscale="log", xlabel="iterations", ylabel="PSNR (dB)")
+    axes[-1].legend()
+    figure.savefig(RESULTS / "equilibrium_deblurring.png", dpi=100)
+
+
 def main() -> None:
     torch.set_num_threads(2)
     if not (DATA / "bsd68.npz").exists():
@@ -69,6 +87,8 @@ def main() -> None:
     images, data, operator = blurred(pieces, SEED)
     x_test, y_test, whole = blurred(np.load(DATA / "bsd68.npz")["images"], SEED + 1)
     figures: dict[str, Any] = {"target_above_tv_db": 0.7, "blurred": quality(x_test, y_test)}
+    x, figures["TV"] = total_variation(x_test, y_test, whole)
+    shown = {"true": x_test[0], "blurred": y_test[0], "TV": x[0]}
     for name, settings in {
         "equilibrium": {"backward": "jacobian_free", "max_steps": 50, "tol": 1e-4},
         "unrolled": {"backward": "unroll", "max_steps": DEPTH},
@@ -80,6 +100,7 @@ def main() -> None:
         more = iterated(method, images[N_TRAIN:], data[N_TRAIN:])
         start = time.perf_counter()
         x, info = method.set_params(operator=whole, **settings).predict(y_test, return_info=True)
+        shown[name] = x[0]
         figures[name] = quality(x_test, x) | {
             "seconds_fit": seconds,
             "seconds_per_image": (time.perf_counter() - start) / len(x),
@@ -88,8 +109,7 @@ def main() -> None:
             "pieces_after_times_the_depth": more,
         }
         write("equilibrium_deblurring", figures, seed=SEED)
-    figures["tv_best_on_test"] = total_variation(x_test, y_test, whole)
-    write("equilibrium_deblurring", figures, seed=SEED)
+    draw(shown, figures)
 
 
 if __name__ == "__main__":

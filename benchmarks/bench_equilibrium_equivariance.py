@@ -11,9 +11,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from _record import write
+from _record import RESULTS, write
 from skimage.transform import downscale_local_mean
 from sklearn.exceptions import ConvergenceWarning
 
@@ -66,6 +67,16 @@ def step_seconds(group: str) -> float:
     return float(np.median(times))
 
 
+def draw(shown: dict[str, np.ndarray]) -> None:
+    """The first test image, turned by a right angle, as every network sees it."""
+    figure, axes = plt.subplots(1, len(shown), figsize=(2.6 * len(shown), 2.9), layout="constrained")
+    for axis, (name, image) in zip(axes, shown.items(), strict=True):
+        axis.imshow(image, cmap="gray", vmin=0, vmax=1)
+        axis.set(title=name)
+        axis.axis("off")
+    figure.savefig(RESULTS / "equilibrium_equivariance.png", dpi=100)
+
+
 def main() -> None:
     torch.set_num_threads(2)
     if not (DATA / "mri_chest.npz").exists():
@@ -81,6 +92,7 @@ def main() -> None:
     seconds = {group: step_seconds(group) for group in ("C1", "C4", "D4")}
     figures["step_seconds"] = seconds
     figures["step_ratio"] = {group: seconds[group] / seconds["C1"] for group in seconds}
+    shown = {"true": test["turned"][0]}
     for n_train in (5, 20):
         data = measured(images[:n_train], operator, SEED)
         for network in ("dncnn", "dncnn_c4", "dncnn_d4"):
@@ -99,15 +111,17 @@ def main() -> None:
                 method.fit(images[:n_train], data)
                 seconds_fit = time.perf_counter() - start
                 method.set_params(max_steps=100)
-                found = {
-                    name: float(
-                        psnr(x, method.predict(measured(x, operator, SEED + 1)), data_range=1.0).mean()
-                    )
-                    for name, x in test.items()
+                images_found = {
+                    name: method.predict(measured(x, operator, SEED + 1)) for name, x in test.items()
                 }
+            found = {
+                name: float(psnr(test[name], x, data_range=1.0).mean()) for name, x in images_found.items()
+            }
+            shown[f"{n_train} images, {network}: {found['turned']:.2f} dB"] = images_found["turned"][0]
             weights = sum(p.numel() for p in method.module_.network.parameters())
             figures[f"{n_train} images, {network}"] = found | {"seconds_fit": seconds_fit, "weights": weights}
             write("equilibrium_equivariance", figures, seed=SEED)
+    draw(shown)
 
 
 if __name__ == "__main__":

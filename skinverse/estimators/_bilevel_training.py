@@ -52,6 +52,8 @@ REGULARIZERS: dict[str, Callable[[int], Critic]] = {
     "gradient_step": lambda n_channels: GradientStepCritic(DnCNN(n_channels)),
 }
 
+# Part of the reconstructions in training that start anew.
+_ANEW = 0.1
 # Tolerance of the linear systems, and how much looser both levels start than they end.
 _LINEAR_TOL, _LOOSE = 1e-3, 10.0
 # Products with a Hessian that measure its spectrum.
@@ -114,7 +116,8 @@ class UpperLevel:
     """Loss of each reconstruction, the mean over its pixels, and the price of a regularizer too rough.
 
     For denoising, images and data are cut to patches; else reconstructions start where they ended the last
-    time. Everything is measured in ``unit``, the spread of the images' values.
+    time, and one in ten anew: what ``predict`` meets on its longer way would otherwise stay unseen.
+    Everything is measured in ``unit``, the spread of the images' values.
     """
 
     def __init__(
@@ -131,7 +134,7 @@ class UpperLevel:
         smoothness: Smoothness | None,
         n_calls: int,
     ) -> None:
-        self.lower, self.A, self.data, self.starts = lower, A, data, starts
+        self.lower, self.A, self.data, self.first, self.last = lower, A, data, starts, starts.clone()
         self.loss, self.noise_std, self.unit, self.patch_size = loss, noise_std, unit, patch_size
         self.smoothness, self.n_calls, self.called = smoothness, n_calls, 0
 
@@ -141,9 +144,9 @@ class UpperLevel:
         x, y = self._patches(images, index) if cut else (images, self.data[index])
         misfit, R = fidelity(self.A, y), Learned(module)
         progress = min(1.0, self.called / max(1, self.n_calls))
-        x_hat = self.lower(misfit, R, y if self.A.identity else self.starts[index], progress)
+        x_hat = self.lower(misfit, R, y if self.A.identity else self._starts(index), progress)
         if not self.A.identity:
-            self.starts[index] = x_hat.detach()
+            self.last[index] = x_hat.detach()
         if self.loss == "sure":
             halves = cut and self.data.is_complex()  # real and imaginary part, each with half of the noise
             value = self._risk(y, x_hat, R, progress, 2**-0.5 if halves else 1.0)
@@ -157,6 +160,11 @@ class UpperLevel:
         """Mean loss, without derivatives."""
         with torch.no_grad():
             return float(self(module, images, index).mean())
+
+    def _starts(self, index: Tensor) -> Tensor:
+        anew = torch.rand(len(index), device=self.first.device) < _ANEW
+        shape = -1, *[1] * (self.first.ndim - 1)
+        return torch.where(anew.reshape(shape), self.first[index], self.last[index])
 
     def _patches(self, images: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         both = torch.cat([as_channels(images), as_channels(self.data[index])], 1)
