@@ -14,6 +14,7 @@ from .estimators._analytic import SpectralCutoff as SpectralCutoff
 from .estimators._analytic import Tikhonov as Tikhonov
 from .estimators._bilevel import BilevelRegularizer as BilevelRegularizer
 from .estimators._equilibrium import DeepEquilibriumRecon as DeepEquilibriumRecon
+from .estimators._generative import GenerativeCovariancePrior as GenerativeCovariancePrior
 from .estimators._iterative import Kaczmarz as Kaczmarz
 from .estimators._iterative import Landweber as Landweber
 from .estimators._regressor import ReconstructionRegressor as ReconstructionRegressor

@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import BaseEstimator
 from sklearn.utils import Bunch
 
-from skinverse.displays import ConvergenceDisplay, ReconstructionDisplay
+from skinverse.displays import ConvergenceDisplay, CovarianceDisplay, ReconstructionDisplay
 from skinverse.metrics import nmse, psnr
 
 RNG = np.random.default_rng(0)
@@ -193,3 +193,30 @@ def test_convergence_needs_a_step_limit_and_a_known_abscissa() -> None:
         ConvergenceDisplay.from_estimator(BaseEstimator(), X, X)
     with pytest.raises(ValueError, match="'steps' or 'seconds', got 'hours'"):
         ConvergenceDisplay.from_estimator(Halving().fit(X, X), X, X, against="hours")
+
+
+class Nearby:
+    """Every pixel hangs together with its right neighbour, and with the pixel below the other way round."""
+
+    def covariance_row(self, X_true, pixel):
+        rows = np.zeros_like(X_true)
+        i, j = pixel
+        rows[:, i, j], rows[:, i, j + 1], rows[:, i + 1, j] = 9.0, 2.0, -3.0
+        return rows
+
+
+def test_covariances_stand_below_their_images_with_both_signs_on_one_scale() -> None:
+    display = CovarianceDisplay.from_estimator(Nearby(), X, (4, 3))
+    assert display.axes_.shape == (2, 3)
+    for image, above, below in zip(X, *display.axes_, strict=True):
+        assert_array_equal(shown(above), image)
+        assert shown(below)[4, 4] == 2 and shown(below)[5, 3] == -3
+        assert_allclose(below.images[0].get_clim(), (-3, 3))  # the variance of the pixel itself is beyond it
+    display.figure_.canvas.draw()
+
+
+def test_covariances_of_another_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"\(3, 12, 8\) and \(3, 8, 12\)"):
+        CovarianceDisplay(X, X.transpose(0, 2, 1), (1, 1)).plot()
+    with pytest.raises(ValueError, match=r"shape \(2, 3\), got \(1, 2\)"):
+        CovarianceDisplay(X, X, (1, 1)).plot(axes=plt.subplots(1, 2, squeeze=False)[1])

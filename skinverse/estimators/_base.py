@@ -6,6 +6,7 @@ import copy
 import os
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -14,7 +15,7 @@ import pylops
 import torch
 from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import Bunch, Tags, check_random_state
+from sklearn.utils import Bunch, Tags
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted, check_memory
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from skinverse.estimators._validation import (
     per_sample,
     resolve_device,
     same_kind,
+    seed_of,
     single,
 )
 from skinverse.metrics import psnr
@@ -138,16 +140,9 @@ class BaseReconstructor(BaseEstimator, ABC):
         ConvergenceWarning
             If images stopped before the tolerance was met; the message counts them.
         """
-        check_is_fitted(self)
-        data = as_batch(Y_meas, "Y_meas", resolve_device(self.device))
-        operator: Any = self._operator_for(None, data)
-        if operator is not self.operator_:
-            check_operator(operator)
-        data = per_sample(data, operator.dimsd, "Y_meas", "operator.dimsd")
-        solution = self._reconstruct_in_chunks(as_torch(operator), data)
-        self._warn(solution)
+        solution = self._predicted(Y_meas, self._reconstruct)
         X_hat = same_kind(solution.x, Y_meas)
-        return (X_hat, _info(solution)) if return_info else X_hat
+        return (X_hat, information(solution)) if return_info else X_hat
 
     def score(self, X_true: Any, Y_meas: Any) -> float:
         """Mean peak signal-to-noise ratio of the reconstructions, in dB.
@@ -205,7 +200,7 @@ class BaseReconstructor(BaseEstimator, ABC):
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
         """Reconstruct a batch, (n, *A.dimsd) -> (n, *A.dims)."""
 
-    # ------------------------------------------------------------------ the rest is private
+    # ------------------------------------------------------------------ private
     def _check_given(self, X_true: Any, Y_meas: Any) -> None:
         given = {"X_true": X_true, "Y_meas": Y_meas}
         for name in self._needs:
@@ -238,12 +233,26 @@ class BaseReconstructor(BaseEstimator, ABC):
             return known
         return pylops.Identity(dims, dtype=str(seen.dtype).removeprefix("torch."))
 
-    def _reconstruct_in_chunks(self, A: LinearMap, data: Tensor) -> Solution:
+    def _predicted(self, Y_meas: Any, reconstruct: Callable[[LinearMap, Tensor], Solution]) -> Solution:
+        """What ``reconstruct`` makes of checked measurements; a warning where it did not converge."""
+        check_is_fitted(self)
+        data = as_batch(Y_meas, "Y_meas", resolve_device(self.device))
+        operator: Any = self._operator_for(None, data)
+        if operator is not self.operator_:
+            check_operator(operator)
+        data = per_sample(data, operator.dimsd, "Y_meas", "operator.dimsd")
+        solution = self._reconstruct_in_chunks(as_torch(operator), data, reconstruct)
+        self._warn(solution)
+        return solution
+
+    def _reconstruct_in_chunks(
+        self, A: LinearMap, data: Tensor, reconstruct: Callable[[LinearMap, Tensor], Solution]
+    ) -> Solution:
         """No image depends on its companions, so a large batch may be cut to bound the memory."""
         reuse_freed_memory()
         numbers = self._load * max(int(np.prod(A.dims)), int(np.prod(A.dimsd)))
         size = max(1, _CHUNK[data.device.type] // numbers)
-        return Solution.concatenate([self._reconstruct(A, part) for part in data.split(size)])
+        return Solution.concatenate([reconstruct(A, part) for part in data.split(size)])
 
     def _warn(self, solution: Solution) -> None:
         failed = int((~solution.converged).sum())
@@ -252,7 +261,7 @@ class BaseReconstructor(BaseEstimator, ABC):
                 f"{type(self).__name__}: {failed} of {len(solution.x)} images did not converge "
                 f"(largest residual {float(solution.residual.max()):.1e}): raise max_steps or tol",
                 ConvergenceWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
 
     def __sklearn_clone__(self) -> Self:
@@ -271,7 +280,7 @@ class BaseReconstructor(BaseEstimator, ABC):
         return tags
 
 
-def _info(solution: Solution) -> Bunch:
+def information(solution: Solution) -> Bunch:
     """What the solver reports of each image, as NumPy arrays."""
     fields = {name: getattr(solution, name) for name in ("n_steps", "converged", "residual", "objective")}
     return Bunch(**{name: value.cpu().numpy() for name, value in (fields | solution.extra).items()})
@@ -338,7 +347,7 @@ class LearnedReconstructor(BaseReconstructor):
             images.cpu().numpy(),
             data.cpu().numpy(),
             {name: value.cpu().numpy() for name, value in start.items()},
-            _seed(self.random_state),
+            seed_of(self.random_state),
             operator=self.operator_,
             device=images.device,
             verbose=self.verbose,
@@ -380,12 +389,6 @@ def _train(
         torch.manual_seed(seed)
         history = recipe._train(module, as_torch(operator), x, y, seed, verbose)
     return {name: value.cpu() for name, value in module.state_dict().items()}, history
-
-
-def _seed(random_state: Any) -> int:
-    """A seed; of None one that nobody knows, without a draw from the global generator."""
-    known = np.random.RandomState() if random_state is None else check_random_state(random_state)
-    return int(known.randint(2**31))
 
 
 def _seeded_module(estimator: LearnedReconstructor, seed: int, device: torch.device) -> nn.Module:

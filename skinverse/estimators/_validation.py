@@ -9,6 +9,7 @@ import numpy as np
 import pylops
 import scipy.sparse
 import torch
+from sklearn.utils import check_random_state
 from torch import Tensor
 
 from skinverse.operators import dot_test
@@ -165,3 +166,9 @@ def check_whole(value: Any, name: str, least: int) -> None:
 def single(batch: Tensor) -> Tensor:
     """The batch in single precision."""
     return batch.to(torch.complex64 if batch.is_complex() else torch.float32)
+
+
+def seed_of(random_state: Any) -> int:
+    """A seed; of None one that nobody knows, without a draw from the global generator."""
+    known = np.random.RandomState() if random_state is None else check_random_state(random_state)
+    return int(known.randint(2**31))

@@ -11,6 +11,7 @@ from skinverse.functionals._critics import (
 )
 from skinverse.functionals._energies import GradientStepCritic, REDCritic, SmoothCritic
 from skinverse.functionals._fidelity import DataBall, KullbackLeibler, LeastSquares
+from skinverse.functionals._gaussian import SparseCholeskyGaussian
 from skinverse.functionals._learned import Learned, as_channels, from_channels
 from skinverse.functionals._simple import Box, L1Norm, SquaredNorm
 from skinverse.functionals._sparsity import CosineSparsity, WaveletSparsity
@@ -36,6 +37,7 @@ __all__ = [
     "RidgeCritic",
     "Scaled",
     "SmoothCritic",
+    "SparseCholeskyGaussian",
     "SquaredNorm",
     "Sum",
     "TotalGeneralizedVariation",

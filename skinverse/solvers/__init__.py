@@ -6,6 +6,7 @@ from skinverse.solvers._gradient import accelerated_gradient, gradient_descent, 
 from skinverse.solvers._implicit import Hessian, implicit, jacobian_free
 from skinverse.solvers._krylov import conjugate_gradient, gmres, minres, pseudo_inverse
 from skinverse.solvers._primal_dual import primal_dual
+from skinverse.solvers._quasi_newton import lbfgs
 from skinverse.solvers._solution import Solution
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "implicit",
     "jacobian_free",
     "join",
+    "lbfgs",
     "minres",
     "neumann",
     "part",

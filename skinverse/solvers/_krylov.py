@@ -21,6 +21,7 @@ def conjugate_gradient(
     b: Tensor,
     x0: Tensor | None = None,
     *,
+    precondition: Callable[[Tensor], Tensor] | None = None,
     max_steps: int = 1000,
     tol: float = 1e-6,
 ) -> Solution:
@@ -34,6 +35,8 @@ def conjugate_gradient(
         Right-hand sides, real or complex; zero gives exactly zero.
     x0 : Tensor of shape (n, *dims) or None, default=None
         Start, by default zero.
+    precondition : callable or None, default=None
+        Something near ``B^-1``, self-adjoint and positive definite too.
     max_steps : int, default=1000
         Most steps.
     tol : float, default=1e-6
@@ -57,8 +60,9 @@ def conjugate_gradient(
     """
     with torch.no_grad():
         x, r, level = _start(linear, b, x0, tol)
-        p, square = r.clone(), dot(r, r)
-        going, n_steps = square.sqrt() > level, torch.zeros(len(b), dtype=torch.int64, device=b.device)
+        z = r if precondition is None else precondition(r)
+        p, square, size = z.clone(), dot(r, z), norm(r)
+        going, n_steps = size > level, torch.zeros(len(b), dtype=torch.int64, device=b.device)
         for _ in range(max_steps):
             if not going.any():
                 break
@@ -68,12 +72,14 @@ def conjugate_gradient(
             alpha = torch.where(going, square / curvature, 0)
             x = torch.where(expand(going, x), x + expand(alpha, p) * p, x)
             r = r - expand(alpha, q) * q
-            new_square = dot(r, r)
-            p = torch.where(expand(going, p), r + expand(new_square / square, p) * p, p)
+            z = r if precondition is None else precondition(r)
+            new_square = dot(r, z)
+            size = norm(r)
+            p = torch.where(expand(going, p), z + expand(new_square / square, p) * p, p)
             square = torch.where(going, new_square, square)
             n_steps += going
-            going = going & (square.sqrt() > level)
-        return _solution(linear, b, x, square.sqrt(), level, n_steps)
+            going = going & (size > level)
+        return _solution(linear, b, x, size, level, n_steps)
 
 
 def minres(

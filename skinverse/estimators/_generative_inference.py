@@ -1,0 +1,355 @@
+"""Reconstruction with a generative model: energies of latent variables, their minima, and what is unsure."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from skinverse._batch import expand, norm
+from skinverse.estimators._learning import rms
+from skinverse.functionals import L1Norm, LeastSquares, SparseCholeskyGaussian, as_channels, from_channels
+from skinverse.operators import LinearMap
+from skinverse.solvers import Solution, accelerated_gradient, conjugate_gradient, lbfgs
+
+# Tolerances of what is solved for each latent variable, and the most steps for it.
+_INNER_TOL, _INNER_STEPS = 1e-4, 200
+# Bisections of the weight, how far from its start it may be, and the steps of a descent for each one.
+_N_BISECTIONS, _FAR, _FEW_STEPS = 14, 1e4, 15
+# Noise relative to the data if nobody says; weight of latent variables that are to explain an image.
+_NOISE, _HARDLY = 0.05, 1e-3
+# Draws that measure an uncertainty.
+_N_DRAWS = 64
+# Learning rates of latent variables and of weights that adapt to one image.
+_LR_LATENT, _LR_WEIGHTS = 1e-2, 1e-3
+
+
+class Model(Protocol):
+    """``x ~ N(G(z), Sigma(z))``: the mean ``G``, its decoder, and the mean absolute deviation from it."""
+
+    decoder: nn.Module
+    deviation: Tensor
+
+    def mean(self, z: Tensor) -> Tensor: ...
+
+    def scaled(self, x: Tensor) -> Tensor: ...
+
+    def gaussian(self, z: Tensor) -> SparseCholeskyGaussian: ...
+
+
+def check_size(A: LinearMap, dims: tuple[int, ...]) -> None:
+    """Decoders are tied to one size of images.
+
+    Raises
+    ------
+    ValueError
+        If the operator's images have another one.
+    """
+    if math.prod(A.dims) != math.prod(dims):
+        raise ValueError(
+            f"the decoders were trained for images of shape {dims} and the operator takes {A.dims}: fit "
+            "again with images of that size"
+        )
+
+
+class Measured:
+    """Data ``y = A x``, the images ``x`` being real channels."""
+
+    def __init__(
+        self, A: LinearMap, y: Tensor, shape: tuple[int, ...], *, real: bool, scale: float | None = None
+    ) -> None:
+        self.A, self.y, self.shape, self.real = A, y, shape, real
+        dtype = y.dtype.to_real() if real else y.dtype.to_complex()
+        self._like = torch.empty(0, *A.dims, dtype=dtype, device=y.device)
+        self.scale = self._scale() if scale is None else scale
+
+    def select(self, index: Tensor) -> Measured:
+        """The data of some images, which may repeat."""
+        return Measured(self.A, self.y[index], self.shape, real=self.real, scale=self.scale)
+
+    def image(self, x: Tensor) -> Tensor:
+        """Channels as images, (n, *dims)."""
+        return from_channels(x, self._like.new_empty(len(x), *self.A.dims))
+
+    def apply(self, x: Tensor) -> Tensor:
+        """``A x``."""
+        return self.A(self.image(x))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """``A^* y`` as channels."""
+        return self.channels(self.A.adjoint(y))
+
+    def channels(self, x: Tensor) -> Tensor:
+        """Images as channels, (n, channels, height, width)."""
+        return as_channels(x.real if self.real and x.is_complex() else x).reshape(len(x), *self.shape)
+
+    def misfit(self, x: Tensor) -> Tensor:
+        """``1/2 ||A x - y||^2``, (n,)."""
+        return 0.5 * norm(self.apply(x) - self.y).square()
+
+    def _scale(self) -> float:
+        """Mean of the diagonal of ``A^* A``, from one random image."""
+        noise = torch.randn(1, *self.shape, generator=torch.Generator().manual_seed(0)).to(self.y.real)
+        return float(self.apply(noise).abs().square().sum()) / noise.numel()
+
+
+class Energy(ABC):
+    """What is left to minimise over ``z`` once the best image is known for each ``z``.
+
+    At the best image the derivative by the image is zero: that by ``z`` is the one at a fixed image.
+    """
+
+    smooth, proximable = True, False
+
+    def __init__(self, model: Model, data: Measured, lam: Tensor) -> None:
+        self.model, self.data, self.lam = model, data, lam
+
+    @property
+    def summands(self) -> tuple[Self]:
+        return (self,)
+
+    def select(self, index: Tensor) -> Self:
+        """The energies of some images, which may repeat."""
+        return type(self)(self.model, self.data.select(index), self.lam[index])
+
+    def weighted(self, lam: Tensor) -> Self:
+        """The same with another weight."""
+        return type(self)(self.model, self.data, lam)
+
+    @abstractmethod
+    def at(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The best images as channels, (n, channels, height, width), and the energy, (n,)."""
+
+    def image(self, z: Tensor) -> Tensor:
+        """The best images."""
+        with torch.no_grad():
+            return self.at(z)[0]
+
+    def __call__(self, z: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.at(z)[1]
+
+    def value_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The energy and its derivative by ``z``."""
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            value = self.at(z)[1]
+            (gradient,) = torch.autograd.grad(value.sum(), z)
+        return value.detach(), gradient
+
+    def _prior(self, z: Tensor) -> Tensor:
+        return 0.5 * z.square().sum(1)
+
+
+class Range(Energy):
+    """``1/2 ||A G(z) - y||^2 + lam 1/2 ||z||^2``."""
+
+    def at(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.model.mean(z)
+        return x, self.data.misfit(x) + self.lam * self._prior(z)
+
+
+class Soft(Energy):
+    """``min_x 1/2 ||A x - y||^2 + lam (1/2 log det Sigma + 1/2 ||x - G(z)||^2_{Sigma^-1} + 1/2 ||z||^2)``."""
+
+    _last: Tensor | None = None  # images of the latest call: a start for those of the next
+
+    def select(self, index: Tensor) -> Self:
+        chosen = super().select(index)
+        chosen._last = None if self._last is None else self._last[index]
+        return chosen
+
+    def at(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        gaussian = self.model.gaussian(z)
+        x = self._nearest(gaussian)
+        R = 0.5 * gaussian.log_det() + 0.5 * gaussian.whiten(x).square().flatten(1).sum(1) + self._prior(z)
+        return x, self.data.misfit(x) + self.lam * R
+
+    def _nearest(self, gaussian: SparseCholeskyGaussian) -> Tensor:
+        """``(A^* A + lam Sigma^-1) (x - G) = A^* (y - A G)``."""
+        with torch.no_grad():
+            G, data = gaussian.mean, self.data
+            rest = data.adjoint(data.y - data.apply(G))
+            start = None if self._last is None else self._last - G
+            solution = conjugate_gradient(
+                lambda v: data.adjoint(data.apply(v)) + expand(self.lam, v) * gaussian.precision_mul(v),
+                rest,
+                start,
+                precondition=preconditioner(data.scale, self.lam, gaussian),
+                max_steps=_INNER_STEPS,
+                tol=_INNER_TOL,
+            )
+            self._last = G + solution.x
+            return self._last
+
+
+class Sparse(Energy):
+    """``min_v 1/2 ||A (G(z) + v) - y||^2 + lam (||v||_1 / b + 1/2 ||z||^2)``, ``b`` the mean deviation."""
+
+    def at(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        G = self.model.mean(z)
+        v = self._deviation(G.detach())
+        size = v.abs().flatten(1).sum(1) / self.model.deviation
+        return G + v, self.data.misfit(G + v) + self.lam * (size + self._prior(z))
+
+    def _deviation(self, G: Tensor) -> Tensor:
+        data = self.data
+        with torch.no_grad():
+            misfit = LeastSquares(None if data.A.identity else data.A, data.y - data.apply(G))
+            objective = misfit + (self.lam / self.model.deviation) * L1Norm()
+            solution = accelerated_gradient(
+                objective, torch.zeros_like(data.image(G)), max_steps=_INNER_STEPS, tol=_INNER_TOL
+            )
+            return as_channels(solution.x).reshape(G.shape)
+
+
+def preconditioner(scale: float, lam: Tensor, gaussian: SparseCholeskyGaussian) -> Any:
+    """Division by the diagonal of ``A^* A + lam Sigma^-1``, that of ``A^* A`` taken as constant."""
+    diagonal = scale + expand(lam, gaussian.mean) * gaussian.precision_diagonal()
+    return lambda r: r / diagonal
+
+
+def minimise(energies: Sequence[Energy], starts: Tensor, *, max_steps: int, tol: float) -> Solution:
+    """The best of the minima reached from the starts (n, n_restarts, d); the solution's x is (n, d).
+
+    Each energy is descended from where the one before ended.
+    """
+    n, n_restarts, _ = starts.shape
+    owner = torch.arange(n, device=starts.device).repeat_interleave(n_restarts)
+    z, n_steps = starts.flatten(0, 1), torch.zeros_like(owner)
+    for energy in energies:
+        every = lbfgs(energy.select(owner), z, max_steps=max_steps, tol=tol)
+        z, n_steps = every.x, n_steps + every.n_steps
+    best = every.objective.view(n, n_restarts).nan_to_num(nan=math.inf).argmin(1)
+    return chosen(replace(every, n_steps=n_steps), best + torch.arange(n, device=best.device) * n_restarts)
+
+
+def chosen(solution: Solution, index: Tensor) -> Solution:
+    """The solution of some images."""
+    names = ("x", "n_steps", "converged", "residual", "objective")
+    return replace(solution, **{name: getattr(solution, name)[index] for name in names})
+
+
+def measure(model: Any, data: Measured, n_starts: int) -> None:
+    """The deviations of images, seen without noise, from the range of ``G``.
+
+    Of a foreign generator, their root mean square is its standard deviation.
+    """
+    starts = model.starts(data.channels(data.y), n_starts)
+    lam = torch.full_like(data.y.real.flatten(1)[:, 0], _HARDLY * float(model.unit) ** 2)
+    if model.own:
+        z = starts[:, 0]
+    else:
+        z = minimise([Range(model, data, lam)], starts, max_steps=_INNER_STEPS, tol=_INNER_TOL).x
+    error = data.channels(data.y) - model.mean(z)
+    model.deviation.fill_(float(error.abs().mean().clamp_min(torch.finfo(error.dtype).tiny)))
+    if not model.own:
+        relative = rms(error) / float(model.unit)
+        model.log_std.data.fill_(math.log(max(relative, 1e-6)))
+
+
+def noise(data: Tensor, noise_std: float | None) -> Tensor:
+    """Standard deviation of the noise in the data of each image, (n,); by default relative to their size."""
+    guess = _NOISE * data.abs().square().flatten(1).mean(1).sqrt()
+    known = guess if noise_std is None else torch.full_like(guess, noise_std)
+    return known.clamp_min(1e-6)
+
+
+def discrepancy(energy: Energy, z: Tensor, level: Tensor, *, tol: float) -> Tensor:
+    """Weights, one per image, with which ``||A x - y||`` is the noise's norm ``level``."""
+    low, high = energy.lam / _FAR, energy.lam * _FAR
+    for _ in range(_N_BISECTIONS):
+        weighted = energy.weighted((low * high).sqrt())
+        z = lbfgs(weighted, z, max_steps=_FEW_STEPS, tol=tol).x
+        above = (2 * weighted.data.misfit(weighted.image(z))).sqrt() > level
+        low, high = torch.where(above, low, weighted.lam), torch.where(above, weighted.lam, high)
+    return low
+
+
+@torch.no_grad()
+def uncertainty(energy: Energy, z: Tensor) -> Tensor:
+    """Standard deviation of every pixel, (n, channels, height, width).
+
+    The density ``exp(-energy / lam)`` of ``(x, z)`` is taken as a Gaussian, ``G`` as linear at its maximum:
+    errors of reconstructions of images and noise drawn from it, with ``J = dG/dz``, have its covariance.
+    """
+    data, lam, gaussian, J = energy.data, energy.lam, energy.model.gaussian(z), jacobian(energy.model, z)
+    weighted = torch.stack([gaussian.precision_mul(column) for column in J])  # Sigma^-1 J
+    gram = torch.einsum("anchw,bnchw->nab", J, weighted) + torch.eye(len(J)).to(J)
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(like: Tensor) -> Tensor:
+        one = torch.randn(1, *like.shape[1:], generator=generator, dtype=like.dtype)
+        return one.to(like.device).expand(like.shape)
+
+    def inverse(v: Tensor) -> Tensor:
+        """``(Sigma + J J^T)^-1 v``, by Woodbury's formula."""
+        along = torch.linalg.solve(gram, torch.einsum("anchw,nchw->na", weighted, v))
+        return gaussian.precision_mul(v) - torch.einsum("anchw,na->nchw", weighted, along)
+
+    squares, divide = torch.zeros_like(gaussian.mean), preconditioner(data.scale, lam, gaussian)
+    for _ in range(_N_DRAWS):
+        deviation = gaussian.color(draw(gaussian.mean)) - gaussian.mean
+        deviation = deviation + torch.einsum("anchw,na->nchw", J, draw(z))
+        noise = draw(data.y) * expand((2 * lam if data.y.is_complex() else lam).sqrt(), data.y)
+        found = conjugate_gradient(
+            lambda v: data.adjoint(data.apply(v)) + expand(lam, v) * inverse(v),
+            data.adjoint(data.apply(deviation) + noise),
+            precondition=divide,
+            max_steps=_INNER_STEPS,
+            tol=1e-3,
+        ).x
+        squares += (deviation - found).square()
+    return (squares / _N_DRAWS).sqrt()
+
+
+def jacobian(model: Model, z: Tensor) -> Tensor:
+    """``dG/dz``, (d, n, channels, height, width): derivatives of ``u -> (dG/dz)^T u``, which is linear."""
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        x = model.mean(z)
+        u = torch.zeros_like(x, requires_grad=True)
+        (pulled,) = torch.autograd.grad(x, z, u, create_graph=True)
+        columns = [torch.autograd.grad(p.sum(), u, retain_graph=True)[0] for p in pulled.unbind(1)]
+    return torch.stack(columns).detach()
+
+
+def adapt(model: Model, data: Measured, z: Tensor, lam: Tensor, level: Tensor, max_steps: int) -> Solution:
+    """Minimise ``1/2 ||A G(z) - y||^2 + lam 1/2 ||z||^2`` over ``z`` and the weights of ``G``, per image.
+
+    An image stops at the noise's norm ``level``, before the noise is explained too.
+    """
+    weights = {k: v.detach().expand(len(z), *v.shape).clone() for k, v in model.decoder.named_parameters()}
+    z = z.clone()
+    groups = [
+        {"params": [z.requires_grad_()], "lr": _LR_LATENT},
+        {"params": [w.requires_grad_() for w in weights.values()], "lr": _LR_WEIGHTS},
+    ]
+    optimizer = torch.optim.Adam(groups)
+    mean = vmap(lambda w, z: model.scaled(functional_call(model.decoder, w, (z[None],)))[0])
+    best = torch.zeros_like(z[:, 0]) + math.inf
+    x, done = best.new_zeros(len(z), *data.shape), torch.zeros_like(best, dtype=torch.bool)
+    n_steps = torch.zeros_like(best, dtype=torch.int64)
+    for _ in range(max_steps + 1):
+        with torch.enable_grad():
+            found = mean(weights, z)
+            misfit = data.misfit(found)
+            energy = misfit + lam * 0.5 * z.square().sum(1)
+        better = ~done & (energy < best)
+        best = torch.where(better, energy.detach(), best)
+        x = torch.where(expand(better, x), found.detach(), x)
+        done = done | ((2 * misfit.detach()).sqrt() <= level)
+        if done.all():
+            break
+        n_steps += ~done
+        optimizer.zero_grad()
+        energy.sum().backward()
+        optimizer.step()
+    ratio = (2 * data.misfit(x)).sqrt() / level.clamp_min(torch.finfo(best.dtype).tiny)
+    return Solution(x, n_steps, done, ratio, best)
