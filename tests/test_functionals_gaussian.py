@@ -204,7 +204,7 @@ def inputs(size: tuple[int, int], window: int, *leading: int) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", OF_IMAGES)
-@pytest.mark.parametrize(("size", "window"), [((3, 3), 3), ((2, 4), 5), ((1, 3), 7), ((3, 1), 3)], ids=str)
+@pytest.mark.parametrize(("size", "window"), [((3, 2), 3), ((2, 3), 5), ((1, 3), 7), ((3, 1), 3)], ids=str)
 def test_first_and_second_derivatives_are_those_of_finite_differences(
     name: str, size: tuple[int, int], window: int
 ) -> None:

@@ -246,6 +246,7 @@ class GenerativeCovariancePrior(LearnedReconstructor):
         self, module: Any, A: LinearMap, images: Tensor, data: Tensor, seed: int, verbose: int
     ) -> list[dict[str, Any]]:
         history = learn(module, as_channels(images), self.trainer, self.min_std, seed, verbose)
+        A = as_torch(pylops.Identity(images.shape[1:]))
         measure(module, Measured(A, images[:_N_MEASURED], self.shape_, real=self.real_), self.n_restarts)
         return history
 
@@ -391,9 +392,8 @@ class GenerativeCovariancePrior(LearnedReconstructor):
         if not self.module_.own:
             raise ValueError("the generator is not our own and has no encoder to find latent variables with")
         batch = as_batch(X_true, "X_true", resolve_device(self.device))
-        images = per_sample(batch, self.dims_, "X_true", "dims_")
-        model = copy.deepcopy(self.module_).to(images.device, images.dtype.to_real())
-        return model, as_channels(images)
+        x = as_channels(per_sample(batch, self.dims_, "X_true", "dims_"))
+        return copy.deepcopy(self.module_).to(x), x
 
     def _images(self, channels: Tensor) -> Tensor:
         dtype = channels.dtype if self.real_ else channels.dtype.to_complex()

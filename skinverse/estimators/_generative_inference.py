@@ -19,7 +19,7 @@ from skinverse.operators import LinearMap
 from skinverse.solvers import Solution, accelerated_gradient, conjugate_gradient, lbfgs
 
 # Tolerances of what is solved for each latent variable, and the most steps for it.
-_INNER_TOL, _INNER_STEPS = 1e-4, 200
+_INNER_TOL, _INNER_STEPS, _SPARSE_TOL, _SPARSE_STEPS = 1e-4, 200, 1e-6, 2000
 # Bisections of the weight, how far from its start it may be, and the steps of a descent for each one.
 _N_BISECTIONS, _FAR, _FEW_STEPS = 14, 1e4, 15
 # Noise relative to the data if nobody says; weight of latent variables that are to explain an image.
@@ -87,7 +87,8 @@ class Measured:
 
     def channels(self, x: Tensor) -> Tensor:
         """Images as channels, (n, channels, height, width)."""
-        return as_channels(x.real if self.real and x.is_complex() else x).reshape(len(x), *self.shape)
+        x = x.real if self.real else x.to(x.dtype.to_complex())
+        return as_channels(x).reshape(len(x), *self.shape)
 
     def misfit(self, x: Tensor) -> Tensor:
         """``1/2 ||A x - y||^2``, (n,)."""
@@ -195,7 +196,7 @@ class Sparse(Energy):
     def at(self, z: Tensor) -> tuple[Tensor, Tensor]:
         G = self.model.mean(z)
         v = self._deviation(G.detach())
-        size = v.abs().flatten(1).sum(1) / self.model.deviation
+        size = self.data.image(v).abs().flatten(1).sum(1) / self.model.deviation
         return G + v, self.data.misfit(G + v) + self.lam * (size + self._prior(z))
 
     def _deviation(self, G: Tensor) -> Tensor:
@@ -204,7 +205,7 @@ class Sparse(Energy):
             misfit = LeastSquares(None if data.A.identity else data.A, data.y - data.apply(G))
             objective = misfit + (self.lam / self.model.deviation) * L1Norm()
             solution = accelerated_gradient(
-                objective, torch.zeros_like(data.image(G)), max_steps=_INNER_STEPS, tol=_INNER_TOL
+                objective, torch.zeros_like(data.image(G)), max_steps=_SPARSE_STEPS, tol=_SPARSE_TOL
             )
             return as_channels(solution.x).reshape(G.shape)
 
@@ -258,7 +259,7 @@ def noise(data: Tensor, noise_std: float | None) -> Tensor:
     """Standard deviation of the noise in the data of each image, (n,); by default relative to their size."""
     guess = _NOISE * data.abs().square().flatten(1).mean(1).sqrt()
     known = guess if noise_std is None else torch.full_like(guess, noise_std)
-    return known.clamp_min(1e-6)
+    return known.clamp_min(torch.finfo(known.dtype).tiny ** 0.25)
 
 
 def discrepancy(energy: Energy, z: Tensor, level: Tensor, *, tol: float) -> Tensor:
@@ -266,8 +267,8 @@ def discrepancy(energy: Energy, z: Tensor, level: Tensor, *, tol: float) -> Tens
     low, high = energy.lam / _FAR, energy.lam * _FAR
     for _ in range(_N_BISECTIONS):
         weighted = energy.weighted((low * high).sqrt())
-        z = lbfgs(weighted, z, max_steps=_FEW_STEPS, tol=tol).x
-        above = (2 * weighted.data.misfit(weighted.image(z))).sqrt() > level
+        found = lbfgs(weighted, z, max_steps=_FEW_STEPS, tol=tol).x  # always from z: the path plays no part
+        above = (2 * weighted.data.misfit(weighted.image(found))).sqrt() > level
         low, high = torch.where(above, low, weighted.lam), torch.where(above, weighted.lam, high)
     return low
 
@@ -341,10 +342,11 @@ def adapt(model: Model, data: Measured, z: Tensor, lam: Tensor, level: Tensor, m
             found = mean(weights, z)
             misfit = data.misfit(found)
             energy = misfit + lam * 0.5 * z.square().sum(1)
-        better = ~done & (energy < best)
+        reached = (2 * misfit.detach()).sqrt() <= level
+        better = ~done & ((energy < best) | reached)
         best = torch.where(better, energy.detach(), best)
         x = torch.where(expand(better, x), found.detach(), x)
-        done = done | ((2 * misfit.detach()).sqrt() <= level)
+        done = done | reached
         if done.all():
             break
         n_steps += ~done

@@ -143,7 +143,7 @@ class GenerativeModel(nn.Module):
 
     def _bounded(self, a: Tensor) -> Tensor:
         """Log-diagonals whose standard deviations lie between the floor and the most; it begins with 0."""
-        low, high = -(_MOST * self.unit).log(), -self.floor.log()
+        low, high = -torch.maximum(_MOST * self.unit, 2 * self.floor).log(), -self.floor.log()
         start = torch.logit(
             ((-(self.unit * self.log_std.exp()).log() - low) / (high - low)).clamp(0.05, 0.95)
         )
@@ -187,7 +187,8 @@ class GenerativeModel(nn.Module):
     def starts(self, x: Tensor, n_starts: int) -> Tensor:
         """Latent variables to start from, (n, n_starts, d): the encoded image's, then the same for all."""
         generator = torch.Generator().manual_seed(0)
-        drawn = torch.randn(n_starts, self.n_latent, generator=generator).to(x)
+        # One by one: of more starts the first ones are the same.
+        drawn = torch.stack([torch.randn(self.n_latent, generator=generator) for _ in range(n_starts)]).to(x)
         found = drawn.expand(len(x), -1, -1).clone()
         if self.own:
             found[:, 0] = self.encode(x)[0]

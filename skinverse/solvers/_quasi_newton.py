@@ -47,6 +47,11 @@ def lbfgs(
     Solution
         The images and how each of them ended.
 
+    Raises
+    ------
+    ValueError
+        If ``n_pairs`` is not positive.
+
     References
     ----------
     D. C. Liu and J. Nocedal, On the limited memory BFGS method for large scale optimization, Mathematical
@@ -60,6 +65,8 @@ def lbfgs(
     >>> lbfgs(LeastSquares(None, torch.ones(1, 2)), torch.zeros(1, 2)).x
     tensor([[1., 1.]])
     """
+    if n_pairs < 1:
+        raise ValueError(f"n_pairs: expected at least 1, got {n_pairs}")
     value, gradient = objective.value_and_grad(x0)
     pairs = x0.new_zeros(len(x0), n_pairs, 2, x0[0].numel())
     state = {"x": x0, "value": value, "gradient": gradient, "pairs": pairs}
@@ -73,11 +80,13 @@ def _step(objective: Any, state: State) -> State:
     direction = torch.where(expand(uphill, x), -gradient, direction)
     new = _line_search(objective, state, direction)
     change = torch.stack([(new["x"] - x).flatten(1), (new["gradient"] - gradient).flatten(1)], 1)
-    curved = _inner(change[:, 0], change[:, 1]) > _CURVATURE * _inner(change[:, 1], change[:, 1])
+    lengths = change.norm(dim=2)
+    curved = _inner(change[:, 0], change[:, 1]) > _CURVATURE * lengths[:, 0] * lengths[:, 1]
     learned = torch.cat([state["pairs"][:, 1:], change[:, None]], 1)
     pairs = torch.where(curved[:, None, None, None], learned, state["pairs"])
     tiny = torch.finfo(x.dtype).tiny
-    return {**new, "pairs": pairs, "residual": norm(new["x"] - x) / norm(new["x"]).clamp_min(tiny)}
+    moved = norm(new["x"] - x) / norm(new["x"]).clamp_min(tiny)
+    return {**new, "pairs": pairs, "residual": torch.where(torch.isnan(new["value"]), torch.nan, moved)}
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
