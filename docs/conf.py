@@ -142,7 +142,9 @@ def measured_generative() -> str:
 
 
 def table(cells: list[tuple[str, ...]]) -> str:
-    """A table whose first row is its head."""
+    """A table whose first row is its head; nothing where nothing was measured."""
+    if len(cells) < 2:
+        return ""
     lines = [".. list-table::", "   :header-rows: 1", ""]
     for row in cells:
         lines += [f"   {'* -' if i == 0 else '  -'} {cell}" for i, cell in enumerate(row)]

@@ -375,7 +375,7 @@ class GenerativeCovariancePrior(LearnedReconstructor):
 
         Returns
         -------
-        ndarray of shape (n_samples, *shape of an image)
+        ndarray of shape (n_samples, *dims_)
             Positive and negative covariances, for complex images those of the real part.
 
         Raises

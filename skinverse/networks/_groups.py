@@ -103,14 +103,14 @@ class GroupConv(nn.Module):
         self.offset = nn.Parameter(_uniform((n_out,), n_in * order * kernel_size**2))
 
     def kernel(self) -> Tensor:
-        """The kernel, (n_out |G|, n_in |G|, k, k)."""
+        """The kernel, (n_out x order, n_in x order, k, k)."""
         copies = [
             transform(self.weight[:, :, self.quotients[i]], g) for i, g in enumerate(self.elements)
         ]  # [g][out, in, h] is g applied to the weight of g^-1 h
         return torch.stack(copies, 1).flatten(2, 3).flatten(0, 1)
 
     def bias(self) -> Tensor:
-        """The bias, (n_out |G|,)."""
+        """The bias, (n_out x order,)."""
         return self.offset.repeat_interleave(len(self.elements))
 
 
@@ -140,11 +140,11 @@ class LiftConv(nn.Module):
         self.offset = nn.Parameter(_uniform((n_out,), n_in * kernel_size**2))
 
     def kernel(self) -> Tensor:
-        """The kernel, (n_out |G|, n_in, k, k)."""
+        """The kernel, (n_out x order, n_in, k, k)."""
         return torch.stack([transform(self.weight, g) for g in self.elements], 1).flatten(0, 1)
 
     def bias(self) -> Tensor:
-        """The bias, (n_out |G|,)."""
+        """The bias, (n_out x order,)."""
         return self.offset.repeat_interleave(len(self.elements))
 
 
@@ -175,7 +175,7 @@ class ProjectConv(nn.Module):
         self.offset = nn.Parameter(_uniform((n_out,), fan_in))
 
     def kernel(self) -> Tensor:
-        """The kernel, (n_out, n_in |G|, k, k)."""
+        """The kernel, (n_out, n_in x order, k, k)."""
         return torch.stack([transform(self.weight, g) for g in self.elements], 2).flatten(1, 2)
 
     def bias(self) -> Tensor:
