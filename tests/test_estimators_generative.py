@@ -202,7 +202,7 @@ def test_soft_image_and_value_are_dense_for_complex_images(accurate: None, compl
 
 def assert_soft_is_dense(energy: Soft, method: Any, data: np.ndarray, lam: float) -> None:
     z = draw(len(data), 2, seed=3)
-    x, value = energy.at(z)
+    x, value, _ = energy.at(z)
     A, y, gaussian = (
         real_matrix(method.operator, real=method.real_),
         real_data(data),
@@ -232,7 +232,7 @@ def test_soft_energy_does_not_remember_where_it_was(accurate: None, prior: Any, 
 def test_sparse_image_is_optimal(accurate: None, prior: Any, data: np.ndarray) -> None:
     """``A^T (y - A x) = lam / b sign(v)`` where ``v`` is not zero, and no larger where it is."""
     energy, z, A = energy_of(Sparse, prior, data), draw(3, 2, seed=3), real_matrix(prior.operator, real=True)
-    x = energy.image(z).flatten(1)
+    x = energy.image(z)[0].flatten(1)
     deviation = x - energy.model.mean(z).flatten(1)
     slope, weight = (real_data(data) - x @ A.T) @ A, 0.01 / float(energy.model.deviation)
     moved = deviation.abs() > 1e-9
@@ -273,7 +273,7 @@ def test_uncertainty_is_the_dense_formula(
     method, lam = request.getfixturevalue(name), 0.02
     some = blobs(1, seed=9) * (1 if method.real_ else np.exp(1j * blobs(1, seed=8)))
     energy, z = energy_of(Soft, method, measure(method.operator, some), lam), draw(1, 2, seed=3)
-    found = inference.uncertainty(energy, z).flatten(1)
+    found = inference.uncertainty(energy, z)[0].flatten(1)
     ratio = found / dense_deviation(method, energy, z, lam)
     assert (ratio - 1).abs().max() < 0.3  # each to 6.5 %
     assert (ratio - 1).abs().mean() < 0.08
@@ -562,7 +562,8 @@ def test_operators_with_flat_images_are_served(
     assert flat.dims == (64,)
     x = changed(prior, operator=flat, constraint=constraint).predict(data)
     assert x.shape == (3, 64)
-    assert_allclose(x.reshape(3, *SIZE), changed(prior, constraint=constraint).predict(data), atol=2e-3)
+    atol = 1e-2 if constraint == "adapted" else 2e-3  # Adam's first steps have the size of a sign
+    assert_allclose(x.reshape(3, *SIZE), changed(prior, constraint=constraint).predict(data), atol=atol)
 
 
 def test_flat_operators_have_uncertainty_too(
@@ -1009,3 +1010,67 @@ def test_flat_data_become_flat_images_only_where_the_operator_says(prior: Any, t
     noisy = measure(blur, truth)
     method = changed(prior, operator=blur, constraint="range")
     assert_allclose(method.predict(noisy.reshape(3, 64)), method.predict(noisy))
+
+
+# ---------------------------------------------------------------------------------------- further care
+def test_images_of_the_same_number_of_pixels_but_another_shape_are_refused(prior: Any) -> None:
+    with pytest.raises(ValueError, match=r"\(8, 8\).*\(4, 16\)"):
+        changed(prior, operator=pylops.Identity((4, 16))).predict(np.zeros((1, 4, 16)))
+
+
+def test_a_level_that_cannot_be_met_is_warned_of(prior: Any, data: np.ndarray) -> None:
+    method = changed(prior, constraint="range", lam="discrepancy", noise_std=1e-4)
+    with pytest.warns(ConvergenceWarning, match="3 of 3 images"):
+        method.predict(data)
+
+
+def test_a_generator_in_training_mode_is_taken_as_it_is() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        generator = nn.Sequential(nn.Linear(2, 64), nn.BatchNorm1d(64), nn.Dropout(0.5))
+    method = GenerativeCovariancePrior(generator=generator, covariance="identity", n_latent=2)
+    method.fit(blobs(12))
+    given = {name: value for name, value in generator.state_dict().items()}
+    for name, value in method.module_.decoder.state_dict().items():
+        assert torch.equal(value, given[name])
+    assert generator.training
+
+
+@pytest.mark.parametrize(
+    ("generator", "error", "message"),
+    [
+        (nn.Linear(3, 64), ValueError, "n_latent=2"),
+        (nn.Linear(2, 63), ValueError, r"\(1, 8, 8\), channels first, got \(63,\)"),
+        (np.tanh, TypeError, "torch.nn.Module, got ufunc"),
+    ],
+)
+def test_generators_that_do_not_fit_are_refused(generator: Any, error: type, message: str) -> None:
+    method = GenerativeCovariancePrior(generator=generator, covariance="identity", n_latent=2)
+    with pytest.raises(error, match=message):
+        method.fit(blobs(4))
+
+
+def test_tensors_in_are_tensors_out_in_what_the_model_says(prior: Any, truth: np.ndarray) -> None:
+    images = torch.from_numpy(truth)
+    assert isinstance(prior.score_samples(images), Tensor)
+    rows = prior.covariance_row(images, (3, 3))
+    assert isinstance(rows, Tensor) and not rows.requires_grad
+    assert_allclose(rows.numpy(), prior.covariance_row(truth, (3, 3)), rtol=1e-5)
+
+
+def test_complex_images_of_a_real_prior_are_refused(prior: Any, truth: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="expected real images"):
+        prior.score_samples(truth + 1j)
+
+
+def test_a_matrix_told_the_shape_of_its_images_sees_their_neighbours(truth: np.ndarray) -> None:
+    matrix = pylops.MatrixMult(np.random.default_rng(0).normal(size=(20, 64)))
+    matrix.dims = SIZE
+    method = GenerativeCovariancePrior(matrix, n_latent=2, trainer=TINY).fit(blobs(16))
+    assert method.shape_ == (1, *SIZE)
+    assert method.predict(np.zeros((2, 20))).shape == (2, *SIZE)
+
+
+def test_larger_images_are_fewer_in_one_step_of_the_default_training() -> None:
+    sizes = [architecture._recipe(1000, side**2).batch_size for side in (28, 64, 128)]
+    assert sizes == [64, 12, 8]

@@ -308,3 +308,15 @@ def test_same_on_cuda() -> None:
         A = as_torch(op)
         x = torch.from_numpy(batch(op.dims, complex=op.dtype.kind == "c" and op.clinear))
         assert_allclose(A(x.cuda()).cpu().numpy(), A(x).numpy(), atol=1e-9)
+
+
+@pytest.mark.parametrize("matrix", [M, sp.csr_array(M)], ids=["dense", "sparse"])
+def test_a_matrix_may_be_given_the_shape_of_images(matrix) -> None:
+    op = pylops.MatrixMult(matrix)
+    n = op.shape[1]
+    op.dims = (2, n // 2)
+    x = np.random.default_rng(0).normal(size=(3, *op.dims))
+    A = as_torch(op)
+    assert A.dims == (2, n // 2)
+    assert_allclose(A(torch.from_numpy(x)).numpy(), x.reshape(3, -1) @ M.T, atol=1e-12)
+    assert A.adjoint(A(torch.from_numpy(x))).shape == x.shape

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
+from skinverse.functionals import LeastSquares
 from skinverse.solvers import conjugate_gradient, lbfgs
 
 
@@ -349,3 +350,11 @@ def test_preconditioned_image_without_numbers_leaves_its_neighbours() -> None:
     assert found.converged.tolist() == [True, False, True]
     assert torch.isfinite(found.x).all()
     assert_close(found.x[[0, 2]], torch.linalg.solve(B, b)[[0, 2]], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1e-4, 1e4])
+def test_small_and_large_images_are_found(unit: float) -> None:
+    y = unit * torch.ones(1, 5, dtype=torch.float64)
+    solution = lbfgs(LeastSquares(None, y), torch.zeros_like(y))
+    assert_close(solution.x, y)
+    assert solution.converged.all()

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
 import pylops
 import torch
+from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from skinverse.estimators._base import LearnedReconstructor, information
 from skinverse.estimators._generative_inference import (
+    ENERGIES,
     Energy,
     Measured,
-    Range,
-    Soft,
-    Sparse,
     adapt,
-    check_size,
-    discrepancy,
     measure,
-    minimise,
+    minimum,
     noise,
     uncertainty,
 )
@@ -32,15 +30,15 @@ from skinverse.estimators._generative_model import (
     COVARIANCES,
     GenerativeModel,
     check_generator,
+    check_size,
     learn,
     window,
 )
-from skinverse.estimators._learning import analytic_inverse, is_number
+from skinverse.estimators._learning import analytic_inverse
 from skinverse.estimators._validation import (
     as_batch,
     check_lam,
     check_whole,
-    discrepancy_level,
     per_sample,
     resolve_device,
     same_kind,
@@ -51,14 +49,8 @@ from skinverse.operators import LinearMap, as_torch
 from skinverse.solvers import Solution
 from skinverse.training import Trainer
 
-# Constraint -> what is minimised over the latent variables, each from the minimum of the one before.
-_ENERGIES: dict[str, tuple[type[Energy], ...]] = {
-    "soft": (Range, Soft),
-    "range": (Range,),
-    "sparse": (Range, Sparse),
-    "adapted": (Range,),
-}
-_N_MEASURED = 64  # images whose deviations from the range are measured
+# Images whose deviations from the range are measured; pixels that the model looks at at once.
+_N_MEASURED, _AT_ONCE = 64, 2**16
 
 
 class GenerativeCovariancePrior(LearnedReconstructor):
@@ -90,8 +82,8 @@ class GenerativeCovariancePrior(LearnedReconstructor):
           deviation ``b`` of the training images;
         - ``"adapted"``: ``x = G(z)``, the weights of ``G`` adapting to each image up to the noise's norm.
     lam : float >= 0, "auto" or "discrepancy", default="auto"
-        Weight of ``R``. "auto" is the variance of the noise, with which the minimiser is the most probable
-        image; "discrepancy" makes ``||A x - y||`` the noise's norm.
+        Weight of ``R``. "auto" makes the minimiser the most probable image: ``noise_std**2``, for complex
+        data half of it; "discrepancy" makes ``||A x - y||`` the noise's norm, and warns where it cannot.
     noise_std : float > 0 or None, default=None
         Standard deviation of the noise in one (real or complex) measurement; needed by "discrepancy", else
         by default 5 % of the root mean square of an image's data.
@@ -134,7 +126,8 @@ class GenerativeCovariancePrior(LearnedReconstructor):
     Notes
     -----
     ``log det Sigma`` has the factor 1/2 of the normal density. For each ``z`` the best ``x`` solves a linear
-    system by preconditioned conjugate gradients, and L-BFGS descends over ``z``: the objective never rises.
+    system by preconditioned conjugate gradients, and L-BFGS descends over ``z``; but for the tolerance of
+    that system the objective never rises.
 
     References
     ----------
@@ -169,6 +162,7 @@ class GenerativeCovariancePrior(LearnedReconstructor):
         "verbose",
         "device",
     )
+    __metadata_request__predict: ClassVar[dict[str, str]] = {"return_std": UNUSED}
     module_: GenerativeModel
 
     def __init__(
@@ -219,7 +213,7 @@ class GenerativeCovariancePrior(LearnedReconstructor):
         self.dims_, self.real_ = tuple(images.shape[1:]), not images.is_complex()
         self.shape_ = (channels.shape[1], channels.shape[2], channels.shape[3])
         window(self.neighbourhood, self.shape_[1:])
-        check_generator(self.generator, self.covariance, channels)
+        check_generator(self.generator, self.covariance, self.n_latent, channels)
         identity = pylops.Identity(self.dims_, dtype=str(images.dtype).removeprefix("torch."))
         super()._fit(as_torch(identity), images, images)  # whatever the operator
 
@@ -227,7 +221,7 @@ class GenerativeCovariancePrior(LearnedReconstructor):
         check_lam(self.lam, self.noise_std, rules=("auto", "discrepancy"))
         for name in ("n_latent", "n_restarts", "max_steps"):
             check_whole(getattr(self, name), name, 1)
-        for name, known in {"covariance": COVARIANCES, "constraint": _ENERGIES}.items():
+        for name, known in {"covariance": COVARIANCES, "constraint": ENERGIES}.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: expected one of {list(known)}, got {getattr(self, name)!r}")
         if self.min_std is not None and not 0 < self.min_std < math.inf:
@@ -246,8 +240,8 @@ class GenerativeCovariancePrior(LearnedReconstructor):
         self, module: Any, A: LinearMap, images: Tensor, data: Tensor, seed: int, verbose: int
     ) -> list[dict[str, Any]]:
         history = learn(module, as_channels(images), self.trainer, self.min_std, seed, verbose)
-        A = as_torch(pylops.Identity(images.shape[1:]))
-        measure(module, Measured(A, images[:_N_MEASURED], self.shape_, real=self.real_), self.n_restarts)
+        identity, some = as_torch(pylops.Identity(images.shape[1:])), images[:_N_MEASURED]
+        measure(module.eval(), Measured(identity, some, self.shape_, real=self.real_), self.n_restarts)
         return history
 
     def predict(self, Y_meas: Any, *, return_info: bool = False, return_std: bool = False) -> Any:
@@ -260,15 +254,15 @@ class GenerativeCovariancePrior(LearnedReconstructor):
         return_info : bool, default=False
             Also return how each image's reconstruction ended.
         return_std : bool, default=False
-            Also return how unsure each pixel is: standard deviations of ``exp(-J / lam)``, ``J`` being the
-            objective with ``G`` linearised (the posterior under ``lam="auto"``), measured on 64 draws.
+            Also return how unsure each pixel is: standard deviations of ``exp(-J / lam)``, the posterior
+            under "auto", with ``G`` linearised and ``Sigma`` held in the objective; from 64 draws.
 
         Returns
         -------
         X_hat : ndarray or Tensor of shape (n_samples, *operator.dims)
             The images, of the kind and precision of ``Y_meas``.
         std : ndarray or Tensor of shape (n_samples, *operator.dims), only if ``return_std``
-            Standard deviations, of complex pixels those of their modulus' two parts together.
+            Standard deviations; of complex pixels ``sqrt(var Re + var Im)``.
         info : Bunch, only if ``return_info``
             Arrays of shape (n_samples,): ``n_steps``, ``converged``, ``residual``, ``objective``, ``lam``.
 
@@ -293,34 +287,36 @@ class GenerativeCovariancePrior(LearnedReconstructor):
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
         energy, latent, level = self._minimum(A, data)
-        if self.constraint != "adapted":
-            return replace(latent, x=energy.data.image(energy.image(latent.x)), extra={"lam": energy.lam})
-        found = adapt(energy.model, energy.data, latent.x, energy.lam, level, self.max_steps)
-        return replace(found, x=energy.data.image(found.x), extra={"lam": energy.lam})
+        extra = {"lam": energy.lam}
+        if self.constraint == "adapted":
+            found = adapt(energy, latent.x, level, self.max_steps)
+            return replace(found, x=energy.data.image(found.x), extra=extra)
+        x, solved = energy.image(latent.x)
+        return replace(latent, x=energy.data.image(x), converged=latent.converged & solved, extra=extra)
 
     def _reconstruct_with_std(self, A: LinearMap, data: Tensor) -> Solution:
         energy, latent, _ = self._minimum(A, data)
-        x, std = (energy.data.image(z) for z in (energy.image(latent.x), uncertainty(energy, latent.x)))
-        return replace(latent, x=x, extra={"lam": energy.lam, "std": std.abs()})
+        (x, solved), (std, known) = energy.image(latent.x), uncertainty(energy, latent.x)
+        extra = {"lam": energy.lam, "std": energy.data.image(std).abs()}
+        converged = latent.converged & solved & known
+        return replace(latent, x=energy.data.image(x), converged=converged, extra=extra)
 
     def _minimum(self, A: LinearMap, data: Tensor) -> tuple[Energy, Solution, Tensor]:
-        """The energy with its weight, its best latent variables, and the norm of the noise."""
         self._check()
         check_size(A, self.dims_)
         model = copy.deepcopy(self.module_).to(data.device, data.dtype.to_real())
         measured = Measured(A, data, self.shape_, real=self.real_)
         first = data if A.identity else analytic_inverse(A, data)
-        starts = model.starts(measured.channels(first), self.n_restarts)
-        noise_std = noise(data, self.noise_std)
-        variance = noise_std.square() / (2 if data.is_complex() else 1)
-        lam = torch.full_like(variance, float(self.lam)) if is_number(self.lam) else variance
-        energies = [kind(model, measured, lam) for kind in _ENERGIES[self.constraint]]
-        steps: dict[str, Any] = {"max_steps": self.max_steps, "tol": self.tol}
-        latent, level = minimise(energies, starts, **steps), discrepancy_level(1.0, data) * noise_std
-        if self.lam != "discrepancy":
-            return energies[-1], latent, level
-        energy = energies[-1].weighted(discrepancy(energies[-1], latent.x, level, tol=self.tol))
-        return energy, minimise([energy], latent.x[:, None], **steps), level
+        return minimum(
+            model,
+            measured,
+            model.starts(measured.channels(first), self.n_restarts),
+            constraint=self.constraint,
+            lam=self.lam,
+            noise_std=noise(data, self.noise_std),
+            max_steps=self.max_steps,
+            tol=self.tol,
+        )
 
     def sample(self, n_samples: int = 1, *, random_state: Any = None) -> np.ndarray:
         """Draw images from the model.
@@ -342,7 +338,7 @@ class GenerativeCovariancePrior(LearnedReconstructor):
         drawn = copy.deepcopy(self.module_).to("cpu").draw(n_samples, seed_of(random_state))
         return np.asarray(self._images(drawn).numpy())
 
-    def score_samples(self, X_true: Any) -> np.ndarray:
+    def score_samples(self, X_true: Any) -> Any:
         """Evidence bound: a lower bound on the log-density of images.
 
         Parameters
@@ -352,7 +348,7 @@ class GenerativeCovariancePrior(LearnedReconstructor):
 
         Returns
         -------
-        ndarray of shape (n_samples,)
+        ndarray or Tensor of shape (n_samples,)
             In nats, the mean over 16 draws of ``z``.
 
         Raises
@@ -360,10 +356,9 @@ class GenerativeCovariancePrior(LearnedReconstructor):
         ValueError
             If the generator is not our own: it has no encoder.
         """
-        model, x = self._encodable(X_true)
-        return np.asarray(model.evidence(x).cpu().numpy())
+        return same_kind(self._by_parts(X_true, lambda model, x: model.evidence(x)), X_true)
 
-    def covariance_row(self, X_true: Any, pixel: tuple[int, ...]) -> np.ndarray:
+    def covariance_row(self, X_true: Any, pixel: tuple[int, ...]) -> Any:
         """Learned covariance of one pixel with all others, near given images.
 
         Parameters
@@ -375,7 +370,7 @@ class GenerativeCovariancePrior(LearnedReconstructor):
 
         Returns
         -------
-        ndarray of shape (n_samples, *dims_)
+        ndarray or Tensor of shape (n_samples, *dims_)
             Positive and negative covariances, for complex images those of the real part.
 
         Raises
@@ -383,17 +378,22 @@ class GenerativeCovariancePrior(LearnedReconstructor):
         ValueError
             If the generator is not our own: it has no encoder.
         """
-        model, x = self._encodable(X_true)
-        rows = model.gaussian(model.encode(x)[0]).covariance_row(pixel)
-        return np.asarray(self._images(rows).real.detach().cpu().numpy())
+        rows = self._by_parts(X_true, lambda model, x: model.covariance_row(x, pixel))
+        return same_kind(self._images(rows).real, X_true)
 
-    def _encodable(self, X_true: Any) -> tuple[GenerativeModel, Tensor]:
+    @torch.no_grad()
+    def _by_parts(self, X_true: Any, ask: Callable[[GenerativeModel, Tensor], Tensor]) -> Tensor:
+        """What the model says of images, few at a time."""
         check_is_fitted(self)
         if not self.module_.own:
             raise ValueError("the generator is not our own and has no encoder to find latent variables with")
         batch = as_batch(X_true, "X_true", resolve_device(self.device))
-        x = as_channels(per_sample(batch, self.dims_, "X_true", "dims_"))
-        return copy.deepcopy(self.module_).to(x), x
+        images = per_sample(batch, self.dims_, "X_true", "dims_")
+        if self.real_ and images.is_complex():
+            raise ValueError("X_true: expected real images like those of fit, got complex ones")
+        x = as_channels(images if self.real_ else images.to(images.dtype.to_complex()))
+        model, size = copy.deepcopy(self.module_).to(x), max(1, _AT_ONCE // x[0].numel())
+        return torch.cat([ask(model, part) for part in x.split(size)])
 
     def _images(self, channels: Tensor) -> Tensor:
         dtype = channels.dtype if self.real_ else channels.dtype.to_complex()

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from skinverse._batch import expand, norm
-from skinverse.estimators._learning import rms
+from skinverse.estimators._learning import is_number, rms
+from skinverse.estimators._validation import discrepancy_level
 from skinverse.functionals import L1Norm, LeastSquares, SparseCholeskyGaussian, as_channels, from_channels
 from skinverse.operators import LinearMap
 from skinverse.solvers import Solution, accelerated_gradient, conjugate_gradient, lbfgs
@@ -24,8 +25,12 @@ _INNER_TOL, _INNER_STEPS, _SPARSE_TOL, _SPARSE_STEPS = 1e-4, 200, 1e-6, 2000
 _N_BISECTIONS, _FAR, _FEW_STEPS = 14, 1e4, 15
 # Noise relative to the data if nobody says; weight of latent variables that are to explain an image.
 _NOISE, _HARDLY = 0.05, 1e-3
+# How near the noise's norm a residual has to come.
+_MET = 0.05
 # Draws that measure an uncertainty.
 _N_DRAWS = 64
+# Numbers that all weights adapting at a time may have together.
+_MOST_WEIGHTS = 2**24
 # Learning rates of latent variables and of weights that adapt to one image.
 _LR_LATENT, _LR_WEIGHTS = 1e-2, 1e-3
 
@@ -41,21 +46,6 @@ class Model(Protocol):
     def scaled(self, x: Tensor) -> Tensor: ...
 
     def gaussian(self, z: Tensor) -> SparseCholeskyGaussian: ...
-
-
-def check_size(A: LinearMap, dims: tuple[int, ...]) -> None:
-    """Decoders are tied to one size of images.
-
-    Raises
-    ------
-    ValueError
-        If the operator's images have another one.
-    """
-    if math.prod(A.dims) != math.prod(dims):
-        raise ValueError(
-            f"the decoders were trained for images of shape {dims} and the operator takes {A.dims}: fit "
-            "again with images of that size"
-        )
 
 
 class Measured:
@@ -106,14 +96,8 @@ class Energy(ABC):
     At the best image the derivative by the image is zero: that by ``z`` is the one at a fixed image.
     """
 
-    smooth, proximable = True, False
-
     def __init__(self, model: Model, data: Measured, lam: Tensor) -> None:
         self.model, self.data, self.lam = model, data, lam
-
-    @property
-    def summands(self) -> tuple[Self]:
-        return (self,)
 
     def select(self, index: Tensor) -> Self:
         """The energies of some images, which may repeat."""
@@ -124,13 +108,14 @@ class Energy(ABC):
         return type(self)(self.model, self.data, lam)
 
     @abstractmethod
-    def at(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The best images as channels, (n, channels, height, width), and the energy, (n,)."""
+    def at(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The best images as channels, (n, channels, height, width), the energy, and whether it was found."""
 
-    def image(self, z: Tensor) -> Tensor:
-        """The best images."""
+    def image(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The best images, and whether they were found."""
         with torch.no_grad():
-            return self.at(z)[0]
+            x, _, found = self.at(z)
+            return x, found
 
     def __call__(self, z: Tensor) -> Tensor:
         with torch.no_grad():
@@ -151,9 +136,10 @@ class Energy(ABC):
 class Range(Energy):
     """``1/2 ||A G(z) - y||^2 + lam 1/2 ||z||^2``."""
 
-    def at(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def at(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = self.model.mean(z)
-        return x, self.data.misfit(x) + self.lam * self._prior(z)
+        value = self.data.misfit(x) + self.lam * self._prior(z)
+        return x, value, torch.isfinite(value)
 
 
 class Soft(Energy):
@@ -166,13 +152,13 @@ class Soft(Energy):
         chosen._last = None if self._last is None else self._last[index]
         return chosen
 
-    def at(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def at(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         gaussian = self.model.gaussian(z)
-        x = self._nearest(gaussian)
+        x, found = self._nearest(gaussian)
         R = 0.5 * gaussian.log_det() + 0.5 * gaussian.whiten(x).square().flatten(1).sum(1) + self._prior(z)
-        return x, self.data.misfit(x) + self.lam * R
+        return x, self.data.misfit(x) + self.lam * R, found
 
-    def _nearest(self, gaussian: SparseCholeskyGaussian) -> Tensor:
+    def _nearest(self, gaussian: SparseCholeskyGaussian) -> tuple[Tensor, Tensor]:
         """``(A^* A + lam Sigma^-1) (x - G) = A^* (y - A G)``."""
         with torch.no_grad():
             G, data = gaussian.mean, self.data
@@ -187,19 +173,19 @@ class Soft(Energy):
                 tol=_INNER_TOL,
             )
             self._last = G + solution.x
-            return self._last
+            return self._last, solution.converged
 
 
 class Sparse(Energy):
     """``min_v 1/2 ||A (G(z) + v) - y||^2 + lam (||v||_1 / b + 1/2 ||z||^2)``, ``b`` the mean deviation."""
 
-    def at(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def at(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         G = self.model.mean(z)
-        v = self._deviation(G.detach())
+        v, found = self._deviation(G.detach())
         size = self.data.image(v).abs().flatten(1).sum(1) / self.model.deviation
-        return G + v, self.data.misfit(G + v) + self.lam * (size + self._prior(z))
+        return G + v, self.data.misfit(G + v) + self.lam * (size + self._prior(z)), found
 
-    def _deviation(self, G: Tensor) -> Tensor:
+    def _deviation(self, G: Tensor) -> tuple[Tensor, Tensor]:
         data = self.data
         with torch.no_grad():
             misfit = LeastSquares(None if data.A.identity else data.A, data.y - data.apply(G))
@@ -207,13 +193,23 @@ class Sparse(Energy):
             solution = accelerated_gradient(
                 objective, torch.zeros_like(data.image(G)), max_steps=_SPARSE_STEPS, tol=_SPARSE_TOL
             )
-            return as_channels(solution.x).reshape(G.shape)
+            return as_channels(solution.x).reshape(G.shape), solution.converged
+
+
+# Constraint -> what is minimised over the latent variables, each from the minimum of the one before.
+ENERGIES: dict[str, tuple[type[Energy], ...]] = {
+    "soft": (Range, Soft),
+    "range": (Range,),
+    "sparse": (Range, Sparse),
+    "adapted": (Range,),
+}
 
 
 def preconditioner(scale: float, lam: Tensor, gaussian: SparseCholeskyGaussian) -> Any:
     """Division by the diagonal of ``A^* A + lam Sigma^-1``, that of ``A^* A`` taken as constant."""
     diagonal = scale + expand(lam, gaussian.mean) * gaussian.precision_diagonal()
-    return lambda r: r / diagonal
+    inverse = 1 / diagonal.clamp_min(torch.finfo(diagonal.dtype).tiny)
+    return lambda r: r * inverse
 
 
 def minimise(energies: Sequence[Energy], starts: Tensor, *, max_steps: int, tol: float) -> Solution:
@@ -235,6 +231,32 @@ def chosen(solution: Solution, index: Tensor) -> Solution:
     """The solution of some images."""
     names = ("x", "n_steps", "converged", "residual", "objective")
     return replace(solution, **{name: getattr(solution, name)[index] for name in names})
+
+
+def minimum(
+    model: Model,
+    data: Measured,
+    starts: Tensor,
+    *,
+    constraint: str,
+    lam: float | str,
+    noise_std: Tensor,
+    max_steps: int,
+    tol: float,
+) -> tuple[Energy, Solution, Tensor]:
+    """The energy with its weight, its best latent variables, and the norm of the noise."""
+    variance = noise_std.square() / (2 if data.y.is_complex() else 1)
+    weight = torch.full_like(variance, float(lam)) if is_number(lam) else variance
+    energies = [kind(model, data, weight) for kind in ENERGIES[constraint]]
+    latent = minimise(energies, starts, max_steps=max_steps, tol=tol)
+    level, last = discrepancy_level(1.0, data.y) * noise_std, energies[-1]
+    if lam != "discrepancy":
+        return last, latent, level
+    energy = last.weighted(discrepancy(last, latent.x, level, tol=tol))
+    latent = minimise([energy], latent.x[:, None], max_steps=max_steps, tol=tol)
+    reached = (2 * data.misfit(energy.image(latent.x)[0])).sqrt() / level
+    met = (reached - 1).abs() < _MET
+    return energy, replace(latent, converged=latent.converged & met), level
 
 
 def measure(model: Any, data: Measured, n_starts: int) -> None:
@@ -268,17 +290,18 @@ def discrepancy(energy: Energy, z: Tensor, level: Tensor, *, tol: float) -> Tens
     for _ in range(_N_BISECTIONS):
         weighted = energy.weighted((low * high).sqrt())
         found = lbfgs(weighted, z, max_steps=_FEW_STEPS, tol=tol).x  # always from z: the path plays no part
-        above = (2 * weighted.data.misfit(weighted.image(found))).sqrt() > level
+        above = (2 * weighted.data.misfit(weighted.image(found)[0])).sqrt() > level
         low, high = torch.where(above, low, weighted.lam), torch.where(above, weighted.lam, high)
     return low
 
 
 @torch.no_grad()
-def uncertainty(energy: Energy, z: Tensor) -> Tensor:
-    """Standard deviation of every pixel, (n, channels, height, width).
+def uncertainty(energy: Energy, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Standard deviation of every pixel, (n, channels, height, width), and whether it was found.
 
-    The density ``exp(-energy / lam)`` of ``(x, z)`` is taken as a Gaussian, ``G`` as linear at its maximum:
-    errors of reconstructions of images and noise drawn from it, with ``J = dG/dz``, have its covariance.
+    The density ``exp(-energy / lam)`` of ``(x, z)`` is taken as a Gaussian at its maximum, ``G`` as linear
+    and ``Sigma`` as constant: errors of reconstructions of images and noise drawn from it have its
+    covariance, with ``J = dG/dz``.
     """
     data, lam, gaussian, J = energy.data, energy.lam, energy.model.gaussian(z), jacobian(energy.model, z)
     weighted = torch.stack([gaussian.precision_mul(column) for column in J])  # Sigma^-1 J
@@ -295,6 +318,7 @@ def uncertainty(energy: Energy, z: Tensor) -> Tensor:
         return gaussian.precision_mul(v) - torch.einsum("anchw,na->nchw", weighted, along)
 
     squares, divide = torch.zeros_like(gaussian.mean), preconditioner(data.scale, lam, gaussian)
+    converged = torch.isfinite(lam)
     for _ in range(_N_DRAWS):
         deviation = gaussian.color(draw(gaussian.mean)) - gaussian.mean
         deviation = deviation + torch.einsum("anchw,na->nchw", J, draw(z))
@@ -305,9 +329,10 @@ def uncertainty(energy: Energy, z: Tensor) -> Tensor:
             precondition=divide,
             max_steps=_INNER_STEPS,
             tol=1e-3,
-        ).x
-        squares += (deviation - found).square()
-    return (squares / _N_DRAWS).sqrt()
+        )
+        converged = converged & found.converged
+        squares += (deviation - found.x).square()
+    return (squares / _N_DRAWS).sqrt(), converged
 
 
 def jacobian(model: Model, z: Tensor) -> Tensor:
@@ -321,7 +346,16 @@ def jacobian(model: Model, z: Tensor) -> Tensor:
     return torch.stack(columns).detach()
 
 
-def adapt(model: Model, data: Measured, z: Tensor, lam: Tensor, level: Tensor, max_steps: int) -> Solution:
+def adapt(energy: Energy, z: Tensor, level: Tensor, max_steps: int) -> Solution:
+    """Weights of ``G`` adapted to each image, so many images at a time that all weights fit into memory."""
+    n_weights = sum(w.numel() for w in energy.model.decoder.parameters())
+    parts = torch.arange(len(z), device=z.device).split(max(1, _MOST_WEIGHTS // max(1, n_weights)))
+    return Solution.concatenate(
+        [_adapt(energy.model, energy.data.select(i), z[i], energy.lam[i], level[i], max_steps) for i in parts]
+    )
+
+
+def _adapt(model: Model, data: Measured, z: Tensor, lam: Tensor, level: Tensor, max_steps: int) -> Solution:
     """Minimise ``1/2 ||A G(z) - y||^2 + lam 1/2 ||z||^2`` over ``z`` and the weights of ``G``, per image.
 
     An image stops at the noise's norm ``level``, before the noise is explained too.

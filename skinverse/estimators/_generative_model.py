@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skinverse.functionals import SparseCholeskyGaussian
+from skinverse.operators import LinearMap
 from skinverse.training import Trainer
 
 Sizes = list[tuple[int, int]]
@@ -17,8 +19,9 @@ Sizes = list[tuple[int, int]]
 COVARIANCES = ("full", "diagonal", "identity")
 # Width of all layers, side down to which images are halved, weights of a last layer at the start.
 _WIDTH, _SIDE, _LAST = 64, 8, 0.1
-# Steps of each stage of the training if nobody says, images in one step, learning rate.
-_N_STEPS, _BATCH, _LR = 3000, 64, 1e-3
+# Steps of each stage of the training if nobody says, images in one step, learning rate; pixels of a small
+# image, and the fewest images in one step of large ones.
+_N_STEPS, _BATCH, _LR, _SMALL, _FEWEST = 3000, 64, 1e-3, 28**2, 8
 # Floor of the standard deviation relative to the spread of the values; widest window by default.
 _FLOOR, _WINDOW = 0.1, 5
 # Draws of an evidence bound.
@@ -177,6 +180,10 @@ class GenerativeModel(nn.Module):
             total += self.gaussian(mu + (0.5 * log_variance).exp() * noise).log_prob(x)
         return total / _N_DRAWS - divergence(mu, log_variance)
 
+    def covariance_row(self, x: Tensor, pixel: tuple[int, ...]) -> Tensor:
+        """Covariance of a pixel with all others, near images."""
+        return self.gaussian(self.encode(x)[0]).covariance_row(pixel)
+
     @torch.no_grad()
     def draw(self, n_samples: int, seed: int) -> Tensor:
         """Images of random latent variables, with the noise of their covariance."""
@@ -184,6 +191,7 @@ class GenerativeModel(nn.Module):
         z = torch.randn(n_samples, self.n_latent, generator=generator)
         return self.gaussian(z).sample(1, generator)[0]
 
+    @torch.no_grad()
     def starts(self, x: Tensor, n_starts: int) -> Tensor:
         """Latent variables to start from, (n, n_starts, d): the encoded image's, then the same for all."""
         generator = torch.Generator().manual_seed(0)
@@ -204,28 +212,48 @@ def learn(
         model.unit.fill_(float(x.std()) if x.numel() > 1 and x.std() > 0 else 1.0)
     model.floor.fill_(min_std or _FLOOR * float(model.unit))
     history: list[dict[str, Any]] = []
+    members = torch.arange(len(x), device=x.device)
     stages: dict[str, Any] = {"mean": lambda m, some, _: m.mean_loss(some)} if model.own else {}
     if model.spread is not None:
         stages["covariance"] = lambda m, some, _: m.covariance_loss(some)
     for phase, loss in stages.items():
         for name, weights in model.named_parameters():
             weights.requires_grad_(name.startswith("spread") == (phase == "covariance"))
-        epochs = (trainer or _recipe(len(x))).train(model, loss, x, x, seed=seed, verbose=verbose)
+        epochs = (trainer or _recipe(len(x), x[0, 0].numel())).train(
+            model, loss, x, members, seed=seed, verbose=verbose
+        )
         history.extend({"phase": phase, **epoch} for epoch in epochs)
     model.requires_grad_(False)
     return history
 
 
-def _recipe(n_images: int) -> Trainer:
-    n_epochs = max(1, math.ceil(_N_STEPS / math.ceil(n_images / _BATCH)))
+def _recipe(n_images: int, n_pixels: int) -> Trainer:
+    """So many steps, of fewer images the larger they are."""
+    batch = min(_BATCH, max(_FEWEST, _BATCH * _SMALL // n_pixels))
+    n_epochs = max(1, math.ceil(_N_STEPS / math.ceil(n_images / batch)))
     return Trainer(
-        max_epochs=n_epochs, batch_size=_BATCH, lr=_LR, lr_decay=0.05, max_norm=10.0, validation_fraction=0.0
+        max_epochs=n_epochs, batch_size=batch, lr=_LR, lr_decay=0.05, max_norm=10.0, validation_fraction=0.0
     )
 
 
 def divergence(mu: Tensor, log_variance: Tensor) -> Tensor:
     """Kullback-Leibler divergence of ``N(mu, diag v)`` from ``N(0, I)``, (n,)."""
     return 0.5 * (mu.square() + log_variance.exp() - 1 - log_variance).sum(1)
+
+
+def check_size(A: LinearMap, dims: tuple[int, ...]) -> None:
+    """Decoders are tied to one size of images.
+
+    Raises
+    ------
+    ValueError
+        If the operator's images have another one.
+    """
+    if A.dims not in (dims, (math.prod(dims),)) and dims != (math.prod(A.dims),):
+        raise ValueError(
+            f"the decoders were trained for images of shape {dims} and the operator takes {A.dims}: fit "
+            "again with images of that size"
+        )
 
 
 def window(neighbourhood: int | None, size: tuple[int, int]) -> int:
@@ -248,25 +276,45 @@ def window(neighbourhood: int | None, size: tuple[int, int]) -> int:
     return k
 
 
-def check_generator(generator: nn.Module | None, covariance: str, x: Tensor) -> None:
+def check_generator(generator: Any, covariance: str, n_latent: int, x: Tensor) -> None:
     """A foreign generator has no covariance, and images must be ones that it can give.
 
     Raises
     ------
+    TypeError
+        If it is no module.
     ValueError
-        If a covariance is asked for, or images leave the range of a last sigmoid or hyperbolic tangent.
+        If a covariance is asked for, it does not take ``n_latent`` numbers to such images, or images leave
+        the range of a last module ``nn.Sigmoid`` or ``nn.Tanh`` (others are not seen).
     """
     if generator is None:
         return
+    if not isinstance(generator, nn.Module):
+        raise TypeError(f"generator: expected a torch.nn.Module, got {type(generator).__name__}")
     if covariance != "identity":
         raise ValueError(
             "generator: a decoder of your own comes without a covariance and needs "
             f'covariance="identity", got {covariance!r}'
         )
+    _check_sizes(generator, n_latent, x)
     last: Any = [m for m in generator.modules() if not list(m.children())][-1]
     low, high = {nn.Sigmoid: (0.0, 1.0), nn.Tanh: (-1.0, 1.0)}.get(type(last), (-math.inf, math.inf))
     if x.min() < low or x.max() > high:
         raise ValueError(
             f"X_true: expected values in [{low:g}, {high:g}], all that the generator can give, got "
             f"[{float(x.min()):.4g}, {float(x.max()):.4g}]"
+        )
+
+
+def _check_sizes(generator: nn.Module, n_latent: int, x: Tensor) -> None:
+    like = next(generator.parameters(), torch.zeros(()))
+    try:
+        with torch.no_grad():
+            made = copy.deepcopy(generator).eval()(like.new_zeros(2, n_latent))
+    except RuntimeError as error:
+        raise ValueError(f"generator: it does not take n_latent={n_latent} numbers: {error}") from error
+    if made.shape[0] != 2 or made[0].numel() != x[0].numel():
+        raise ValueError(
+            f"generator: expected images of shape {tuple(x.shape[1:])}, channels first, "
+            f"got {tuple(made.shape[1:])}"
         )

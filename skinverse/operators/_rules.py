@@ -118,11 +118,12 @@ def _(op: Any) -> LinearMap:
 
 @register(pylops.MatrixMult)
 def _(op: Any) -> LinearMap | None:
+    others = tuple(op.otherdims) if op.reshape else ()
+    dims, dimsd = ((size, *others) for size in reversed(op.A.shape))  # op.dims may have been given since
     if not sp.issparse(op.A):
-        return leaves.Matrix(op.A, op.dims, op.dimsd)
-    others = int(np.prod(op.dims[1:]))
-    matrix = sp.csr_array(op.A)
-    return SparseMap(matrix if others == 1 else sp.kron(matrix, sp.eye_array(others)), op.dims, op.dimsd)
+        return leaves.Matrix(op.A, dims, dimsd)
+    matrix, n_others = sp.csr_array(op.A), int(np.prod(others))
+    return SparseMap(matrix if n_others == 1 else sp.kron(matrix, sp.eye_array(n_others)), dims, dimsd)
 
 
 @register(pylops.FirstDerivative, pylops.SecondDerivative)

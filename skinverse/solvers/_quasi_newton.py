@@ -36,7 +36,7 @@ def lbfgs(
         Most steps.
     tol : float, default=1e-5
         An image stops when a step changes it by less than ``tol`` relative to its norm, or when there is no
-        descent left along the search direction.
+        descent left along the gradient.
     n_pairs : int, default=10
         Changes of image and gradient to remember.
     callback : callable or None, default=None
@@ -69,13 +69,14 @@ def lbfgs(
         raise ValueError(f"n_pairs: expected at least 1, got {n_pairs}")
     value, gradient = objective.value_and_grad(x0)
     pairs = x0.new_zeros(len(x0), n_pairs, 2, x0[0].numel())
-    state = {"x": x0, "value": value, "gradient": gradient, "pairs": pairs}
+    first = _first_step(objective, x0, gradient)
+    state = {"x": x0, "value": value, "gradient": gradient, "pairs": pairs, "first": first}
     return iterate(_step, objective, state, max_steps=max_steps, tol=tol, callback=callback)
 
 
 def _step(objective: Any, state: State) -> State:
     x, gradient = state["x"], state["gradient"]
-    direction = -_inverse_hessian(state["pairs"], gradient.flatten(1)).view_as(x)
+    direction = -_inverse_hessian(state["pairs"], gradient.flatten(1), state["first"]).view_as(x)
     uphill = ~(dot(direction, gradient) < 0)
     direction = torch.where(expand(uphill, x), -gradient, direction)
     new = _line_search(objective, state, direction)
@@ -84,16 +85,28 @@ def _step(objective: Any, state: State) -> State:
     curved = _inner(change[:, 0], change[:, 1]) > _CURVATURE * lengths[:, 0] * lengths[:, 1]
     learned = torch.cat([state["pairs"][:, 1:], change[:, None]], 1)
     pairs = torch.where(curved[:, None, None, None], learned, state["pairs"])
+    moved = norm(new["x"] - x) / norm(new["x"]).clamp_min(torch.finfo(x.dtype).tiny)
+    # Where nothing moves, what was learned is forgotten once, before there is said to be no descent.
+    stuck = (moved == 0) & state["pairs"].flatten(1).any(1)
+    residual = torch.where(torch.isnan(new["value"]), torch.nan, torch.where(stuck, torch.inf, moved))
+    pairs = torch.where(stuck[:, None, None, None], 0, pairs)
+    return {**new, "pairs": pairs, "first": state["first"], "residual": residual}
+
+
+def _first_step(objective: Any, x: Tensor, gradient: Tensor) -> Tensor:
+    """One over the curvature along the gradient, by a difference small against the image."""
     tiny = torch.finfo(x.dtype).tiny
-    moved = norm(new["x"] - x) / norm(new["x"]).clamp_min(tiny)
-    return {**new, "pairs": pairs, "residual": torch.where(torch.isnan(new["value"]), torch.nan, moved)}
+    length = 1e-2 * (norm(x) + (norm(x) == 0)) / norm(gradient).clamp_min(tiny)
+    change = objective.value_and_grad(x - expand(length, x) * gradient)[1] - gradient
+    curvature = norm(change) / (length * norm(gradient)).clamp_min(tiny)
+    return torch.where(curvature > 0, 1 / curvature, 1.0)
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(1)
 
 
-def _inverse_hessian(pairs: Tensor, gradient: Tensor) -> Tensor:
+def _inverse_hessian(pairs: Tensor, gradient: Tensor, first: Tensor) -> Tensor:
     """Two loops over the pairs, newest first and back; an empty pair changes nothing."""
     q, weights = gradient, []
     changes = [(pair[:, 0], pair[:, 1]) for pair in pairs.unbind(1)]
@@ -104,7 +117,6 @@ def _inverse_hessian(pairs: Tensor, gradient: Tensor) -> Tensor:
         q = q - weight[:, None] * y
     s, y = changes[-1]
     square = _inner(y, y)
-    first = 1 / gradient.norm(dim=1).clamp_min(torch.finfo(q.dtype).tiny)  # a first step of length one
     q = torch.where(square > 0, _inner(s, y) / square, first)[:, None] * q
     for (s, y), (weight, curvature) in zip(changes, reversed(weights), strict=True):
         back = torch.where(curvature > 0, weight - _inner(y, q) / curvature, 0)
