@@ -26,7 +26,7 @@ from skinverse.operators import as_torch, fourier_sampling
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SIZE = 128 if torch.cuda.is_available() else 64
-N_TEST, SEED, CENTRE = 32, 0, 4
+N_TEST, SEED, CENTRE = 16, 0, 4
 RATES, NOISES, SEEN = (0.1, 0.25, 0.5), (0.01, 0.05, 0.1), (0.25, 0.05)
 WEIGHTS = np.geomspace(3e-4, 0.1, 8)
 
@@ -88,7 +88,7 @@ def main() -> None:
     for covariance in ("full", "diagonal", "identity"):
         start = time.perf_counter()
         recipe = Trainer(
-            max_epochs=60, batch_size=32, lr=1e-3, lr_decay=0.05, max_norm=10.0, validation_fraction=0.0
+            max_epochs=20, batch_size=16, lr=1e-3, lr_decay=0.05, max_norm=10.0, validation_fraction=0.0
         )
         methods[covariance] = GenerativeCovariancePrior(
             covariance=covariance, n_latent=16, trainer=recipe
