@@ -17,7 +17,10 @@ from .estimators._equilibrium import DeepEquilibriumRecon as DeepEquilibriumReco
 from .estimators._generative import GenerativeCovariancePrior as GenerativeCovariancePrior
 from .estimators._iterative import Kaczmarz as Kaczmarz
 from .estimators._iterative import Landweber as Landweber
+from .estimators._postprocessing import PostProcessor as PostProcessor
 from .estimators._regressor import ReconstructionRegressor as ReconstructionRegressor
+from .estimators._unrolled import LearnedGradientDescent as LearnedGradientDescent
+from .estimators._unrolled import LearnedPrimalDual as LearnedPrimalDual
 from .estimators._variational import TotalGeneralizedVariationRecon as TotalGeneralizedVariationRecon
 from .estimators._variational import TotalVariationRecon as TotalVariationRecon
 from .estimators._variational import WaveletRecon as WaveletRecon

@@ -38,6 +38,13 @@ def reconstructors() -> list[BaseReconstructor]:
     ]
 
 
+GRIDS = {
+    "lam": [1e-3, 10.0],
+    "max_steps": [1, 30],
+    "filter": ["ramp", "hann"],
+    "n_iterations": [1, 3],
+    "patch_size": [4, 8],
+}
 # A dense decoder knows images of one size only.
 TIED = {"GenerativeCovariancePrior"}
 every = pytest.mark.parametrize("estimator", reconstructors(), ids=lambda e: type(e).__name__)
@@ -220,11 +227,7 @@ def test_channels_and_complex_images(estimator) -> None:
 @every
 def test_grid_search_uses_the_score(estimator, problem) -> None:
     images, data, operator = problem
-    name, values = next(
-        (n, v)
-        for n, v in {"lam": [1e-3, 10.0], "max_steps": [1, 30], "filter": ["ramp", "hann"]}.items()
-        if n in estimator.get_params()
-    )
+    name, values = next((n, v) for n, v in GRIDS.items() if n in estimator.get_params())
     search = GridSearchCV(
         clone(estimator).set_params(operator=operator), {name: values}, cv=2, error_score="raise"
     )

@@ -1,0 +1,199 @@
+"""Post-processing: a network that takes the artefacts out of an analytic reconstruction."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, ClassVar
+
+import numpy as np
+import pylops
+import torch
+from sklearn.base import clone
+from torch import Tensor, nn
+
+from skinverse.estimators._base import BaseReconstructor, LearnedReconstructor
+from skinverse.estimators._learning import analytic_inverse, excerpt, in_memory, patches, recipe, spread
+from skinverse.estimators._validation import check_whole
+from skinverse.functionals import as_channels, from_channels
+from skinverse.metrics import psnr
+from skinverse.networks import DnCNN, UNet
+from skinverse.operators import LinearMap
+from skinverse.solvers import Solution
+from skinverse.training import Trainer
+
+NETWORKS: dict[str, Any] = {
+    "unet": UNet,
+    "dncnn": DnCNN,
+    "dncnn_c4": lambda n_channels: DnCNN(n_channels, group="C4"),
+    "dncnn_d4": lambda n_channels: DnCNN(n_channels, group="D4"),
+}
+# Steps and learning rate if nobody says; held-out images to score.
+_N_STEPS, _LR, _N_SCORED = 3000, 1e-3, 16
+
+
+class PostProcessor(LearnedReconstructor):
+    """A reconstruction, and a residual network that improves it.
+
+    ``fit`` reconstructs with ``initial`` and minimises ``sum ||h(x_0(y)) - x||^2`` over pairs. Without an
+    operator the data are noisy images, and the network is a supervised denoiser.
+
+    Parameters
+    ----------
+    operator : pylops.LinearOperator or None, default=None
+        The operator ``A``; None is the identity (denoising).
+    initial : estimator or None, default=None
+        Makes the first reconstructions; it gets the operator, and is fitted on the same pairs. None is
+        filtered back-projection where there is one, else a regularized pseudo-inverse.
+    network : {"unet", "dncnn", "dncnn_c4", "dncnn_d4"} or nn.Module, default="unet"
+        The ``h``, whose input is its image in units of the images' spread; those of a group commute with
+        turns, and with flips. A module, (n, channels, height, width) to the same, is not taken by
+        :meth:`save`.
+    patch_size : int or None, default=64
+        Side of the patches to train on; None is whole images.
+    trainer : Trainer or None, default=None
+        How to train; by default 3000 steps.
+    memory : str, joblib.Memory or None, default=None
+        Where to keep what has been trained.
+    warm_start : bool, default=False
+        Whether ``fit`` continues from what it learned before.
+    random_state : int, RandomState or None, default=0
+        Seed of the training.
+    verbose : int, default=0
+        1 shows progress, 2 a line per epoch.
+    device : str, default="auto"
+        "cpu", "cuda", or CUDA where there is one.
+
+    Attributes
+    ----------
+    operator_ : pylops.LinearOperator
+        The operator seen by ``fit``.
+    initial_ : estimator or None
+        The fitted ``initial``.
+    module_ : nn.Module
+        The network.
+    history_ : list of dict
+        One entry per epoch.
+
+    See Also
+    --------
+    LearnedPrimalDual : Sees the data in every iteration.
+
+    References
+    ----------
+    K. H. Jin, M. T. McCann, E. Froustey and M. Unser, Deep convolutional neural network for inverse problems
+    in imaging, IEEE Transactions on Image Processing 26, 2017.
+
+    Examples
+    --------
+    >>> from skinverse import PostProcessor, Tikhonov, Trainer
+    >>> from skinverse.datasets import make_problem
+    >>> images, data, A = make_problem("deblurring", n_samples=8, size=16, random_state=0)
+    >>> method = PostProcessor(A, initial=Tikhonov(lam=0.01), trainer=Trainer(max_epochs=2))
+    >>> method.fit(images, data).predict(data).shape
+    (8, 16, 16)
+    """
+
+    _seen: ClassVar[tuple[str, ...]] = ("n_channels_", "real_", "initial_")
+    _load: ClassVar[int] = 128
+    _reconstruction_params: ClassVar[tuple[str, ...]] = ("verbose", "device")
+    module_: Residual
+    initial_: BaseReconstructor | None
+
+    def __init__(
+        self,
+        operator: pylops.LinearOperator | None = None,
+        *,
+        initial: BaseReconstructor | None = None,
+        network: str | nn.Module = "unet",
+        patch_size: int | None = 64,
+        trainer: Trainer | None = None,
+        memory: Any = None,
+        warm_start: bool = False,
+        random_state: Any = 0,
+        verbose: int = 0,
+        device: str = "auto",
+    ) -> None:
+        self.operator = operator
+        self.initial = initial
+        self.network = network
+        self.patch_size = patch_size
+        self.trainer = trainer
+        self.memory = memory
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.verbose = verbose
+        self.device = device
+
+    def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
+        assert images is not None and data is not None  # _needs
+        if not isinstance(self.network, nn.Module) and self.network not in NETWORKS:
+            raise ValueError(f"network: expected a module or one of {list(NETWORKS)}, got {self.network!r}")
+        check_whole(1 if self.patch_size is None else self.patch_size, "patch_size", 1)
+        self.real_, self.n_channels_ = not images.is_complex(), as_channels(images[:1]).shape[1]
+        self.initial_ = None
+        if self.initial is not None:
+            self.initial_ = clone(self.initial).set_params(operator=self.operator_).fit(images, data)
+        super()._fit(A, images, data)
+
+    def _make_module(self) -> nn.Module:
+        given = isinstance(self.network, nn.Module)
+        network: Any = copy.deepcopy(self.network) if given else NETWORKS[str(self.network)](self.n_channels_)
+        return Residual(network, self.n_channels_)
+
+    def _train(
+        self, module: Any, A: LinearMap, images: Tensor, data: Tensor, seed: int, verbose: int
+    ) -> list[dict[str, Any]]:
+        if module.unit == 0:
+            module.unit.fill_(spread(as_channels(images)))
+        first = torch.cat([self._first(A, part) for part in data.split(in_memory(A))])
+
+        def loss(module: Any, x: Tensor, x0: Tensor) -> Tensor:
+            both = patches(torch.cat([as_channels(x), as_channels(x0)], 1), self.patch_size)
+            x, x0 = both.chunk(2, 1)
+            return ((module(x0) - x) / module.unit).square().flatten(1).mean(1)
+
+        def score(x: Tensor, x0: Tensor) -> float:
+            some, start = excerpt(x[:_N_SCORED], x0[:_N_SCORED])
+            with np.errstate(over="ignore"):  # a diverging training is the trainer's to report
+                return float(psnr(some, module.improved(start)).mean())
+
+        trainer = self.trainer or recipe(_N_STEPS, _LR, len(data), max_norm=1.0)
+        return trainer.train(module, loss, images, first, score=score, seed=seed, verbose=verbose)
+
+    def _first(self, A: LinearMap, data: Tensor) -> Tensor:
+        if self.initial_ is not None:
+            x = self.initial_._reconstruct(A, data).x
+        else:
+            x = data if A.identity else analytic_inverse(A, data)
+        return x.real.contiguous() if self.real_ and x.is_complex() else x
+
+    def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
+        x0 = self._first(A, data)
+        module = copy.deepcopy(self.module_).to(x0.device, x0.dtype.to_real())
+        return Solution.direct(module.improved(x0))
+
+
+class Residual(nn.Module):
+    """A network in the unit of the images, which is 0 until it is trained."""
+
+    unit: Tensor
+
+    def __init__(self, network: nn.Module, n_channels: int) -> None:
+        super().__init__()
+        self.network, self.n_channels = network, n_channels
+        self.register_buffer("unit", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Channels to channels; a network of a single channel takes many one by one."""
+        if self.n_channels not in (1, x.shape[1]):
+            raise ValueError(
+                f"the network was trained on images of {self.n_channels} channels (a complex one counts "
+                f"twice), got {x.shape[1]}"
+            )
+        unit, planes = self.unit.clamp_min(1e-30), x.reshape(-1, self.n_channels, *x.shape[-2:])
+        return (unit * self.network(planes / unit)).reshape(x.shape)
+
+    def improved(self, x: Tensor) -> Tensor:
+        """Images of any kind, without derivatives."""
+        with torch.no_grad():
+            return from_channels(self(as_channels(x)), x)

@@ -1,0 +1,164 @@
+"""Unrolled networks: a few learned iterations on a problem scaled to ``||A|| = 1`` and images of spread 1."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import pylops
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from skinverse.functionals import as_channels, from_channels
+from skinverse.operators import LinearMap, as_torch
+
+# The last convolution of an update begins so much smaller than the others.
+_LAST = 0.1
+
+
+class Update(nn.Module):
+    """Three 3 x 3 convolutions with PReLU, (n, n_in, height, width) to (n, n_out, height, width)."""
+
+    def __init__(self, n_in: int, n_out: int, n_features: int) -> None:
+        super().__init__()
+        sizes = [n_in, n_features, n_features, n_out]
+        self.layers = nn.ModuleList(
+            nn.Conv2d(a, b, 3, padding=1) for a, b in zip(sizes, sizes[1:], strict=False)
+        )
+        self.slopes = nn.ParameterList(torch.zeros(n_features) for _ in range(2))
+        for layer in self.layers.children():
+            nn.init.xavier_uniform_(layer.get_parameter("weight"))
+            nn.init.zeros_(layer.get_parameter("bias"))
+        with torch.no_grad():
+            self.layers[-1].get_parameter("weight").mul_(_LAST)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second, last = self.layers
+        x = F.prelu(first(x), self.slopes[0])
+        return last(F.prelu(second(x), self.slopes[1]))
+
+
+class Scaled:
+    """``A / ||A||`` between channels, and the data as channels in the unit of the images."""
+
+    def __init__(self, A: LinearMap, data: Tensor, start: Tensor, unit: Tensor) -> None:
+        self.A, self.norm = A, A.norm() or 1.0
+        self._x, self._y = start, data
+        self.start = as_channels(start) / unit
+        self.data = as_channels(data) / (unit * self.norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``A x / ||A||``."""
+        y = self.A(from_channels(x, self._x)) / self.norm
+        return as_channels(y if self._y.is_complex() or not y.is_complex() else y.real)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """``A^* y / ||A||``."""
+        x = self.A.adjoint(from_channels(y, self._y)) / self.norm
+        return as_channels(x if self._x.is_complex() or not x.is_complex() else x.real)
+
+
+class Unrolled(nn.Module, ABC):
+    """Learned iterations, each with weights of its own unless ``shared``; the unit is 0 until trained."""
+
+    unit: Tensor
+
+    def __init__(self, n_channels: tuple[int, int], n_iterations: int) -> None:
+        super().__init__()
+        self.n_channels, self.n_iterations = n_channels, n_iterations
+        self.register_buffer("unit", torch.zeros(()))
+
+    @abstractmethod
+    def iterates(self, problem: Scaled) -> Iterator[Tensor]:
+        """The image after each iteration, as channels in units."""
+
+    def stages(self, A: LinearMap, data: Tensor, start: Tensor) -> Iterator[Tensor]:
+        """The image after each iteration, like ``start``."""
+        A, y, x = self._folded(A, data, start)
+        unit = self.unit.clamp_min(1e-30)
+        for found in self.iterates(Scaled(A, y, x, unit)):
+            yield from_channels(unit * found, x).reshape(start.shape)
+
+    def forward(self, A: LinearMap, data: Tensor, start: Tensor) -> Tensor:
+        """The last image."""
+        *_, last = self.stages(A, data, start)
+        return last
+
+    def _folded(self, A: LinearMap, data: Tensor, start: Tensor) -> tuple[LinearMap, Tensor, Tensor]:
+        """What has as many channels as were learned; to denoise, one channel stands for each of many."""
+        seen = as_channels(start).shape[1], as_channels(data).shape[1]
+        if seen == self.n_channels:
+            return A, data, start
+        if A.identity and self.n_channels == (1, 1):
+            y, x = (as_channels(batch).flatten(0, 1) for batch in (data, start))
+            return as_torch(pylops.Identity(x.shape[1:])), y, x
+        raise ValueError(
+            f"the network was trained on images of {self.n_channels[0]} and data of {self.n_channels[1]} "
+            f"channels (a complex one counts twice), got {seen[0]} and {seen[1]}"
+        )
+
+
+class GradientUnrolled(Unrolled):
+    """``x, s <- x + U(x, A^*(A x - y), -Laplacian x, s)`` with memory ``s >= 0``."""
+
+    def __init__(
+        self, n_channels: tuple[int, int], n_iterations: int, n_features: int, n_memory: int, *, shared: bool
+    ) -> None:
+        super().__init__(n_channels, n_iterations)
+        c = n_channels[0]
+        n_updates = 1 if shared else n_iterations
+        self.n_memory = n_memory
+        self.updates = nn.ModuleList(
+            Update(3 * c + n_memory, c + n_memory, n_features) for _ in range(n_updates)
+        )
+
+    def iterates(self, problem: Scaled) -> Iterator[Tensor]:
+        x = problem.start
+        s = x.new_zeros(len(x), self.n_memory, *x.shape[-2:])
+        c = x.shape[1]
+        for k in range(self.n_iterations):
+            gradient = problem.adjoint(problem.forward(x) - problem.data)
+            change = self.updates[k % len(self.updates)](torch.cat([x, gradient, rough(x), s], 1))
+            x, s = x + change[:, :c], F.relu(change[:, c:])
+            yield x
+
+
+class PrimalDualUnrolled(Unrolled):
+    """``h <- h + D(h, A f_1, y)`` and ``f <- f + P(f, A^* h_0)`` for several images ``f`` and data ``h``."""
+
+    def __init__(
+        self, n_channels: tuple[int, int], n_iterations: int, n_features: int, n_memory: int, *, shared: bool
+    ) -> None:
+        super().__init__(n_channels, n_iterations)
+        c, d = n_channels
+        n_updates = 1 if shared else n_iterations
+        self.n_memory = n_memory
+        self.dual = nn.ModuleList(
+            Update((n_memory + 2) * d, n_memory * d, n_features) for _ in range(n_updates)
+        )
+        self.primal = nn.ModuleList(
+            Update((n_memory + 1) * c, n_memory * c, n_features) for _ in range(n_updates)
+        )
+
+    def iterates(self, problem: Scaled) -> Iterator[Tensor]:
+        y, c, d = problem.data, *self.n_channels
+        f = problem.start.repeat(1, self.n_memory, 1, 1)
+        h = torch.zeros_like(y).repeat(1, self.n_memory, 1, 1)
+        second = slice(c, 2 * c) if self.n_memory > 1 else slice(0, c)
+        for k in range(self.n_iterations):
+            D, P = self.dual[k % len(self.dual)], self.primal[k % len(self.primal)]
+            h = h + D(torch.cat([h, problem.forward(f[:, second]), y], 1))
+            f = f + P(torch.cat([f, problem.adjoint(h[:, :d])], 1))
+            yield f[:, :c]
+
+
+def rough(x: Tensor) -> Tensor:
+    """Minus the Laplacian, zero across the borders: the gradient of ``1/2 ||grad x||^2``."""
+    found = torch.zeros_like(x)
+    for axis in (-2, -1):
+        step = x.diff(dim=axis)
+        n = x.shape[axis]
+        found.narrow(axis, 0, n - 1).sub_(step)
+        found.narrow(axis, 1, n - 1).add_(step)
+    return found
