@@ -554,10 +554,10 @@ def test_public_estimator_reconstructs_the_same_after_loading(name, path) -> Non
     images = RNG.normal(size=(3, 12, 10))
     data = np.stack([operator @ x for x in images])
     estimator = getattr(skinverse, name)(operator)
+    # What has hardly been trained contracts by proof only.
+    short = {"trainer": skinverse.Trainer(max_epochs=1), "lam": 0.1, "iteration": "contractive"}
     if "trainer" in estimator.get_params():
-        estimator.set_params(trainer=skinverse.Trainer(max_epochs=1), lam=0.1)
-    if "iteration" in estimator.get_params():
-        estimator.set_params(iteration="contractive")  # what has hardly been trained contracts by proof only
+        estimator.set_params(**{k: v for k, v in short.items() if k in estimator.get_params()})
     estimator.fit(images, data).save(path)
     assert_allclose(load(path).predict(data), estimator.predict(data), rtol=1e-9, atol=1e-12)
 

@@ -130,9 +130,9 @@ class LearnedGradientDescent(LearnedReconstructor):
         Y_meas : array-like or Tensor of shape (n_samples, *operator.dimsd)
             Measurements; flat (n_samples, n_measurements) is accepted.
 
-        Yields
-        ------
-        ndarray or Tensor of shape (n_samples, *operator.dims)
+        Returns
+        -------
+        iterator of ndarray or Tensor of shape (n_samples, *operator.dims)
             The images after the first, second, ... iteration; the last ones are those of ``predict``.
         """
         staged = self._predicted(Y_meas, self._staged).x
@@ -269,9 +269,9 @@ class LearnedPrimalDual(LearnedReconstructor):
         Y_meas : array-like or Tensor of shape (n_samples, *operator.dimsd)
             Measurements; flat (n_samples, n_measurements) is accepted.
 
-        Yields
-        ------
-        ndarray or Tensor of shape (n_samples, *operator.dims)
+        Returns
+        -------
+        iterator of ndarray or Tensor of shape (n_samples, *operator.dims)
             The images after the first, second, ... iteration; the last ones are those of ``predict``.
         """
         staged = self._predicted(Y_meas, self._staged).x
