@@ -26,7 +26,7 @@ from skinverse.operators import as_torch, fourier_sampling
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SIZE = 128 if torch.cuda.is_available() else 64
-N_TEST, SEED, CENTRE = 16, 0, 4
+N_TEST, SEED, CENTRE = 8, 0, 4
 RATES, NOISES, SEEN = (0.1, 0.25, 0.5), (0.01, 0.05, 0.1), (0.25, 0.05)
 WEIGHTS = np.geomspace(3e-4, 0.1, 8)
 
