@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from skinverse.operators import LinearMap
 from skinverse.solvers import Solution, accelerated_gradient, conjugate_gradient, lbfgs
 
 # Tolerances of what is solved for each latent variable, and the most steps for it.
-_INNER_TOL, _INNER_STEPS, _SPARSE_TOL, _SPARSE_STEPS = 1e-4, 200, 1e-6, 2000
+_INNER_TOL, _INNER_STEPS, _SPARSE_TOL, _SPARSE_STEPS = 1e-4, 500, 1e-6, 2000
 # Bisections of the weight, how far from its start it may be, and the steps of a descent for each one.
 _N_BISECTIONS, _FAR, _FEW_STEPS = 14, 1e4, 15
 # Noise relative to the data if nobody says; weight of latent variables that are to explain an image.
@@ -303,7 +304,11 @@ def uncertainty(energy: Energy, z: Tensor) -> tuple[Tensor, Tensor]:
     and ``Sigma`` as constant: errors of reconstructions of images and noise drawn from it have its
     covariance, with ``J = dG/dz``.
     """
-    data, lam, gaussian, J = energy.data, energy.lam, energy.model.gaussian(z), jacobian(energy.model, z)
+    model: Any = copy.deepcopy(energy.model)
+    model, z, lam = model.double(), z.double(), energy.lam.double()  # Woodbury's formula subtracts
+    y = energy.data.y.to(torch.complex128 if energy.data.y.is_complex() else torch.float64)
+    data = Measured(energy.data.A, y, energy.data.shape, real=energy.data.real)
+    gaussian, J = model.gaussian(z), jacobian(model, z)
     weighted = torch.stack([gaussian.precision_mul(column) for column in J])  # Sigma^-1 J
     gram = torch.einsum("anchw,bnchw->nab", J, weighted) + torch.eye(len(J)).to(J)
     generator = torch.Generator().manual_seed(0)
@@ -332,7 +337,7 @@ def uncertainty(energy: Energy, z: Tensor) -> tuple[Tensor, Tensor]:
         )
         converged = converged & found.converged
         squares += (deviation - found.x).square()
-    return (squares / _N_DRAWS).sqrt(), converged
+    return (squares / _N_DRAWS).sqrt().to(energy.lam.dtype), converged
 
 
 def jacobian(model: Model, z: Tensor) -> Tensor:
