@@ -31,7 +31,8 @@ method = BilevelRegularizer(
 f"lam {method.lam_:.3g}, weakly convex with modulus {method.weak_convexity_:.3g}"
 
 # %%
-# A search over ``beta`` and ``lam``, in two processes: each point is a training of its own, a short one.
+# A search over ``beta`` and ``lam``, in two processes: each point is a training of its own, a short one
+# on few of the pieces.
 # With ``beta=1`` the regularizer is proven to be convex.
 short = Trainer(max_epochs=1, lr=1e-2, validation_fraction=0.0)
 search = GridSearchCV(
@@ -40,7 +41,7 @@ search = GridSearchCV(
     cv=2,
     n_jobs=2,
     error_score="raise",
-).fit(X_train, Y_train)
+).fit(X_train[:12], Y_train[:12])
 results = search.cv_results_
 figure, axes = plt.subplots(figsize=(5, 3), layout="constrained")
 for beta in (1.0, 2.0):
