@@ -233,6 +233,17 @@ _ENTRIES: dict[str, _Entry] = {
     "ParallelBeam": _entry(
         operators.ParallelBeam, _same("angles", "n_detectors", "pixel_size", "detector_spacing")
     ),
+    "GaussianBlur": _entry(
+        operators.GaussianBlur,
+        lambda op: {
+            "dims": _ints(op.dims),
+            "sigma": float(op.parameters["sigma"]),
+            "radius": int(op.radius),
+        },
+    ),
+    "Turned": _entry(
+        operators.Turned, lambda op: {"operator": op.operator, "angle": float(op.parameters["angle"])}
+    ),
     "VStack": _entry(pylops.VStack, _stack),
     "HStack": _entry(pylops.HStack, _stack),
     "BlockDiag": _entry(pylops.BlockDiag, _stack),

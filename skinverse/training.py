@@ -143,7 +143,7 @@ class Trainer(BaseEstimator):
             raise ValueError(f"max_norm: expected a number > 0 or None, got {self.max_norm!r}")
         reuse_freed_memory()
         (train_images, held_images), (train_data, held_data) = (
-            self._split(batch, seed) for batch in (images, data)
+            self.split(batch, seed) for batch in (images, data)
         )
         held_out = (held_images, held_data) if len(held_images) and len(held_data) else None
         sets = _dataset if paired else _Unpaired
@@ -166,8 +166,21 @@ class Trainer(BaseEstimator):
             net.fit(sets(train_images, train_data), y=None)
         return [{k: v for k, v in epoch.items() if k != "batches" and v is not None} for epoch in net.history]
 
-    def _split(self, batch: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """What to train on and what to hold out; sets of one size are split alike: pairs stay pairs."""
+    def split(self, batch: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """What :meth:`train` trains on and what it holds out; sets of one size are split alike.
+
+        Parameters
+        ----------
+        batch : Tensor of shape (n, ...)
+            Images or data.
+        seed : int
+            That of :meth:`train`.
+
+        Returns
+        -------
+        training, held_out : Tensor
+            Members of the batch, in another order.
+        """
         n_held_out = int(round(self.validation_fraction * len(batch)))
         if not 0 <= self.validation_fraction < 1 or n_held_out >= len(batch):
             raise ValueError(

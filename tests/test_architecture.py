@@ -42,7 +42,15 @@ MAY_IMPORT = {
 }
 
 # An estimator's file knows no other one, except what they all stand on ...
-SHARED_BY_ESTIMATORS = {"_base", "_hashing", "_validation", "_calibration", "_learning"}
+SHARED_BY_ESTIMATORS = {
+    "_base",
+    "_calibration",
+    "_hashing",
+    "_iterations",
+    "_learning",
+    "_residual",
+    "_validation",
+}
 # ... the adapter's default method, and the two ends of `as_regressor`.
 SIBLINGS = {("_regressor", "_analytic"), ("_base", "_regressor")}
 

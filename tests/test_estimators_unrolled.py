@@ -14,13 +14,8 @@ from torch.testing import assert_close
 
 from skinverse import LearnedGradientDescent, LearnedPrimalDual, Trainer
 from skinverse.datasets import make_ellipses, make_problem
-from skinverse.estimators._unrolled_networks import (
-    GradientUnrolled,
-    PrimalDualUnrolled,
-    Scaled,
-    Update,
-    rough,
-)
+from skinverse.estimators._iterations import Scaled
+from skinverse.estimators._unrolled_networks import GradientUnrolled, PrimalDualUnrolled, Update, rough
 from skinverse.metrics import psnr
 from skinverse.operators import as_torch, fourier_sampling, parallel_beam
 

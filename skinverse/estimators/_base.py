@@ -39,6 +39,7 @@ from skinverse.training import Trainer
 if TYPE_CHECKING:
     from skinverse.estimators._regressor import ReconstructionRegressor
 
+Reconstruct = Callable[[LinearMap, Tensor], Solution]
 # Numbers in each variable of a solver: what a processor's caches hold; a GPU wants more work at a time.
 _CHUNK = {"cpu": 2**20, "cuda": 2**24}
 
@@ -46,8 +47,8 @@ _CHUNK = {"cpu": 2**20, "cuda": 2**24}
 class BaseReconstructor(BaseEstimator, ABC):
     """A reconstruction method: measurements in, images out.
 
-    A method gives :meth:`_reconstruct` and, if it learns or prepares anything, :meth:`_fit`. Both
-    receive the operator as a batched torch map ``A`` and tensors on the right device.
+    A method gives :meth:`_reconstruct` and, if it learns or prepares anything, :meth:`_fit`. Both receive the
+    operator as a batched torch map ``A`` and tensors on the right device.
 
     Attributes
     ----------
@@ -58,8 +59,9 @@ class BaseReconstructor(BaseEstimator, ABC):
     # What `fit` cannot do without, and whether images and measurements must come in pairs.
     _needs: ClassVar[tuple[str, ...]] = ()
     _paired: ClassVar[bool] = True
-    # Private attributes that `predict` needs, to be saved with the public fitted ones.
+    # Private attributes that `predict` needs, saved with the public ones; parameters that clones share.
     _saved: ClassVar[tuple[str, ...]] = ()
+    _shared: ClassVar[tuple[str, ...]] = ("operator",)
     # How many numbers a step holds at once for each one of an image.
     _load: ClassVar[int] = 1
 
@@ -233,7 +235,7 @@ class BaseReconstructor(BaseEstimator, ABC):
             return known
         return pylops.Identity(dims, dtype=str(seen.dtype).removeprefix("torch."))
 
-    def _predicted(self, Y_meas: Any, reconstruct: Callable[[LinearMap, Tensor], Solution]) -> Solution:
+    def _predicted(self, Y_meas: Any, reconstruct: Reconstruct) -> Solution:
         """What ``reconstruct`` makes of checked measurements; a warning where it did not converge."""
         check_is_fitted(self)
         data = as_batch(Y_meas, "Y_meas", resolve_device(self.device))
@@ -245,9 +247,7 @@ class BaseReconstructor(BaseEstimator, ABC):
         self._warn(solution)
         return solution
 
-    def _reconstruct_in_chunks(
-        self, A: LinearMap, data: Tensor, reconstruct: Callable[[LinearMap, Tensor], Solution]
-    ) -> Solution:
+    def _reconstruct_in_chunks(self, A: LinearMap, data: Tensor, reconstruct: Reconstruct) -> Solution:
         """No image depends on its companions, so a large batch may be cut to bound the memory."""
         reuse_freed_memory()
         numbers = self._load * max(int(np.prod(A.dims)), int(np.prod(A.dimsd)))
@@ -266,8 +266,8 @@ class BaseReconstructor(BaseEstimator, ABC):
 
     def __sklearn_clone__(self) -> Self:
         """Clones share the operator: it may be hundreds of megabytes and is never written to."""
-        params = self.get_params(deep=False)
-        twin = type(self)(**{k: v if k == "operator" else clone(v, safe=False) for k, v in params.items()})
+        params, shared = self.get_params(deep=False), self._shared
+        twin = type(self)(**{k: v if k in shared else clone(v, safe=False) for k, v in params.items()})
         for name in ("_metadata_request", "_skl_callbacks"):
             if hasattr(self, name):
                 setattr(twin, name, copy.deepcopy(getattr(self, name)))
@@ -289,9 +289,9 @@ def information(solution: Solution) -> Bunch:
 class LearnedReconstructor(BaseReconstructor):
     """A reconstruction method with a trained torch module: seed, device, trainer, cache and history.
 
-    A method gives :meth:`_make_module`, :meth:`_reconstruct` and, unless it is the squared error, the
-    loss :meth:`_loss`; one that trains in several phases gives :meth:`_train` instead. What is learned never
-    depends on the parameters in ``_reconstruction_params``. Training is in single precision.
+    A method gives :meth:`_make_module`, :meth:`_reconstruct` and, unless it is the squared error,
+    :meth:`_loss`; one that trains in phases gives :meth:`_train`. What is learned never depends on the
+    parameters in ``_reconstruction_params``. Training is in single precision.
 
     Attributes
     ----------
@@ -334,6 +334,14 @@ class LearnedReconstructor(BaseReconstructor):
         return trainer.train(
             module, self._loss, images, data, score=held_out_psnr, seed=seed, verbose=verbose
         )
+
+    def _start(self, A: LinearMap, data: Tensor) -> Tensor:
+        """What the reconstruction makes of the data before anything learned comes into play."""
+        return data
+
+    def _differentiable(self, module: nn.Module, A: LinearMap, data: Tensor, start: Tensor) -> Tensor:
+        """The images as a function of the module's weights, and of ``A`` where that has parameters."""
+        raise TypeError(f"{type(self).__name__} does not reconstruct differentiably in what it learned")
 
     def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
         assert A is not None and images is not None and data is not None  # _needs

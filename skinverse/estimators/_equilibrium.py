@@ -24,6 +24,7 @@ from skinverse.estimators._equilibrium_maps import (
     denoiser_loss,
     make_network,
     proven,
+    solved,
     unrolled,
 )
 from skinverse.estimators._learning import analytic_inverse, excerpt, in_memory, is_number, recipe, spread
@@ -314,6 +315,13 @@ class DeepEquilibriumRecon(LearnedReconstructor):
         """``A_delta^+ y``."""
         x = data.clone() if A.identity else analytic_inverse(A, data)
         return x.real.contiguous() if self.real_ and x.is_complex() and not A.identity else x
+
+    def _differentiable(self, module: Any, A: LinearMap, data: Tensor, start: Tensor) -> Tensor:
+        equation = Equation(A, self.iteration)
+        f, b = equation.map(module, start), equation.pulled(data, start, module.unit)
+        z0 = equation.start(start, module.unit)
+        solution = solved(f, z0, b, self.solver, self.backward, max_steps=self.max_steps, tol=self.tol)
+        return equation.image(solution.x, start, module.unit)
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
         self._check()

@@ -227,6 +227,25 @@ def unrolled(f: Map, z0: Tensor, b: Tensor, n_steps: int) -> Solution:
     return replace(solution, x=z, n_steps=steps, converged=converged, residual=residual)
 
 
+def solved(
+    f: Map, z0: Tensor, b: Tensor, solver: str, backward: str, *, max_steps: int, tol: float
+) -> Solution:
+    """The fixed point, or so many steps towards it, differentiable in weights and in ``b``."""
+    if backward == "unroll":
+        return unrolled(f, z0, b, max_steps)
+    return fixed_point(
+        f,
+        z0.detach(),
+        given=(b,),
+        forward=SOLVERS[solver],
+        backward=BACKWARD[backward],
+        max_steps=max_steps,
+        tol=tol,
+        backward_steps=0 if backward == "jacobian_free" else _BACKWARD_STEPS,
+        backward_tol=_BACKWARD_TOL,
+    )
+
+
 class EquilibriumLoss:
     """Squared error of the fixed point, the mean over its pixels in units of the images' spread.
 
@@ -257,10 +276,7 @@ class EquilibriumLoss:
         x, y, x0 = self._members(images, index)
         f, b = self.equation.map(module, x0), self.equation.pulled(y, x0, module.unit)
         z0 = self.equation.start(x0, module.unit)
-        if self.backward == "unroll":
-            solution = unrolled(f, z0, b, self.max_steps)
-        else:
-            solution = self._solve(f, z0, b, index)
+        solution = self._solve(f, z0, b, index)
         z = solution.x
         error = (self.equation.image(z, x0, module.unit) - x) / module.unit
         value = error.abs().square().flatten(1).mean(1)
@@ -278,27 +294,19 @@ class EquilibriumLoss:
         return x.contiguous(), y.contiguous(), y.contiguous()
 
     def _solve(self, f: Map, z0: Tensor, b: Tensor, index: Tensor) -> Solution:
-        goes_on = not (self.equation.A.identity and self.patch_size is not None)
+        cut = self.equation.A.identity and self.patch_size is not None
+        goes_on = not cut and self.backward != "unroll"
         if goes_on:
             if self.variables is None:
                 self.variables = self.equation.start(self.starts, torch.ones_like(self.starts[:1]))
                 self.known = torch.zeros(len(self.starts), dtype=torch.bool, device=z0.device)
             known = self.known[index].reshape(-1, *[1] * (z0.ndim - 1))
             z0 = torch.where(known, self.variables[index], z0)
-        solution = fixed_point(
-            f,
-            z0,
-            given=(b,),
-            forward=SOLVERS[self.solver],
-            backward=BACKWARD[self.backward],
-            max_steps=self.max_steps,
-            tol=self.tol,
-            backward_steps=0 if self.backward == "jacobian_free" else _BACKWARD_STEPS,
-            backward_tol=_BACKWARD_TOL,
-        )
+        solution = solved(f, z0, b, self.solver, self.backward, max_steps=self.max_steps, tol=self.tol)
         if goes_on and self.variables is not None:
             self.variables[index], self.known[index] = solution.x.detach(), solution.converged
-        self._count(solution)
+        if self.backward != "unroll":
+            self._count(solution)
         return solution
 
     def _count(self, solution: Solution) -> None:

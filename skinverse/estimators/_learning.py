@@ -13,10 +13,10 @@ from torch import Tensor
 
 from skinverse._batch import norm
 from skinverse.estimators._calibration import Bounds, Regularizer, Solve, calibrate, climb
-from skinverse.functionals import Functional, Learned, LeastSquares, WeightedCritic
+from skinverse.functionals import Functional, Learned, LeastSquares, SquaredNorm, WeightedCritic
 from skinverse.metrics import psnr
 from skinverse.operators import LinearMap
-from skinverse.solvers import Solution, accelerated_gradient, pseudo_inverse
+from skinverse.solvers import Solution, accelerated_gradient, conjugate_gradient, implicit, pseudo_inverse
 from skinverse.training import Trainer
 
 Loss = Callable[[Any, Tensor, Tensor], Tensor]
@@ -33,8 +33,8 @@ _FEW, _FEWER, _AT_ONCE = 8, 4, 2**20
 # How often a weight may be reduced to a third.
 _MOST_REDUCTIONS = 6
 _BATCH = 8
-# Regularization of the pseudo-inverse, relative to the operator's squared norm.
-_DELTA = 1e-2
+# Regularization of the pseudo-inverse, relative to the operator's squared norm, and its tolerance.
+_DELTA, _INVERSE_TOL = 1e-2, 1e-4
 
 
 def denoising_loss(patch_size: int | None) -> Loss:
@@ -190,12 +190,20 @@ def is_number(lam: Any) -> TypeGuard[float]:
 
 
 def analytic_inverse(A: LinearMap, data: Tensor) -> Tensor:
-    """Filtered back-projection where there is one, else a regularized pseudo-inverse."""
+    """Filtered back-projection where there is one, else a regularized pseudo-inverse.
+
+    Where ``A`` has parameters of which derivatives are wanted, so has the result.
+    """
     try:
         return A.filtered_adjoint(data, filter="ramp")
     except TypeError:  # there is none
         delta = _DELTA * A.norm() ** 2 or 1.0
-        return pseudo_inverse(A, data, delta, tol=1e-4).x
+    with torch.no_grad():
+        x = pseudo_inverse(A, data, delta, tol=_INVERSE_TOL).x
+    if not (A.requires_grad and torch.is_grad_enabled()):
+        return x
+    objective = LeastSquares(A, data) + delta * SquaredNorm()
+    return implicit(objective, x, solve=conjugate_gradient, tol=_INVERSE_TOL)
 
 
 def excerpt(images: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,20 +13,14 @@ from torch import Tensor, nn
 
 from skinverse.estimators._base import BaseReconstructor, LearnedReconstructor
 from skinverse.estimators._learning import analytic_inverse, excerpt, in_memory, patches, recipe, spread
+from skinverse.estimators._residual import Residual, check_network
 from skinverse.estimators._validation import check_whole
 from skinverse.functionals import as_channels, from_channels
 from skinverse.metrics import psnr
-from skinverse.networks import DnCNN, UNet
 from skinverse.operators import LinearMap
 from skinverse.solvers import Solution
 from skinverse.training import Trainer
 
-NETWORKS: dict[str, Any] = {
-    "unet": UNet,
-    "dncnn": DnCNN,
-    "dncnn_c4": lambda n_channels: DnCNN(n_channels, group="C4"),
-    "dncnn_d4": lambda n_channels: DnCNN(n_channels, group="D4"),
-}
 # Steps and learning rate if nobody says; held-out images to score.
 _N_STEPS, _LR, _N_SCORED = 3000, 1e-3, 16
 
@@ -126,8 +120,7 @@ class PostProcessor(LearnedReconstructor):
 
     def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
         assert images is not None and data is not None  # _needs
-        if not isinstance(self.network, nn.Module) and self.network not in NETWORKS:
-            raise ValueError(f"network: expected a module or one of {list(NETWORKS)}, got {self.network!r}")
+        check_network(self.network)
         check_whole(1 if self.patch_size is None else self.patch_size, "patch_size", 1)
         self.real_, self.n_channels_ = not images.is_complex(), as_channels(images[:1]).shape[1]
         self.initial_ = None
@@ -136,16 +129,14 @@ class PostProcessor(LearnedReconstructor):
         super()._fit(A, images, data)
 
     def _make_module(self) -> nn.Module:
-        given = isinstance(self.network, nn.Module)
-        network: Any = copy.deepcopy(self.network) if given else NETWORKS[str(self.network)](self.n_channels_)
-        return Residual(network, self.n_channels_)
+        return Residual(self.network, self.n_channels_)
 
     def _train(
         self, module: Any, A: LinearMap, images: Tensor, data: Tensor, seed: int, verbose: int
     ) -> list[dict[str, Any]]:
         if module.unit == 0:
             module.unit.fill_(spread(as_channels(images)))
-        first = torch.cat([self._first(A, part) for part in data.split(in_memory(A))])
+        first = torch.cat([self._start(A, part) for part in data.split(in_memory(A))])
 
         def loss(module: Any, x: Tensor, x0: Tensor) -> Tensor:
             both = patches(torch.cat([as_channels(x), as_channels(x0)], 1), self.patch_size)
@@ -160,7 +151,7 @@ class PostProcessor(LearnedReconstructor):
         trainer = self.trainer or recipe(_N_STEPS, _LR, len(data), max_norm=1.0)
         return trainer.train(module, loss, images, first, score=score, seed=seed, verbose=verbose)
 
-    def _first(self, A: LinearMap, data: Tensor) -> Tensor:
+    def _start(self, A: LinearMap, data: Tensor) -> Tensor:
         if self.initial_ is not None:
             x = self.initial_._reconstruct(A, data).x
         else:
@@ -168,32 +159,9 @@ class PostProcessor(LearnedReconstructor):
         return x.real.contiguous() if self.real_ and x.is_complex() else x
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
-        x0 = self._first(A, data)
+        x0 = self._start(A, data)
         module = copy.deepcopy(self.module_).to(x0.device, x0.dtype.to_real())
         return Solution.direct(module.improved(x0))
 
-
-class Residual(nn.Module):
-    """A network in the unit of the images, which is 0 until it is trained."""
-
-    unit: Tensor
-
-    def __init__(self, network: nn.Module, n_channels: int) -> None:
-        super().__init__()
-        self.network, self.n_channels = network, n_channels
-        self.register_buffer("unit", torch.zeros(()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Channels to channels; a network of a single channel takes many one by one."""
-        if self.n_channels not in (1, x.shape[1]):
-            raise ValueError(
-                f"the network was trained on images of {self.n_channels} channels (a complex one counts "
-                f"twice), got {x.shape[1]}"
-            )
-        unit, planes = self.unit.clamp_min(1e-30), x.reshape(-1, self.n_channels, *x.shape[-2:])
-        return (unit * self.network(planes / unit)).reshape(x.shape)
-
-    def improved(self, x: Tensor) -> Tensor:
-        """Images of any kind, without derivatives."""
-        with torch.no_grad():
-            return from_channels(self(as_channels(x)), x)
+    def _differentiable(self, module: nn.Module, A: LinearMap, data: Tensor, start: Tensor) -> Tensor:
+        return from_channels(module(as_channels(start)), start)

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
 from typing import Any, ClassVar
 
-import numpy as np
 import pylops
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from skinverse.estimators._base import LearnedReconstructor
-from skinverse.estimators._learning import analytic_inverse, in_memory, recipe, spread
-from skinverse.estimators._unrolled_networks import GradientUnrolled, PrimalDualUnrolled, Unrolled
-from skinverse.estimators._validation import check_bounds, check_whole, same_kind
-from skinverse.functionals import as_channels
-from skinverse.metrics import psnr
-from skinverse.operators import LinearMap
-from skinverse.solvers import Solution
+from skinverse.estimators._iterations import LearnedIterations
+from skinverse.estimators._unrolled_networks import GradientUnrolled, PrimalDualUnrolled
 from skinverse.training import Trainer
 
-# Steps and learning rate if nobody says; held-out images to score.
-_N_STEPS, _LR, _N_SCORED = 2000, 1e-3, 16
 
-
-class LearnedGradientDescent(LearnedReconstructor):
+class LearnedGradientDescent(LearnedIterations, LearnedReconstructor):
     """Learned gradient descent: iterations that a network makes of gradients.
 
     With ``A`` scaled to norm 1, ``fit`` minimises ``sum ||x_N(y) - x||^2`` over pairs, where ``x_0`` is the
@@ -88,10 +76,7 @@ class LearnedGradientDescent(LearnedReconstructor):
     [(8, 16, 16), (8, 16, 16), (8, 16, 16)]
     """
 
-    _seen: ClassVar[tuple[str, ...]] = ("n_channels_", "real_")
-    _load: ClassVar[int] = 64
-    _reconstruction_params: ClassVar[tuple[str, ...]] = ("bounds", "verbose", "device")
-    module_: Unrolled
+    _whole: ClassVar[tuple[str, ...]] = ("n_iterations", "n_features", "n_memory")
 
     def __init__(
         self,
@@ -122,47 +107,13 @@ class LearnedGradientDescent(LearnedReconstructor):
         self.verbose = verbose
         self.device = device
 
-    def staged_predict(self, Y_meas: Any) -> Iterator[Any]:
-        """Reconstructions after each iteration.
-
-        Parameters
-        ----------
-        Y_meas : array-like or Tensor of shape (n_samples, *operator.dimsd)
-            Measurements; flat (n_samples, n_measurements) is accepted.
-
-        Returns
-        -------
-        iterator of ndarray or Tensor of shape (n_samples, *operator.dims)
-            The images after the first, second, ... iteration; the last ones are those of ``predict``.
-        """
-        staged = self._predicted(Y_meas, self._staged).x
-        return (same_kind(x, Y_meas) for x in staged.unbind(1))
-
-    def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
-        assert images is not None and data is not None  # _needs
-        check(self)
-        self.real_, self.n_channels_ = not images.is_complex(), channels(images, data)
-        super()._fit(A, images, data)
-
     def _make_module(self) -> nn.Module:
         return GradientUnrolled(
             self.n_channels_, self.n_iterations, self.n_features, self.n_memory, shared=self.shared
         )
 
-    def _train(
-        self, module: Any, A: LinearMap, images: Tensor, data: Tensor, seed: int, verbose: int
-    ) -> list[dict[str, Any]]:
-        return train(self, module, A, images, data, seed, verbose)
 
-    def _staged(self, A: LinearMap, data: Tensor) -> Solution:
-        return Solution.direct(torch.stack(list(stages(self, A, data)), 1))
-
-    def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
-        *_, last = stages(self, A, data)
-        return Solution.direct(last)
-
-
-class LearnedPrimalDual(LearnedReconstructor):
+class LearnedPrimalDual(LearnedIterations, LearnedReconstructor):
     """Learned primal-dual: networks between the products with the operator and its adjoint.
 
     With ``A`` scaled to norm 1, ``fit`` minimises ``sum ||f_N(y) - x||^2`` over pairs, where several images
@@ -227,10 +178,7 @@ class LearnedPrimalDual(LearnedReconstructor):
     [(8, 16, 16), (8, 16, 16), (8, 16, 16)]
     """
 
-    _seen: ClassVar[tuple[str, ...]] = ("n_channels_", "real_")
-    _load: ClassVar[int] = 64
-    _reconstruction_params: ClassVar[tuple[str, ...]] = ("bounds", "verbose", "device")
-    module_: Unrolled
+    _whole: ClassVar[tuple[str, ...]] = ("n_iterations", "n_features", "n_memory")
 
     def __init__(
         self,
@@ -261,90 +209,7 @@ class LearnedPrimalDual(LearnedReconstructor):
         self.verbose = verbose
         self.device = device
 
-    def staged_predict(self, Y_meas: Any) -> Iterator[Any]:
-        """Reconstructions after each iteration.
-
-        Parameters
-        ----------
-        Y_meas : array-like or Tensor of shape (n_samples, *operator.dimsd)
-            Measurements; flat (n_samples, n_measurements) is accepted.
-
-        Returns
-        -------
-        iterator of ndarray or Tensor of shape (n_samples, *operator.dims)
-            The images after the first, second, ... iteration; the last ones are those of ``predict``.
-        """
-        staged = self._predicted(Y_meas, self._staged).x
-        return (same_kind(x, Y_meas) for x in staged.unbind(1))
-
-    def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
-        assert images is not None and data is not None  # _needs
-        check(self)
-        self.real_, self.n_channels_ = not images.is_complex(), channels(images, data)
-        super()._fit(A, images, data)
-
     def _make_module(self) -> nn.Module:
         return PrimalDualUnrolled(
             self.n_channels_, self.n_iterations, self.n_features, self.n_memory, shared=self.shared
         )
-
-    def _train(
-        self, module: Any, A: LinearMap, images: Tensor, data: Tensor, seed: int, verbose: int
-    ) -> list[dict[str, Any]]:
-        return train(self, module, A, images, data, seed, verbose)
-
-    def _staged(self, A: LinearMap, data: Tensor) -> Solution:
-        return Solution.direct(torch.stack(list(stages(self, A, data)), 1))
-
-    def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
-        *_, last = stages(self, A, data)
-        return Solution.direct(last)
-
-
-def check(method: Any) -> None:
-    """The parameters that both methods have."""
-    for name in ("n_iterations", "n_features", "n_memory"):
-        check_whole(getattr(method, name), name, 1)
-    check_bounds(method.bounds)
-
-
-def channels(images: Tensor, data: Tensor) -> tuple[int, int]:
-    """Channels of images and data, a complex one counting twice."""
-    return as_channels(images[:1]).shape[1], as_channels(data[:1]).shape[1]
-
-
-def start(method: Any, A: LinearMap, data: Tensor) -> Tensor:
-    """``A_delta^+ y``, real where images are."""
-    x = data if A.identity else analytic_inverse(A, data)
-    return x.real.contiguous() if method.real_ and x.is_complex() else x
-
-
-def stages(method: Any, A: LinearMap, data: Tensor) -> Iterator[Tensor]:
-    """The image after each iteration, within its bounds."""
-    x0, (low, high) = start(method, A, data), check_bounds(method.bounds)
-    module = copy.deepcopy(method.module_).to(x0.device, x0.dtype.to_real())
-    with torch.no_grad():
-        for x in module.stages(A, data, x0):
-            yield x if low is None and high is None else x.clamp(low, high)
-
-
-def train(
-    method: Any, module: Unrolled, A: LinearMap, images: Tensor, data: Tensor, seed: int, verbose: int
-) -> list[dict[str, Any]]:
-    """Minimise the squared error of the last iterate; the best epoch is that of the best held-out images."""
-    if module.unit == 0:
-        module.unit.fill_(spread(as_channels(images)))
-    starts = torch.cat([start(method, A, part) for part in data.split(in_memory(A))])
-
-    def loss(module: Any, x: Tensor, index: Tensor) -> Tensor:
-        error = (module(A, data[index], starts[index]) - x) / module.unit
-        return error.abs().square().flatten(1).mean(1)
-
-    def score(x: Tensor, index: Tensor) -> float:
-        with np.errstate(over="ignore"):  # a diverging training is the trainer's to report
-            *_, last = stages(method, A, data[index[:_N_SCORED]])
-            return float(psnr(x[:_N_SCORED], last).mean())
-
-    trainer = method.trainer or recipe(_N_STEPS, _LR, len(data), max_norm=1.0)
-    members = torch.arange(len(data), device=data.device)
-    return trainer.train(module, loss, images, members, score=score, seed=seed, verbose=verbose)

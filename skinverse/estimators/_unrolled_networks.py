@@ -1,17 +1,14 @@
-"""Unrolled networks: a few learned iterations on a problem scaled to ``||A|| = 1`` and images of spread 1."""
+"""The networks of learned gradient descent and learned primal-dual."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
-import pylops
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skinverse.functionals import as_channels, from_channels
-from skinverse.operators import LinearMap, as_torch
+from skinverse.estimators._iterations import Scaled, Unrolled
 
 # The last convolution of an update begins so much smaller than the others.
 _LAST = 0.1
@@ -37,66 +34,6 @@ class Update(nn.Module):
         first, second, last = self.layers
         x = F.prelu(first(x), self.slopes[0])
         return last(F.prelu(second(x), self.slopes[1]))
-
-
-class Scaled:
-    """``A / ||A||`` between channels, and the data as channels in the unit of the images."""
-
-    def __init__(self, A: LinearMap, data: Tensor, start: Tensor, unit: Tensor) -> None:
-        self.A, self.norm = A, A.norm() or 1.0
-        self._x, self._y = start, data
-        self.start = as_channels(start) / unit
-        self.data = as_channels(data) / (unit * self.norm)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``A x / ||A||``."""
-        y = self.A(from_channels(x, self._x)) / self.norm
-        return as_channels(y if self._y.is_complex() or not y.is_complex() else y.real)
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        """``A^* y / ||A||``."""
-        x = self.A.adjoint(from_channels(y, self._y)) / self.norm
-        return as_channels(x if self._x.is_complex() or not x.is_complex() else x.real)
-
-
-class Unrolled(nn.Module, ABC):
-    """Learned iterations, each with weights of its own unless ``shared``; the unit is 0 until trained."""
-
-    unit: Tensor
-
-    def __init__(self, n_channels: tuple[int, int], n_iterations: int) -> None:
-        super().__init__()
-        self.n_channels, self.n_iterations = n_channels, n_iterations
-        self.register_buffer("unit", torch.zeros(()))
-
-    @abstractmethod
-    def iterates(self, problem: Scaled) -> Iterator[Tensor]:
-        """The image after each iteration, as channels in units."""
-
-    def stages(self, A: LinearMap, data: Tensor, start: Tensor) -> Iterator[Tensor]:
-        """The image after each iteration, like ``start``."""
-        A, y, x = self._folded(A, data, start)
-        unit = self.unit.clamp_min(1e-30)
-        for found in self.iterates(Scaled(A, y, x, unit)):
-            yield from_channels(unit * found, x).reshape(start.shape)
-
-    def forward(self, A: LinearMap, data: Tensor, start: Tensor) -> Tensor:
-        """The last image."""
-        *_, last = self.stages(A, data, start)
-        return last
-
-    def _folded(self, A: LinearMap, data: Tensor, start: Tensor) -> tuple[LinearMap, Tensor, Tensor]:
-        """What has as many channels as were learned; to denoise, one channel stands for each of many."""
-        seen = as_channels(start).shape[1], as_channels(data).shape[1]
-        if seen == self.n_channels:
-            return A, data, start
-        if A.identity and self.n_channels == (1, 1):
-            y, x = (as_channels(batch).flatten(0, 1) for batch in (data, start))
-            return as_torch(pylops.Identity(x.shape[1:])), y, x
-        raise ValueError(
-            f"the network was trained on images of {self.n_channels[0]} and data of {self.n_channels[1]} "
-            f"channels (a complex one counts twice), got {seen[0]} and {seen[1]}"
-        )
 
 
 class GradientUnrolled(Unrolled):

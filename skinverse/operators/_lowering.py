@@ -70,10 +70,16 @@ def as_torch(op: pylops.LinearOperator) -> LinearMap:
 
 def lower(op: pylops.LinearOperator) -> LinearMap:
     """The map of an operator in the tree, shaped as the operator says."""
-    found = _RULES[type(op)](op) if type(op) in _RULES else None
+    rule = _RULES.get(type(op), _own)
+    found = rule(op)
     linear = BridgeMap(op) if found is None else found
     dims, dimsd = tuple(op.dims), tuple(op.dimsd)
     return linear if (linear.dims, linear.dimsd) == (dims, dimsd) else View(linear, dims, dimsd)
+
+
+def _own(op: Any) -> LinearMap | None:
+    """What an operator of another kind says of itself, if it does."""
+    return op.lowered() if hasattr(op, "lowered") else None
 
 
 class _Forgetful:

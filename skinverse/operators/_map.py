@@ -60,6 +60,8 @@ class LinearMap(ABC):
     passive = False
     # The identity, for which some functionals know more.
     identity = False
+    # Whether it has parameters of which derivatives are wanted.
+    requires_grad = False
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply the map to a batch of images, (n, *dims) -> (n, *dimsd)."""

@@ -1,0 +1,53 @@
+"""A residual network by name or as given, in the unit of the images that it learned."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skinverse.functionals import as_channels, from_channels
+from skinverse.networks import DnCNN, UNet
+
+NETWORKS: dict[str, Any] = {
+    "unet": UNet,
+    "dncnn": DnCNN,
+    "dncnn_c4": lambda n_channels: DnCNN(n_channels, group="C4"),
+    "dncnn_d4": lambda n_channels: DnCNN(n_channels, group="D4"),
+}
+
+
+def check_network(network: Any) -> None:
+    """Refuse what is neither a module nor a name."""
+    if not isinstance(network, nn.Module) and network not in NETWORKS:
+        raise ValueError(f"network: expected a module or one of {list(NETWORKS)}, got {network!r}")
+
+
+class Residual(nn.Module):
+    """A network in the unit of the images, which is 0 until it is trained."""
+
+    unit: Tensor
+
+    def __init__(self, network: str | nn.Module, n_channels: int) -> None:
+        super().__init__()
+        given = isinstance(network, nn.Module)
+        self.network: Any = copy.deepcopy(network) if given else NETWORKS[str(network)](n_channels)
+        self.n_channels = n_channels
+        self.register_buffer("unit", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Channels to channels; a network of a single channel takes many one by one."""
+        if self.n_channels not in (1, x.shape[1]):
+            raise ValueError(
+                f"the network was trained on images of {self.n_channels} channels (a complex one counts "
+                f"twice), got {x.shape[1]}"
+            )
+        unit, planes = self.unit.clamp_min(1e-30), x.reshape(-1, self.n_channels, *x.shape[-2:])
+        return (unit * self.network(planes / unit)).reshape(x.shape)
+
+    def improved(self, x: Tensor) -> Tensor:
+        """Images of any kind, without derivatives."""
+        with torch.no_grad():
+            return from_channels(self(as_channels(x)), x)

@@ -1,0 +1,238 @@
+"""Families of operators with unknown parameters, differentiable in them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pylops import LinearOperator
+from torch import Tensor
+
+from skinverse.operators._lowering import as_torch
+from skinverse.operators._map import LinearMap
+
+Parameters = dict[str, Tensor]
+
+
+class ParametricOperator(LinearOperator, ABC):
+    """An operator that is one of a family: ``A(p)`` for parameters ``p`` that can be learned.
+
+    A family is a subclass with :meth:`apply`, torch code that autograd can follow to the image and to the
+    parameters, and :meth:`with_parameters`. An operator of it works wherever a pylops operator does; the
+    adjoint comes by automatic differentiation.
+
+    Parameters
+    ----------
+    dims, dimsd : tuple of int
+        Shape of one image, shape of its data.
+    parameters : dict of float or array
+        The parameters by name; here they are stored as tensors in double precision.
+    dtype : str, default="float64"
+        Of images and data; a complex one is meant for both.
+    """
+
+    def __init__(
+        self,
+        dims: tuple[int, ...],
+        dimsd: tuple[int, ...],
+        parameters: dict[str, Any],
+        dtype: str = "float64",
+    ) -> None:
+        self.parameters = {
+            name: torch.as_tensor(value, dtype=torch.float64) for name, value in parameters.items()
+        }
+        super().__init__(dtype=np.dtype(dtype), dims=dims, dimsd=dimsd)
+
+    @abstractmethod
+    def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
+        """``A(p) x`` of a batch, (n, *dims) -> (n, *dimsd), linear in ``x``."""
+
+    @abstractmethod
+    def with_parameters(self, parameters: Parameters) -> Self:
+        """Another member of the family."""
+
+    def filtered(self, y: Tensor, parameters: Parameters, filter: str) -> Tensor:
+        """The analytic inverse, if there is one."""
+        raise TypeError(f"{type(self).__name__} has no analytic inverse")
+
+    def at(self, parameters: Parameters) -> LinearMap:
+        """The member with these parameters as a torch map, differentiable in them."""
+        return _Member(self, parameters)
+
+    def lowered(self) -> LinearMap:
+        """The torch map of the parameters that it has."""
+        return self.at(self.parameters)
+
+    def _matvec(self, x: np.ndarray) -> np.ndarray:
+        batch = torch.from_numpy(np.ascontiguousarray(x, dtype=self.dtype)).reshape(1, *self.dims)
+        return as_torch(self)(batch).numpy().ravel()
+
+    def _rmatvec(self, y: np.ndarray) -> np.ndarray:
+        batch = torch.from_numpy(np.ascontiguousarray(y, dtype=self.dtype)).reshape(1, *self.dimsd)
+        return as_torch(self).adjoint(batch).numpy().ravel()
+
+
+class _Member(LinearMap):
+    """One of a family; autograd goes through it to image, data and parameters."""
+
+    def __init__(self, family: ParametricOperator, parameters: Parameters) -> None:
+        super().__init__(tuple(family.dims), tuple(family.dimsd))
+        self.family, self.parameters = family, parameters
+        self.complex = np.issubdtype(family.dtype, np.complexfloating)
+        self.requires_grad = any(p.requires_grad for p in parameters.values())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.family.apply(x, self._like(x))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        kind = y.dtype.to_complex() if self.complex else y.dtype
+        with torch.enable_grad():
+            x = torch.zeros(len(y), *self.dims, dtype=kind, device=y.device, requires_grad=True)
+            forward = self(x)
+        wanted = torch.is_grad_enabled() and (y.requires_grad or self.requires_grad)
+        (found,) = torch.autograd.grad(forward, x, y, create_graph=wanted)
+        return found if wanted else found.detach()
+
+    def filtered_adjoint(self, y: Tensor, filter: str = "ramp") -> Tensor:
+        return self.family.filtered(y, self._like(y), filter)
+
+    def _like(self, x: Tensor) -> Parameters:
+        real = x.dtype.to_real()
+        return {name: p.to(x.device, real) for name, p in self.parameters.items()}
+
+    def _forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self(x)
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.adjoint(y)
+
+
+class GaussianBlur(ParametricOperator):
+    r"""Blur by a Gaussian whose width is a parameter.
+
+    Parameters
+    ----------
+    dims : tuple of int
+        Shape of the image, (height, width) or (channels, height, width).
+    sigma : float
+        Standard deviation of the Gaussian in pixels.
+    radius : int or None, default=None
+        Pixels from the centre of the kernel to its end; None is eight standard deviations, enough for a
+        width of twice ``sigma``.
+
+    Raises
+    ------
+    ValueError
+        If ``sigma`` is not positive or the image has fewer than two dimensions.
+
+    See Also
+    --------
+    gaussian_blur : The same for a width that is known, with a kernel that ends sooner.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skinverse.operators import GaussianBlur
+    >>> A = GaussianBlur((32, 32), 1.5)
+    >>> point = np.zeros((32, 32))
+    >>> point[16, 16] = 1
+    >>> round(float((A @ point).sum()), 6)
+    1.0
+    """
+
+    def __init__(self, dims: tuple[int, ...], sigma: float, *, radius: int | None = None) -> None:
+        dims = tuple(int(size) for size in dims)
+        if len(dims) < 2:
+            raise ValueError(f"dims must be (height, width) or (channels, height, width), got {dims}")
+        if not sigma > 0:
+            raise ValueError(f"sigma must be positive, got {sigma!r}")
+        self.radius = int(8 * sigma + 0.5) if radius is None else radius
+        super().__init__(dims, dims, {"sigma": float(sigma)})
+
+    def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
+        r = self.radius
+        place = torch.arange(-r, r + 1, device=x.device, dtype=x.dtype)
+        profile = torch.exp(-0.5 * (place / parameters["sigma"]) ** 2)
+        kernel = (profile / profile.sum()).reshape(1, 1, 1, -1)
+        planes = x.reshape(-1, 1, *self.dims[-2:])
+        rows = F.conv2d(planes, kernel, padding=(0, r))
+        return F.conv2d(rows, kernel.mT, padding=(r, 0)).reshape(x.shape)
+
+    def with_parameters(self, parameters: Parameters) -> GaussianBlur:
+        return GaussianBlur(self.dims, float(parameters["sigma"]), radius=self.radius)
+
+
+class Turned(ParametricOperator):
+    r"""An operator that sees the image turned by an unknown angle: projections whose angles have an offset.
+
+    Parameters
+    ----------
+    operator : pylops.LinearOperator
+        From images (height, width); all of its angles are too small by the offset.
+    angle : float, default=0.0
+        The offset in radians: the image is turned clockwise about its centre, bilinearly.
+
+    Raises
+    ------
+    ValueError
+        If the images of the operator do not have two dimensions.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skinverse.operators import Turned, parallel_beam
+    >>> A = parallel_beam((16, 16), [0.0, 0.5])
+    >>> x = np.zeros((16, 16))
+    >>> x[8, 8] = 1.0
+    >>> bool(np.allclose(Turned(A) @ x, A @ x))
+    True
+    """
+
+    def __init__(self, operator: LinearOperator, angle: float = 0.0) -> None:
+        if len(operator.dims) != 2:
+            raise ValueError(f"operator: expected one of images (height, width), got dims {operator.dims}")
+        self.operator = operator
+        dtype = str(np.dtype(operator.dtype))
+        super().__init__(tuple(operator.dims), tuple(operator.dimsd), {"angle": float(angle)}, dtype=dtype)
+
+    def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
+        return as_torch(self.operator)(turn(x, parameters["angle"]))
+
+    def filtered(self, y: Tensor, parameters: Parameters, filter: str) -> Tensor:
+        return turn(as_torch(self.operator).filtered_adjoint(y, filter), -parameters["angle"])
+
+    def with_parameters(self, parameters: Parameters) -> Turned:
+        return Turned(self.operator, float(parameters["angle"]))
+
+
+def turn(x: Tensor, angle: Tensor) -> Tensor:
+    """Images turned clockwise about their centre, zero outside of them."""
+    height, width = x.shape[-2:]
+    middle = (height - 1) / 2, (width - 1) / 2
+    i, j = (
+        torch.arange(n, device=x.device, dtype=angle.dtype) - m
+        for n, m in zip((height, width), middle, strict=True)
+    )
+    c, s = torch.cos(angle), torch.sin(angle)
+    rows = c * i[:, None] - s * j + middle[0]
+    columns = s * i[:, None] + c * j + middle[1]
+    return bilinear(x, rows, columns)
+
+
+def bilinear(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Values of images between their pixels, zero outside; differentiable twice, also in the places."""
+    height, width = x.shape[-2:]
+    pixels, found = x.flatten(-2), torch.zeros_like(x)
+    top, left = rows.detach().floor(), columns.detach().floor()
+    for i, down in ((top, 1 - (rows - top)), (top + 1, rows - top)):
+        for j, across in ((left, 1 - (columns - left)), (left + 1, columns - left)):
+            inside = (i >= 0) & (i < height) & (j >= 0) & (j < width)
+            index = torch.where(inside, i * width + j, 0).long()
+            weight = torch.where(inside, down * across, 0)
+            found = found + weight * pixels[..., index]
+    return found
