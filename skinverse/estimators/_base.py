@@ -15,7 +15,7 @@ import pylops
 import torch
 from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import Bunch, Tags
+from sklearn.utils import Tags
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted, check_memory
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from skinverse.estimators._hashing import fingerprint, key
 from skinverse.estimators._validation import (
     as_batch,
     check_operator,
+    information,
     per_sample,
     resolve_device,
     same_kind,
@@ -56,7 +57,7 @@ class BaseReconstructor(BaseEstimator, ABC):
         The operator seen by ``fit``; None while ``operator=None`` and no sizes have been seen.
     """
 
-    # What `fit` cannot do without, and whether images and measurements must come in pairs.
+    # What `fit` needs, and whether images and measurements must come in pairs.
     _needs: ClassVar[tuple[str, ...]] = ()
     _paired: ClassVar[bool] = True
     # Private attributes that `predict` needs, saved with the public ones; parameters that clones share.
@@ -142,9 +143,9 @@ class BaseReconstructor(BaseEstimator, ABC):
         ConvergenceWarning
             If images stopped before the tolerance was met; the message counts them.
         """
-        solution = self._predicted(Y_meas, self._reconstruct)
-        X_hat = same_kind(solution.x, Y_meas)
-        return (X_hat, information(solution)) if return_info else X_hat
+        found = self._predicted(Y_meas, self._reconstruct)
+        X_hat = same_kind(found.x, Y_meas)
+        return (X_hat, information(found)) if return_info else X_hat
 
     def score(self, X_true: Any, Y_meas: Any) -> float:
         """Mean peak signal-to-noise ratio of the reconstructions, in dB.
@@ -280,12 +281,6 @@ class BaseReconstructor(BaseEstimator, ABC):
         return tags
 
 
-def information(solution: Solution) -> Bunch:
-    """What the solver reports of each image, as NumPy arrays."""
-    fields = {name: getattr(solution, name) for name in ("n_steps", "converged", "residual", "objective")}
-    return Bunch(**{name: value.cpu().numpy() for name, value in (fields | solution.extra).items()})
-
-
 class LearnedReconstructor(BaseReconstructor):
     """A reconstruction method with a trained torch module: seed, device, trainer, cache and history.
 
@@ -331,12 +326,11 @@ class LearnedReconstructor(BaseReconstructor):
                 return float(np.mean(psnr(images, self._reconstruct(A, data).x)))
 
         trainer = self.trainer if self.trainer is not None else Trainer()
-        return trainer.train(
-            module, self._loss, images, data, score=held_out_psnr, seed=seed, verbose=verbose
-        )
+        how: dict[str, Any] = {"score": held_out_psnr, "seed": seed, "verbose": verbose}
+        return trainer.train(module, self._loss, images, data, **how)
 
     def _start(self, A: LinearMap, data: Tensor) -> Tensor:
-        """What the reconstruction makes of the data before anything learned comes into play."""
+        """What the data become before anything learned comes into play."""
         return data
 
     def _differentiable(self, module: nn.Module, A: LinearMap, data: Tensor, start: Tensor) -> Tensor:

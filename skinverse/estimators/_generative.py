@@ -15,7 +15,7 @@ from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from skinverse.estimators._base import LearnedReconstructor, information
+from skinverse.estimators._base import LearnedReconstructor
 from skinverse.estimators._generative_inference import (
     ENERGIES,
     Energy,
@@ -39,6 +39,7 @@ from skinverse.estimators._validation import (
     as_batch,
     check_lam,
     check_whole,
+    information,
     per_sample,
     resolve_device,
     same_kind,
@@ -280,10 +281,9 @@ class GenerativeCovariancePrior(LearnedReconstructor):
         if return_std and self.constraint != "soft":
             raise ValueError(f'return_std: only "soft" has a covariance of pixels, not {self.constraint!r}')
         solution = self._predicted(Y_meas, self._reconstruct_with_std if return_std else self._reconstruct)
-        found = [same_kind(solution.x, Y_meas)]
-        found += [same_kind(solution.extra.pop("std"), Y_meas)] if return_std else []
-        found += [information(solution)] if return_info else []
-        return found[0] if len(found) == 1 else tuple(found)
+        std = [solution.extra.pop("std")] if return_std else []
+        found = [same_kind(x, Y_meas) for x in (solution.x, *std)] + [information(solution)] * return_info
+        return tuple(found) if len(found) > 1 else found[0]
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
         energy, latent, level = self._minimum(A, data)
@@ -306,11 +306,11 @@ class GenerativeCovariancePrior(LearnedReconstructor):
         check_size(A, self.dims_)
         model = copy.deepcopy(self.module_).to(data.device, data.dtype.to_real())
         measured = Measured(A, data, self.shape_, real=self.real_)
-        first = data if A.identity else analytic_inverse(A, data)
+        first = measured.channels(data if A.identity else analytic_inverse(A, data))
         return minimum(
             model,
             measured,
-            model.starts(measured.channels(first), self.n_restarts),
+            model.starts(first, self.n_restarts),
             constraint=self.constraint,
             lam=self.lam,
             noise_std=noise(data, self.noise_std),

@@ -99,6 +99,10 @@ class LearnedIterations(ABC):
     bounds: Any
     trainer: Trainer | None
 
+    @abstractmethod
+    def _make_module(self) -> Unrolled:
+        """The untrained iterations."""
+
     def staged_predict(self, Y_meas: Any) -> Iterator[Any]:
         """Reconstructions after each iteration.
 

@@ -132,7 +132,7 @@ class LISTA(LearnedIterations, LearnedReconstructor):
         self.verbose = verbose
         self.device = device
 
-    def _make_module(self) -> nn.Module:
+    def _make_module(self) -> Unrolled:
         n_updates = 1 if self.shared else self.n_iterations
         if self._named("convolutional"):
             c, k = self.n_channels_[0], self.kernel_size

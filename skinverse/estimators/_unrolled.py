@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import pylops
-from torch import nn
 
 from skinverse.estimators._base import LearnedReconstructor
-from skinverse.estimators._iterations import LearnedIterations
+from skinverse.estimators._iterations import LearnedIterations, Unrolled
 from skinverse.estimators._unrolled_networks import GradientUnrolled, PrimalDualUnrolled
 from skinverse.training import Trainer
 
@@ -107,7 +106,7 @@ class LearnedGradientDescent(LearnedIterations, LearnedReconstructor):
         self.verbose = verbose
         self.device = device
 
-    def _make_module(self) -> nn.Module:
+    def _make_module(self) -> Unrolled:
         return GradientUnrolled(
             self.n_channels_, self.n_iterations, self.n_features, self.n_memory, shared=self.shared
         )
@@ -209,7 +208,7 @@ class LearnedPrimalDual(LearnedIterations, LearnedReconstructor):
         self.verbose = verbose
         self.device = device
 
-    def _make_module(self) -> nn.Module:
+    def _make_module(self) -> Unrolled:
         return PrimalDualUnrolled(
             self.n_channels_, self.n_iterations, self.n_features, self.n_memory, shared=self.shared
         )

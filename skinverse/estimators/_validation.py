@@ -1,4 +1,4 @@
-"""From what a user hands over to a batch on the right device, or one sentence that says what is wrong."""
+"""From what a user hands over to a batch on the right device and back, or a sentence on what is wrong."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import numpy as np
 import pylops
 import scipy.sparse
 import torch
-from sklearn.utils import check_random_state
+from sklearn.utils import Bunch, check_random_state
 from torch import Tensor
 
 from skinverse.operators import dot_test
+from skinverse.solvers import Solution
 
 _FLOATS = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
@@ -108,6 +109,12 @@ def check_operator(operator: Any) -> None:
 def same_kind(x: Tensor, like: Any) -> Any:
     """Torch out where torch came in (on its device), NumPy otherwise."""
     return x.to(like.device) if isinstance(like, Tensor) else x.cpu().numpy()
+
+
+def information(solution: Solution) -> Bunch:
+    """What the solver reports of each image, as NumPy arrays."""
+    fields = {name: getattr(solution, name) for name in ("n_steps", "converged", "residual", "objective")}
+    return Bunch(**{name: value.cpu().numpy() for name, value in (fields | solution.extra).items()})
 
 
 def check_lam(lam: Any, noise_std: float | None, *, rules: tuple[str | None, ...] = ("discrepancy",)) -> None:

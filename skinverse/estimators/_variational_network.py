@@ -122,7 +122,7 @@ class VariationalNetwork(LearnedIterations, LearnedReconstructor):
         self.verbose = verbose
         self.device = device
 
-    def _make_module(self) -> nn.Module:
+    def _make_module(self) -> Unrolled:
         if self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size: expected an odd number, got {self.kernel_size}")
         if self.n_knots < 2:
