@@ -103,7 +103,7 @@ def fitted(name: str, operator: Any, images: np.ndarray, data: np.ndarray) -> De
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         network = DnCNN(**NETWORK)
-    trainers = {"pretrainer": PRETRAINER, "trainer": TRAINER, "memory": CACHE}
+    trainers = {"pretrainer": PRETRAINER, "trainer": TRAINER, "memory": str(CACHE)}
     method = DeepEquilibriumRecon(operator, network=network, **trainers, **WAYS[name])
     return method.fit(images, data)
 
