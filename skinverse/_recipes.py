@@ -244,6 +244,9 @@ _ENTRIES: dict[str, _Entry] = {
     "Turned": _entry(
         operators.Turned, lambda op: {"operator": op.operator, "angle": float(op.parameters["angle"])}
     ),
+    "Shifted": _entry(
+        operators.Shifted, lambda op: {"operator": op.operator, "shift": float(op.parameters["shift"])}
+    ),
     "VStack": _entry(pylops.VStack, _stack),
     "HStack": _entry(pylops.HStack, _stack),
     "BlockDiag": _entry(pylops.BlockDiag, _stack),

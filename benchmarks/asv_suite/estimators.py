@@ -14,7 +14,7 @@ from skinverse.estimators import BaseReconstructor
 
 
 def estimator_names() -> list[str]:
-    things = {name: getattr(skinverse, name) for name in skinverse.__all__}
+    things = {name: getattr(skinverse, name) for name in skinverse.__all__ if name != "ModelAdaptation"}
     return [name for name, t in things.items() if inspect.isclass(t) and issubclass(t, BaseReconstructor)]
 
 

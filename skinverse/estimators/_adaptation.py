@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -12,16 +13,21 @@ import torch
 from sklearn.exceptions import NotFittedError
 from torch import Tensor, nn
 
-from skinverse._batch import norm
+from skinverse._batch import dot, norm
 from skinverse.estimators._base import BaseReconstructor, LearnedReconstructor
 from skinverse.estimators._learning import in_memory
-from skinverse.estimators._validation import check_whole, single
+from skinverse.estimators._validation import check_whole, seed_of, single
 from skinverse.functionals import Functional
 from skinverse.operators import LinearMap, as_torch
 from skinverse.solvers import Solution, lbfgs
 
-# How many training steps' worth of images may be worked on at once.
-_AT_ONCE = 8
+# Data, and the images that a method starts from.
+Part = tuple[Tensor, Tensor | None]
+Explained = Callable[[Tensor, Tensor | None], Tensor]
+
+# How many training steps' worth of images may be worked on at once; how far data are moved to see how much
+# the reconstruction follows them, in units of the noise.
+_AT_ONCE, _PROBE = 8, 0.3
 
 
 class ModelAdaptation(BaseReconstructor):
@@ -31,10 +37,11 @@ class ModelAdaptation(BaseReconstructor):
 
     ``mean_i max(||y_i - B f(y_i; theta, B)||^2 - m noise_std^2, 0) + mu ||theta - theta_0||^2``
 
-    over the weights, and over the parameters of ``B`` where it is a
-    :class:`~skinverse.operators.ParametricOperator`; ``m`` is the number of measurements, and what the noise
-    explains is not fitted. The sums are over all measurements and all weights. The given estimator stays as
-    it is.
+    where ``m`` is the number of measurements: what the noise explains is not fitted. Of a
+    :class:`~skinverse.operators.ParametricOperator` the member is sought first, with the weights as they
+    are: it has the least risk ``E ||B x - B f(y; theta_0, B)||^2``, by Stein's unbiased estimate, or the
+    least ``||y - B f||^2`` without ``noise_std``. (Together, weights explain the data under any operator, and
+    the fit alone prefers operators that lose too little.) The given estimator stays as it is.
 
     Parameters
     ----------
@@ -44,17 +51,20 @@ class ModelAdaptation(BaseReconstructor):
         The operator ``B`` of the data; the parameters of a parametric one are where the search begins. None
         is the operator of the estimator.
     mu : float >= 0, default=1e-2
-        Weight of what has been learned; the larger, the closer to it. A weight that is infinite keeps it, and
-        only the parameters of the operator are sought.
+        Weight of what has been learned; the larger, the closer to it. An infinite one keeps it, and only the
+        parameters of the operator are sought. Norms are sums over all measurements and all weights.
     noise_std : float or None, default=None
-        Standard deviation of the noise, of complex noise in absolute value; None takes it as zero.
+        Standard deviation of the noise, of complex noise in absolute value; None takes it as zero, and adapts
+        to noise if there is any.
     per_image : bool, default=False
         Whether ``predict`` also adapts the weights to each image on its own, beginning with those of ``fit``.
         The operator stays that of ``fit``.
     max_steps : int, default=100
-        Most steps of L-BFGS.
+        Most steps of L-BFGS, for the operator and for the weights.
     tol : float, default=1e-5
         ``fit`` stops when a step changes the weights by less than ``tol`` relative to their norm.
+    random_state : int, RandomState or None, default=0
+        Seed of the directions in which Stein's estimate looks.
     device : str, default="auto"
         "cpu", "cuda", or CUDA where there is one.
 
@@ -65,7 +75,7 @@ class ModelAdaptation(BaseReconstructor):
     estimator_ : LearnedReconstructor
         The adapted method.
     history_ : list of dict
-        For each step the ``objective`` and the parameters of the operator.
+        For each step its ``phase``, "operator" or "weights", and the ``objective``.
 
     Raises
     ------
@@ -76,6 +86,8 @@ class ModelAdaptation(BaseReconstructor):
     ----------
     D. Gilton, G. Ongie and R. Willett, Model adaptation for inverse problems in imaging, IEEE Transactions on
     Computational Imaging 7, 2021 (parametrize and perturb).
+    C. M. Stein, Estimation of the mean of a multivariate normal distribution, The Annals of Statistics 9,
+    1981.
 
     Examples
     --------
@@ -107,6 +119,7 @@ class ModelAdaptation(BaseReconstructor):
         per_image: bool = False,
         max_steps: int = 100,
         tol: float = 1e-5,
+        random_state: Any = 0,
         device: str = "auto",
     ) -> None:
         self.estimator = estimator
@@ -116,6 +129,7 @@ class ModelAdaptation(BaseReconstructor):
         self.per_image = per_image
         self.max_steps = max_steps
         self.tol = tol
+        self.random_state = random_state
         self.device = device
 
     # ------------------------------------------------------------------ fit
@@ -128,17 +142,34 @@ class ModelAdaptation(BaseReconstructor):
     def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
         assert data is not None  # _needs
         self._check()
-        family: Any = self.operator_
-        module = copy.deepcopy(self.estimator.module_).to(data.device)
-        parameters = {
-            name: value.to(data.device).clone() for name, value in getattr(family, "parameters", {}).items()
-        }
-        objective = self._objective(module, family, parameters, single(data))
-        self.history_ = self._minimise(objective)
-        if parameters:
-            found = {name: value.detach() for name, value in parameters.items()}
-            self.operator_ = family.with_parameters(found)
+        module, y = copy.deepcopy(self.estimator.module_).to(data.device), single(data)
+        self.history_ = self._find_operator(module, y)
+        self.history_ += self._adapt(module, y)
         self.estimator_ = self._with(module, self.operator_)
+
+    def _find_operator(self, module: nn.Module, data: Tensor) -> list[dict[str, Any]]:
+        """Leave the member of the family that predicts the data best as ``operator_``."""
+        family: Any = self.operator_
+        if not hasattr(family, "parameters"):
+            return []
+        unknown = {name: v.to(data.device).clone().requires_grad_() for name, v in family.parameters.items()}
+        A, method = family.at(unknown), self._with(module, family)
+        parts = self._parts(A, method, data, self.noise_std)
+        risk = Objective(explains(A, method, module), parts, list(unknown.values()), noise_std=self.noise_std)
+        history = self._minimise(risk, "operator")
+        self.operator_ = family.with_parameters({name: value.detach() for name, value in unknown.items()})
+        return history
+
+    def _adapt(self, module: nn.Module, data: Tensor) -> list[dict[str, Any]]:
+        """Move the weights until they explain the data under ``operator_``."""
+        weights: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
+        if np.isinf(self.mu) or not weights:
+            return []
+        A, method = as_torch(self.operator_), self._with(module, self.operator_)
+        level = data[0].numel() * (self.noise_std or 0.0) ** 2
+        parts = self._parts(A, method, data, None)
+        misfit = Objective(explains(A, method, module), parts, weights, mu=self.mu, level=level)
+        return self._minimise(misfit, "weights")
 
     def _check(self) -> None:
         name = type(self.estimator).__name__
@@ -154,41 +185,32 @@ class ModelAdaptation(BaseReconstructor):
             raise NotFittedError(f"ModelAdaptation: expected a fitted estimator, got {name} before its fit")
         if not self.mu >= 0:
             raise ValueError(f"mu: expected a number >= 0, got {self.mu!r}")
+        if self.noise_std is not None and not self.noise_std >= 0:
+            raise ValueError(f"noise_std: expected a number >= 0 or None, got {self.noise_std!r}")
         check_whole(self.max_steps, "max_steps", 1)
 
-    def _objective(
-        self, module: nn.Module, family: Any, parameters: dict[str, Tensor], data: Tensor
-    ) -> Misfit:
-        method = self._with(module, family)
-
-        def misfit(data: Tensor, start: Tensor | None) -> Tensor:
-            A = family.at(parameters) if parameters else as_torch(family)
-            start = method._start(A, data) if start is None else start
-            return norm(A(method._differentiable(module, A, data, start)) - data).square()
-
-        A, starts = as_torch(family), None
-        if not parameters:  # the operator is known, and so is the start
+    def _parts(
+        self, A: LinearMap, method: LearnedReconstructor, data: Tensor, noise_std: float | None
+    ) -> list[list[Part]]:
+        """Few data at a time, with noise also some more of it, and the start of each where it is known."""
+        generator = torch.Generator().manual_seed(seed_of(self.random_state))
+        parts = []
+        for y in data.split(max(1, _AT_ONCE * in_memory(A) // self._load)):
+            more = torch.randn(y.shape, generator=generator, dtype=y.dtype).to(y.device)
+            seen = [y] if noise_std is None else [y, y + _PROBE * noise_std * more]
             with torch.no_grad():
-                starts = torch.cat([method._start(A, part) for part in data.split(in_memory(A))])
-        free: list[Tensor] = []
-        if np.isfinite(self.mu):
-            free += [p for p in module.parameters() if p.requires_grad]
-        unknown = [value.requires_grad_() for value in parameters.values()]
-        level = data[0].numel() * (self.noise_std or 0.0) ** 2
-        size = max(1, _AT_ONCE * in_memory(A) // self._load)
-        return Misfit(misfit, data, starts, free, unknown, mu=self.mu, level=level, size=size)
+                parts.append([(z, None if A.requires_grad else method._start(A, z)) for z in seen])
+        return parts
 
-    def _minimise(self, objective: Misfit) -> list[dict[str, float]]:
-        """Leave module and parameters where the objective is least, and tell the way."""
-        history: list[dict[str, float]] = []
+    def _minimise(self, objective: Objective, phase: str) -> list[dict[str, Any]]:
+        """Leave the variables where the objective is least, and tell the way."""
+        history: list[dict[str, Any]] = []
 
         def note(step: int, x: Tensor) -> None:
-            history.append({"step": step, "objective": objective.last})
+            history.append({"phase": phase, "step": step, "objective": objective.last})
 
-        if objective.variables:
-            start = objective.pack()[None]
-            found = lbfgs(objective, start, max_steps=self.max_steps, tol=self.tol, callback=note)
-            objective.unpack(found.x[0])
+        found = lbfgs(objective, objective.start, max_steps=self.max_steps, tol=self.tol, callback=note)
+        objective.write(found.x)
         return history
 
     def _with(self, module: nn.Module, operator: pylops.LinearOperator) -> LearnedReconstructor:
@@ -207,66 +229,75 @@ class ModelAdaptation(BaseReconstructor):
     def _alone(self, A: LinearMap, data: Tensor) -> Solution:
         """The reconstruction with weights adapted to this image."""
         module = copy.deepcopy(self.estimator_.module_).to(data.device)
-        self._minimise(self._objective(module, self.operator_, {}, single(data)))
+        self._adapt(module, single(data))
         return self._with(module, self.operator_)._reconstruct(A, data)
 
 
-class Misfit(Functional):
-    """``max(mean_i misfit_i - level, 0) + mu ||theta - theta_0||^2`` of weights and parameters in a row.
+def explains(A: LinearMap, method: LearnedReconstructor, module: nn.Module) -> Explained:
+    """``A f(y)`` as a function of the data, and of the start of ``f`` where that is known."""
 
-    Each evaluation writes them into the tensors from which the misfit is computed.
+    def explained(y: Tensor, start: Tensor | None) -> Tensor:
+        x0 = method._start(A, y) if start is None else start
+        return A(method._differentiable(module, A, y, x0))
+
+    return explained
+
+
+class Objective(Functional):
+    """``max(mean_i risk_i - level, 0) + mu ||v - v_0||^2`` of all variables in a row, (1, n).
+
+    Each evaluation writes the row into the tensors from which ``explained`` computes.
     """
 
     smooth = True
 
     def __init__(
         self,
-        misfit: Callable[[Tensor, Tensor | None], Tensor],
-        data: Tensor,
-        starts: Tensor | None,
-        weights: list[Tensor],
-        parameters: list[Tensor],
+        explained: Explained,
+        parts: list[list[Part]],
+        variables: list[Tensor],
         *,
-        mu: float,
-        level: float,
-        size: int,
+        mu: float = 0.0,
+        level: float = -math.inf,
+        noise_std: float | None = None,
     ) -> None:
-        self.misfit, self.mu, self.level = misfit, mu, level
-        self.parts = data.split(size)
-        self.starts = [None] * len(self.parts) if starts is None else starts.split(size)
-        self.variables = [*weights, *parameters]
-        self.n_weights, self.n_data = sum(p.numel() for p in weights), len(data)
-        self.anchor, self.last = self.pack(), float("nan")
+        self.explained, self.parts, self.variables = explained, parts, variables
+        self.mu, self.level, self.noise_std = mu, level, noise_std
+        self.n_data = sum(len(part[0][0]) for part in parts)
+        rows = [v.detach().flatten().to(variables[0].device, torch.float64) for v in variables]
+        self.start, self.last = torch.cat(rows)[None], math.nan
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.value_and_grad(x)[0]
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        self.unpack(x[0])
-        value, slopes = 0.0, [torch.zeros_like(v) for v in self.variables]
-        with torch.enable_grad():
-            for data, start in zip(self.parts, self.starts, strict=True):
-                part = self.misfit(data, start).sum() / self.n_data
-                found = torch.autograd.grad(part, self.variables, allow_unused=True)
-                value += float(part.detach())
-                slopes = [a if b is None else a + b for a, b in zip(slopes, found, strict=True)]
-        change = x[0] - self.anchor
-        change[self.n_weights :] = 0
-        gradient = 2 * self.mu * change if self.n_weights else 0 * change
-        if value > self.level:
-            gradient = gradient + torch.cat([slope.flatten().to(x) for slope in slopes])
-        penalty = self.mu * float(change.square().sum()) if self.n_weights else 0.0
-        self.last = max(value - self.level, 0.0) + penalty
-        return x.new_full((1,), self.last), gradient[None]
+        self.write(x)
+        change = x - self.start
+        value, gradient = 0.0, torch.zeros_like(x)
+        for part in self.parts:
+            with torch.enable_grad():
+                risk = self.risk(part).sum() / self.n_data
+                slopes = torch.autograd.grad(risk, self.variables, materialize_grads=True)
+            value += float(risk.detach())
+            gradient += torch.cat([slope.flatten().to(x) for slope in slopes])
+        if value <= self.level:
+            value, gradient = self.level, torch.zeros_like(x)
+        self.last = value - max(self.level, 0.0) + self.mu * float(change.square().sum())
+        return x.new_full((1,), self.last), gradient + 2 * self.mu * change
 
-    def pack(self) -> Tensor:
-        """Weights and parameters in a row."""
-        rows = [v.detach().flatten().to(self.variables[0].device, torch.float64) for v in self.variables]
-        return torch.cat(rows) if rows else torch.zeros(0)
+    def risk(self, part: list[Part]) -> Tensor:
+        """``||y - A f(y)||^2``; with noise, Stein's unbiased estimate of ``||A x - A f(y)||^2``."""
+        y, start = part[0]
+        seen = self.explained(y, start)
+        misfit = norm(seen - y).square()
+        if self.noise_std is None:
+            return misfit
+        z, start = part[1]
+        divergence = dot(z - y, self.explained(z, start) - seen) / (_PROBE * self.noise_std) ** 2
+        return misfit + self.noise_std**2 * (2 * divergence - y[0].numel())
 
-    def unpack(self, row: Tensor) -> None:
-        """Write them back."""
-        parts = row.split([v.numel() for v in self.variables])
+    def write(self, x: Tensor) -> None:
+        """Hand the row out to the variables."""
         with torch.no_grad():
-            for v, part in zip(self.variables, parts, strict=True):
+            for v, part in zip(self.variables, x[0].split([v.numel() for v in self.variables]), strict=True):
                 v.copy_(part.view_as(v))

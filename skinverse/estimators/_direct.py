@@ -118,8 +118,8 @@ class DirectInversion(LearnedReconstructor):
             known = getattr(self, "operator_", None)
             if self.operator is not None and self.operator is not known:
                 raise ValueError(
-                    "DirectInversion: what was learned belongs to the operator that made the data of the "
-                    "training: fit again for another one"
+                    "DirectInversion: what was learned belongs to the operator of the training, from images "
+                    f"{known.dims}, got another one from images {self.operator.dims}: fit again"
                 )
             return known
         if self.operator is not None or data is None:
@@ -158,12 +158,18 @@ class DirectInversion(LearnedReconstructor):
 
         def score(x: Tensor, y: Tensor) -> float:
             with np.errstate(over="ignore"), torch.no_grad():  # diverging is the trainer's to report
-                return float(psnr(x[:_N_SCORED], module(y[:_N_SCORED])).mean())
+                found = module(y[:_N_SCORED])
+                return float(psnr(x[:_N_SCORED], found).mean()) if found.isfinite().all() else -math.inf
 
         return trainer.train(module, loss, x, y, score=score, seed=seed, verbose=verbose)
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
         y = as_channels(data).flatten(1)
+        if y.shape[1] != self.sizes_[1]:
+            raise ValueError(
+                f"Y_meas: expected {self.sizes_[1]} numbers per sample (a complex one counts twice), as in "
+                f"the training, got {y.shape[1]}"
+            )
         module = copy.deepcopy(self.module_).to(y.device, y.dtype)
         with torch.no_grad():
             return Solution.direct(self._images(module(y), A))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -75,7 +76,7 @@ class Unrolled(nn.Module, ABC):
         seen = as_channels(start).shape[1], as_channels(data).shape[1]
         if seen == self.n_channels:
             return A, data, start
-        if A.identity and self.n_channels == (1, 1):
+        if A.identity and self.n_channels == (1, 1) and seen[0] == seen[1]:
             y, x = (as_channels(batch).flatten(0, 1) for batch in (data, start))
             return as_torch(pylops.Identity(x.shape[1:])), y, x
         raise ValueError(
@@ -143,7 +144,7 @@ class LearnedIterations(ABC):
         def score(x: Tensor, index: Tensor) -> float:
             with np.errstate(over="ignore"):  # a diverging training is the trainer's to report
                 found = self._reconstruct(A, data[index[:_N_SCORED]]).x
-                return float(psnr(x[:_N_SCORED], found).mean())
+                return float(psnr(x[:_N_SCORED], found).mean()) if found.isfinite().all() else -math.inf
 
         trainer = self.trainer or recipe(_N_STEPS, _LR, len(data), max_norm=1.0)
         members = torch.arange(len(data), device=data.device)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from skinverse.estimators._base import LearnedReconstructor
 from skinverse.estimators._iterations import LearnedIterations, Scaled, Unrolled
+from skinverse.estimators._validation import as_batch
 from skinverse.functionals import as_channels
 from skinverse.training import Trainer
 
@@ -41,7 +42,8 @@ class LISTA(LearnedIterations, LearnedReconstructor):
     dictionary : {"convolutional", "dense"} or array-like of shape (n_atoms, *dims), default="convolutional"
         The ``D`` to begin with: ``kernel_size**2`` cosine filters, which then fit images of any size; the
         cosine transform of the whole image; or atoms of your own, such as ``np.eye(n)`` for sparse signals.
-        All but the first know images of one size and have as many weights as atoms times pixels.
+        All but the first know images of one size and have as many weights as atoms times pixels. Codes are
+        real: complex images need each atom of yours also times ``1j``.
     n_iterations : int, default=10
         Number of iterations; fixed by the training.
     kernel_size : int, default=7
@@ -154,7 +156,9 @@ class LISTA(LearnedIterations, LearnedReconstructor):
             raise ValueError(
                 f"dictionary: expected one of {list(DICTIONARIES)} or atoms, got {self.dictionary!r}"
             )
-        atoms = torch.as_tensor(np.asarray(self.dictionary))
+        atoms = as_batch(self.dictionary, "dictionary", torch.device("cpu"))
+        if self.real_ and atoms.is_complex():
+            raise ValueError("dictionary: expected real atoms for real images, got complex ones")
         if atoms.shape[1:] != dims:
             expected = ", ".join(["n_atoms", *map(str, dims)])
             raise ValueError(f"dictionary: expected atoms of shape ({expected}), got {tuple(atoms.shape)}")

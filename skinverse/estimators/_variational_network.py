@@ -178,7 +178,7 @@ class Spline(torch.autograd.Function):
         n_channels, n_knots = values.shape
         per_unit = (n_knots - 1) / (2 * _RANGE)
         place = (t + _RANGE) * per_unit
-        left = place.floor().clamp(0, n_knots - 2)
+        left = place.floor().clamp(0, n_knots - 2).nan_to_num(0)  # what is no number has no place, but stays
         part = (place - left).clamp(0, 1)
         index = left.long() + n_knots * torch.arange(n_channels, device=t.device)[:, None, None]
         low, high = values.flatten()[index], values.flatten()[index + 1]

@@ -6,13 +6,14 @@ from skinverse.operators._factories import fourier_sampling, gaussian_blur, inpa
 from skinverse.operators._lowering import as_torch
 from skinverse.operators._map import LinearMap
 from skinverse.operators._parallel_beam import ParallelBeam, parallel_beam
-from skinverse.operators._parametric import GaussianBlur, ParametricOperator, Turned
+from skinverse.operators._parametric import GaussianBlur, ParametricOperator, Shifted, Turned
 
 __all__ = [
     "GaussianBlur",
     "LinearMap",
     "ParallelBeam",
     "ParametricOperator",
+    "Shifted",
     "Turned",
     "as_torch",
     "dot_test",

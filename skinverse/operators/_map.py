@@ -133,7 +133,8 @@ class LinearMap(ABC):
     def norm(self) -> float:
         """Spectral norm, by power iteration on ``A^H A``; computed once, to about 1e-3."""
         if self._norm is None:
-            self._norm = _power_iteration(self)
+            with torch.no_grad():
+                self._norm = float(norm(self(leading(self))))
         return self._norm
 
     def precision(self) -> torch.dtype:
@@ -166,16 +167,21 @@ class LinearMap(ABC):
         return {**self.__dict__, "_cast": {}}
 
 
-def _power_iteration(linear: LinearMap, *, max_steps: int = 300, tol: float = 1e-5) -> float:
+def leading(
+    linear: LinearMap, start: Tensor | None = None, *, max_steps: int = 300, tol: float = 1e-5
+) -> Tensor:
+    """The image of norm 1 that is enlarged most, (1, *dims), by power iteration on ``A^H A``."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn((1, *linear.dims), generator=generator, dtype=linear.precision())
-    value = torch.zeros(1, dtype=x.dtype)
+    x, value = x if start is None else start, torch.zeros(1, dtype=x.dtype)
     for _ in range(max_steps):
-        x = linear.adjoint(linear(x / norm(x).clamp_min(torch.finfo(x.dtype).tiny).item()))
-        previous, value = value, norm(x)
+        x = x / norm(x).clamp_min(torch.finfo(x.dtype).tiny).item()
+        image = linear.adjoint(linear(x))
+        previous, value = value, norm(image)
         if abs(value - previous) <= tol * value:
             break
-    return float(value.sqrt())
+        x = image
+    return x
 
 
 def _check_shape(batch: Tensor, dims: tuple[int, ...], what: str, source: str) -> None:

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from pylops import LinearOperator
 from torch import Tensor
 
+from skinverse._batch import norm
 from skinverse.operators._lowering import as_torch
-from skinverse.operators._map import LinearMap
+from skinverse.operators._map import LinearMap, leading
 
 Parameters = dict[str, Tensor]
 
@@ -50,6 +51,17 @@ class ParametricOperator(LinearOperator, ABC):
     def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
         """``A(p) x`` of a batch, (n, *dims) -> (n, *dimsd), linear in ``x``."""
 
+    def apply_adjoint(self, y: Tensor, parameters: Parameters) -> Tensor:
+        """``A(p)^* y``, by automatic differentiation of what is linear."""
+        complex_images = np.issubdtype(self.dtype, np.complexfloating)
+        kind = y.dtype.to_complex() if complex_images else y.dtype
+        wanted = torch.is_grad_enabled() and any(v.requires_grad for v in (y, *parameters.values()))
+        with torch.enable_grad():
+            x = torch.zeros(len(y), *self.dims, dtype=kind, device=y.device, requires_grad=True)
+            forward = self.apply(x, parameters)
+        (found,) = torch.autograd.grad(forward, x, y, create_graph=wanted)
+        return found if wanted else found.detach()
+
     @abstractmethod
     def with_parameters(self, parameters: Parameters) -> Self:
         """Another member of the family."""
@@ -81,20 +93,22 @@ class _Member(LinearMap):
     def __init__(self, family: ParametricOperator, parameters: Parameters) -> None:
         super().__init__(tuple(family.dims), tuple(family.dimsd))
         self.family, self.parameters = family, parameters
-        self.complex = np.issubdtype(family.dtype, np.complexfloating)
         self.requires_grad = any(p.requires_grad for p in parameters.values())
+        self._direction: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.family.apply(x, self._like(x))
 
     def adjoint(self, y: Tensor) -> Tensor:
-        kind = y.dtype.to_complex() if self.complex else y.dtype
-        with torch.enable_grad():
-            x = torch.zeros(len(y), *self.dims, dtype=kind, device=y.device, requires_grad=True)
-            forward = self(x)
-        wanted = torch.is_grad_enabled() and (y.requires_grad or self.requires_grad)
-        (found,) = torch.autograd.grad(forward, x, y, create_graph=wanted)
-        return found if wanted else found.detach()
+        return self.family.apply_adjoint(y, self._like(y))
+
+    def norm(self) -> Any:
+        """Spectral norm, differentiable where parameters are; they may change in between."""
+        if not self.requires_grad:
+            return super().norm()
+        with torch.no_grad():
+            self._direction = leading(self, self._direction)
+        return norm(self(self._direction))[0]
 
     def filtered_adjoint(self, y: Tensor, filter: str = "ramp") -> Tensor:
         return self.family.filtered(y, self._like(y), filter)
@@ -163,6 +177,9 @@ class GaussianBlur(ParametricOperator):
         rows = F.conv2d(planes, kernel, padding=(0, r))
         return F.conv2d(rows, kernel.mT, padding=(r, 0)).reshape(x.shape)
 
+    def apply_adjoint(self, y: Tensor, parameters: Parameters) -> Tensor:
+        return self.apply(y, parameters)  # it is symmetric
+
     def with_parameters(self, parameters: Parameters) -> GaussianBlur:
         return GaussianBlur(self.dims, float(parameters["sigma"]), radius=self.radius)
 
@@ -175,7 +192,8 @@ class Turned(ParametricOperator):
     operator : pylops.LinearOperator
         From images (height, width); all of its angles are too small by the offset.
     angle : float, default=0.0
-        The offset in radians: the image is turned clockwise about its centre, bilinearly.
+        The offset in radians: the image is turned clockwise about its centre, bilinearly. What turns with it
+        is all that the data can tell: only what an image looks like tells how it stood.
 
     Raises
     ------
@@ -208,6 +226,57 @@ class Turned(ParametricOperator):
 
     def with_parameters(self, parameters: Parameters) -> Turned:
         return Turned(self.operator, float(parameters["angle"]))
+
+
+class Shifted(ParametricOperator):
+    r"""An operator whose detector is shifted: projections about a centre of rotation that is unknown.
+
+    Parameters
+    ----------
+    operator : pylops.LinearOperator
+        To data (n_views, n_detectors), such as :func:`parallel_beam`.
+    shift : float, default=0.0
+        By how many pixels of the detector all data are moved towards larger indices, linearly; what comes in
+        from outside is zero.
+
+    Raises
+    ------
+    ValueError
+        If the data of the operator do not have two dimensions.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skinverse.operators import Shifted, parallel_beam
+    >>> A = parallel_beam((8, 8), [0.0, 0.5])
+    >>> x = np.ones((8, 8))
+    >>> bool(np.allclose((Shifted(A, 1.0) @ x)[:, 1:], (A @ x)[:, :-1]))
+    True
+    """
+
+    def __init__(self, operator: LinearOperator, shift: float = 0.0) -> None:
+        if len(operator.dimsd) != 2:
+            raise ValueError(
+                f"operator: expected one to data (n_views, n_detectors), got dimsd {operator.dimsd}"
+            )
+        self.operator = operator
+        dtype = str(np.dtype(operator.dtype))
+        super().__init__(tuple(operator.dims), tuple(operator.dimsd), {"shift": float(shift)}, dtype=dtype)
+
+    def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
+        return shifted(as_torch(self.operator)(x), parameters["shift"])
+
+    def filtered(self, y: Tensor, parameters: Parameters, filter: str) -> Tensor:
+        return as_torch(self.operator).filtered_adjoint(shifted(y, -parameters["shift"]), filter)
+
+    def with_parameters(self, parameters: Parameters) -> Shifted:
+        return Shifted(self.operator, float(parameters["shift"]))
+
+
+def shifted(y: Tensor, shift: Tensor) -> Tensor:
+    """Data moved along their last axis, zero from outside."""
+    rows, columns = (torch.arange(n, device=y.device, dtype=shift.dtype) for n in y.shape[-2:])
+    return bilinear(y, rows[:, None].expand(y.shape[-2:]), (columns - shift).expand(y.shape[-2:]))
 
 
 def turn(x: Tensor, angle: Tensor) -> Tensor:

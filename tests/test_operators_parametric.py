@@ -1,0 +1,219 @@
+"""Families of operators: equal to their kin where these are known, adjoint, differentiable in everything."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.ndimage
+import torch
+from numpy.testing import assert_allclose
+from pylops import LinearOperator
+from torch import Tensor
+from torch.testing import assert_close
+
+import skinverse
+from skinverse import Tikhonov
+from skinverse.operators import (
+    GaussianBlur,
+    ParametricOperator,
+    Shifted,
+    Turned,
+    as_torch,
+    dot_test,
+    fourier_sampling,
+    gaussian_blur,
+    parallel_beam,
+)
+from skinverse.operators._parametric import bilinear
+
+TOMOGRAPH = parallel_beam((9, 9), np.arange(5) * np.pi / 5, 15)
+
+
+class Gain(ParametricOperator):
+    """A user's own family: each pixel times a number of its own, each image plus its neighbour."""
+
+    def __init__(self, gain: Any) -> None:
+        gain = torch.as_tensor(gain, dtype=torch.float64)
+        super().__init__((len(gain),), (len(gain) + 1,), {"gain": gain})
+
+    def apply(self, x: Tensor, parameters: dict[str, Tensor]) -> Tensor:
+        seen = parameters["gain"] * x
+        return torch.cat([seen, seen[:, :1]], 1)
+
+    def with_parameters(self, parameters: dict[str, Tensor]) -> Gain:
+        return Gain(parameters["gain"])
+
+
+MEMBERS: dict[str, Any] = {
+    "blur": GaussianBlur((6, 5), 1.2),
+    "blur of channels": GaussianBlur((2, 4, 7), 0.6, radius=2),
+    "blur of a pixel": GaussianBlur((1, 1), 0.5),
+    "projections": Turned(TOMOGRAPH, 0.3),
+    "shifted projections": Shifted(TOMOGRAPH, -1.4),
+    "samples of a spectrum": Turned(fourier_sampling(np.eye(6, dtype=bool)), -1.1),
+    "own": Gain([1.0, -2.0, 3.0]),
+}
+every = pytest.mark.parametrize("A", MEMBERS.values(), ids=MEMBERS)
+
+
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def kind(A: LinearOperator) -> torch.dtype:
+    return torch.complex128 if np.issubdtype(A.dtype, np.complexfloating) else torch.float64
+
+
+def slanted(n: int) -> np.ndarray:
+    """A smooth image without any symmetry, zero near the rim."""
+    i, j = np.mgrid[:n, :n] / n - 0.5
+    bumps = np.exp(-60 * ((i - 0.1) ** 2 + (j - 0.15) ** 2)) + 0.5 * np.exp(-80 * ((i + 0.2) ** 2 + j**2))
+    return bumps
+
+
+# ------------------------------------------------------------------------------------------ their kin
+@pytest.mark.parametrize("dims", [(12, 9), (2, 7, 8), (3, 3)])
+def test_blur_is_that_of_the_known_width(dims: tuple[int, ...]) -> None:
+    x = random(3, *dims)
+    known = as_torch(gaussian_blur(dims, 1.1, truncate=3.0))
+    assert_close(as_torch(GaussianBlur(dims, 1.1, radius=3))(x), known(x))
+
+
+def test_turned_by_nothing_is_the_operator() -> None:
+    x = random(2, 9, 9)
+    assert_close(as_torch(Turned(TOMOGRAPH))(x), as_torch(TOMOGRAPH)(x))
+
+
+@pytest.mark.parametrize("offset", [-0.3, 0.15, 1.0])
+def test_turned_adds_its_angle_to_all_angles(offset: float) -> None:
+    x, angles = slanted(48), np.arange(7) * np.pi / 7
+    expected = parallel_beam((48, 48), angles + offset, 71) @ x
+    A = parallel_beam((48, 48), angles, 71)
+    misfit = [np.linalg.norm(Turned(A, sign * offset) @ x - expected) for sign in (1, -1)]
+    assert misfit[0] < 0.02 * np.linalg.norm(expected) < 0.2 * misfit[1]
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (1, 4), (1, 1)])
+def test_values_between_pixels_are_those_of_scipy(shape: tuple[int, int]) -> None:
+    x = random(2, *shape)
+    rows, columns = 3 * random(*shape, seed=1), 3 * random(*shape, seed=2)
+    places = np.stack([rows.numpy(), columns.numpy()])
+    expected = [scipy.ndimage.map_coordinates(i, places, order=1, mode="grid-constant") for i in x.numpy()]
+    assert_allclose(bilinear(x, rows, columns), np.stack(expected), atol=1e-12)
+
+
+@pytest.mark.parametrize("shift", [-1.3, 0.5, 2.0])
+def test_shifted_moves_the_detector(shift: float) -> None:
+    angles = np.arange(7) * np.pi / 7
+    A = parallel_beam((32, 32), angles, 59)
+    x, places = slanted(32), np.arange(59)
+    expected = [np.interp(places - shift, places, row) for row in A @ x]
+    assert_allclose(Shifted(A, shift) @ x, expected, atol=1e-5)
+    y = torch.from_numpy(Shifted(A, shift) @ x)[None]
+    back = as_torch(A).filtered_adjoint(torch.from_numpy(A @ x)[None])
+    assert float((as_torch(Shifted(A, shift)).filtered_adjoint(y) - back).norm() / back.norm()) < 0.1
+
+
+def test_a_filtered_back_projection_is_turned_back() -> None:
+    x, angles = slanted(32), np.arange(40) * np.pi / 40
+    A = Turned(parallel_beam((32, 32), angles, 47), 0.4)
+    y = torch.from_numpy(A @ x)[None]
+    error = as_torch(A).filtered_adjoint(y)[0].numpy() - x
+    assert np.linalg.norm(error) < 0.1 * np.linalg.norm(x)
+    with pytest.raises(TypeError, match="GaussianBlur has no analytic inverse"):
+        as_torch(GaussianBlur((4, 4), 1.0)).filtered_adjoint(random(1, 4, 4))
+
+
+# ------------------------------------------------------------------------------------------ every family
+@every
+def test_adjoint_is_the_adjoint(A: Any) -> None:
+    assert dot_test(A) < 1e-12
+    x, y = random(3, *A.dims, dtype=kind(A)), random(3, *A.dimsd, seed=1, dtype=kind(A))
+    linear = as_torch(A)
+    assert_close((linear(x).conj() * y).sum(), (x.conj() * linear.adjoint(y)).sum())
+
+
+@every
+def test_precision_is_that_of_the_batch(A: Any) -> None:
+    x = random(2, *A.dims).to(kind(A).to_real() if kind(A).is_complex else kind(A))
+    x = x.to(torch.complex64 if kind(A).is_complex else torch.float32)
+    y = as_torch(A)(x)
+    assert y.dtype == x.dtype == as_torch(A).adjoint(y).dtype
+
+
+@every
+def test_numpy_sees_the_same_operator(A: Any) -> None:
+    x = random(*A.dims, dtype=kind(A))
+    single = {"rtol": 1e-5, "atol": 1e-5}  # matrices of projections are kept in single precision
+    assert_allclose((A @ x.numpy().ravel()).reshape(A.dimsd), as_torch(A)(x[None])[0].numpy(), **single)
+    dense = A.todense()
+    assert_allclose((A.H @ dense[:, 0]).ravel(), dense.conj().T @ dense[:, 0], **single)
+
+
+@every
+def test_derivatives_in_image_data_and_parameters(A: Any) -> None:
+    names = list(A.parameters)
+    values = tuple(A.parameters[name].clone().requires_grad_() for name in names)
+    x = random(2, *A.dims, dtype=kind(A)).requires_grad_()
+    y = random(2, *A.dimsd, seed=1, dtype=kind(A)).requires_grad_()
+
+    def both(x: Tensor, y: Tensor, *values: Tensor) -> tuple[Tensor, Tensor]:
+        linear = A.at(dict(zip(names, values, strict=True)))
+        return linear(x), linear.adjoint(y)
+
+    assert torch.autograd.gradcheck(both, (x, y, *values))
+
+
+@every
+def test_without_wanting_derivatives_there_is_no_graph(A: Any) -> None:
+    y = random(1, *A.dimsd, dtype=kind(A))
+    assert not as_torch(A).adjoint(y).requires_grad
+    assert not as_torch(A).requires_grad
+
+
+@every
+def test_other_parameters_leave_the_member_as_it_is(A: Any) -> None:
+    before = {name: value.clone() for name, value in A.parameters.items()}
+    other = A.with_parameters({name: value + 0.5 for name, value in before.items()})
+    for name, value in before.items():
+        assert_close(A.parameters[name], value)
+        assert_close(other.parameters[name], value + 0.5)
+    assert (other.dims, other.dimsd) == (A.dims, A.dimsd)
+
+
+@every
+def test_pickling_keeps_the_member(A: Any) -> None:
+    x = random(1, *A.dims, dtype=kind(A))
+    expected = as_torch(A)(x)
+    assert_close(as_torch(pickle.loads(pickle.dumps(A)))(x), expected)
+
+
+# ------------------------------------------------------------------------------------------ in use
+@pytest.mark.parametrize("name", ["blur", "projections", "shifted projections"])
+def test_methods_use_and_store_a_member(name: str, tmp_path: Any) -> None:
+    A = MEMBERS[name]
+    data = random(2, *A.dimsd).numpy()
+    model = Tikhonov(A, lam=0.1).fit()
+    model.save(tmp_path / "model")
+    assert_allclose(skinverse.load(tmp_path / "model").predict(data), model.predict(data))
+
+
+def test_a_family_of_ones_own_cannot_be_stored_and_says_so(tmp_path: Any) -> None:
+    with pytest.raises(ValueError, match="Gain has no recipe"):
+        Tikhonov(MEMBERS["own"], lam=0.1).fit().save(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: GaussianBlur((4,), 1.0), "dims must be"),
+        (lambda: GaussianBlur((4, 4), 0.0), "sigma must be positive"),
+        (lambda: Turned(GaussianBlur((2, 4, 4), 1.0)), "images .height, width."),
+    ],
+)
+def test_what_is_no_member_is_refused(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
