@@ -45,6 +45,7 @@ GRIDS = {
     "filter": ["ramp", "hann"],
     "n_iterations": [1, 3],
     "patch_size": [4, 8],
+    "network": ["dncnn", "unet"],
 }
 # What knows images of one size, or one operator.
 TIED = {"DirectInversion", "GenerativeCovariancePrior"}

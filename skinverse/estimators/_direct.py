@@ -115,7 +115,7 @@ class DirectInversion(LearnedReconstructor):
 
     def _operator_for(self, images: Tensor | None, data: Tensor | None) -> pylops.LinearOperator | None:
         if images is None:
-            known = getattr(self, "operator_", None)
+            known: Any = getattr(self, "operator_", None)
             if self.operator is not None and self.operator is not known:
                 raise ValueError(
                     "DirectInversion: what was learned belongs to the operator of the training, from images "
