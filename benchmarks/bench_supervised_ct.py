@@ -1,8 +1,8 @@
 """Supervised reconstruction: sparse-view CT of random ellipses, 64 x 64 pixels, 30 views, 95 detectors.
 
 The protocol of J. Adler and O. Oktem at half the resolution: 5 % noise, and ellipses that no method has seen
-to test on. Total variation gets the weight that is best on the test images. Methods may be named on the command
-line; figures of the others are kept. What is trained is kept in ``.cache``.
+to test on. Total variation gets the weight that is best on the test images. Methods may be named on the
+command line; figures of the others are kept. What is trained is kept in ``.cache``.
 """
 
 from __future__ import annotations
