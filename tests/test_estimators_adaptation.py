@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.model_selection import GridSearchCV
 
 import skinverse
@@ -32,6 +32,9 @@ from skinverse.estimators import _equilibrium_maps, _learning
 from skinverse.estimators._adaptation import Objective, explains
 from skinverse.networks import GradientStepCNN
 from skinverse.operators import GaussianBlur, Shifted, as_torch, gaussian_blur, parallel_beam
+
+# Most tests look at a few steps only.
+pytestmark = pytest.mark.filterwarnings("ignore:ModelAdaptation:sklearn.exceptions.ConvergenceWarning")
 
 BRIEF = Trainer(max_epochs=6, lr=3e-3, validation_fraction=0.0)
 SIZE, OLD, NEW = 12, 0.8, 1.2
@@ -109,7 +112,7 @@ def test_the_objective_is_the_formula(name: str, fitted: Any) -> None:
     assert float(value) == pytest.approx(expected, rel=1e-4)
 
 
-@every
+@pytest.mark.parametrize("name", [*METHODS, "equilibrium by ADMM"])
 @pytest.mark.parametrize("noise_std", [None, 0.05])
 @pytest.mark.parametrize("known", [True, False], ids=["known", "parametric"])
 def test_derivatives_are_those_of_finite_differences(
@@ -120,7 +123,14 @@ def test_derivatives_are_those_of_finite_differences(
     monkeypatch.setattr(fitted["equilibrium"], "tol", 1e-11)
     monkeypatch.setattr(fitted["equilibrium"], "max_steps", 1000)
     operator = B if known else GaussianBlur((SIZE, SIZE), NEW, radius=6)
-    J = objective(name, fitted[name], operator, ELSEWHERE[:3].astype(np.float64), noise_std)
+    method = fitted[name.removesuffix(" by ADMM")]
+    if name.endswith("ADMM"):
+        monkeypatch.setattr(_equilibrium_maps, "_CG_TOL", 1e-12)
+        monkeypatch.setattr(_equilibrium_maps, "_CG_STEPS", 200)
+        method = copy.copy(method)
+        method.iteration = "admm"
+        monkeypatch.setattr(method, "_rule", {}, raising=False)
+    J = objective(name, method, operator, ELSEWHERE[:3].astype(np.float64), noise_std)
     gradient = J.value_and_grad(J.start)[1]
     # Along the operator's parameter or the gradient; the operator's norm has a tolerance, thresholds kinks.
     d = torch.zeros_like(gradient) if not known else gradient / gradient.norm()
@@ -228,7 +238,9 @@ def test_the_operator_of_the_estimator_is_the_default(fitted: Any) -> None:
 # ------------------------------------------------------------------------------------------ the contract
 def test_clones_share_the_trained_estimator_and_a_search_works(fitted: Any) -> None:
     model = ModelAdaptation(fitted["gradient descent"], B, max_steps=2)
-    assert clone(model).estimator is model.estimator
+    twin = clone(model).set_params(estimator__bounds=(0, 1))
+    assert twin.estimator.module_ is model.estimator.module_
+    assert model.estimator.bounds is None
     search = GridSearchCV(model, {"mu": [1e-3, 10.0]}, cv=2, error_score="raise").fit(IMAGES, ELSEWHERE)
     assert search.predict(ELSEWHERE).shape == IMAGES.shape
 
@@ -274,3 +286,57 @@ def test_numbers_without_a_meaning_are_refused(changed: dict[str, Any], message:
 def test_measurements_are_needed(fitted: Any) -> None:
     with pytest.raises(ValueError, match="Y_meas"):
         ModelAdaptation(fitted["gradient descent"], B).fit(IMAGES)
+
+
+# ----------------------------------------------------------------------------------------- changes and limits
+def test_another_operator_needs_another_fit(fitted: Any) -> None:
+    model = ModelAdaptation(fitted["gradient descent"], B, max_steps=1).fit(Y_meas=ELSEWHERE)
+    with pytest.raises(ValueError, match="fit again"):
+        model.set_params(operator=A).predict(DATA)
+    assert model.fit(Y_meas=DATA).operator_ is A
+    family = GaussianBlur((SIZE, SIZE), OLD)
+    once = model.set_params(operator=family, mu=np.inf).fit(Y_meas=ELSEWHERE).operator_.parameters["sigma"]
+    assert model.fit(Y_meas=ELSEWHERE).operator_.parameters["sigma"] == once
+
+
+def test_no_noise_is_noise_of_level_zero(fitted: Any) -> None:
+    family = GaussianBlur((SIZE, SIZE), OLD)
+    found = [
+        ModelAdaptation(fitted["gradient descent"], family, mu=np.inf, noise_std=level)
+        .fit(Y_meas=ELSEWHERE)
+        .operator_.parameters["sigma"]
+        for level in (None, 0.0)
+    ]
+    assert found[0] == found[1]
+
+
+@pytest.mark.filterwarnings("default:ModelAdaptation:sklearn.exceptions.ConvergenceWarning")
+def test_a_search_that_did_not_end_says_so(fitted: Any) -> None:
+    model = ModelAdaptation(fitted["gradient descent"], B, max_steps=1)
+    with pytest.warns(ConvergenceWarning, match="weights did not converge in 1 steps"):
+        model.fit(Y_meas=ELSEWHERE)
+    with pytest.warns(ConvergenceWarning, match="2 of 2 images did not converge"):
+        _, info = model.set_params(per_image=True).predict(ELSEWHERE[:2], return_info=True)
+    assert not info.converged.any()
+
+
+def test_an_initial_that_hides_the_operator_needs_it_known() -> None:
+    method = PostProcessor(A, initial=Tikhonov(lam=0.01), network="dncnn", patch_size=None, trainer=BRIEF)
+    method.fit(IMAGES, DATA)
+    ModelAdaptation(method, B, max_steps=1).fit(Y_meas=ELSEWHERE)
+    with pytest.raises(TypeError, match="give a known operator"):
+        ModelAdaptation(method, GaussianBlur((SIZE, SIZE), OLD)).fit(Y_meas=ELSEWHERE)
+
+
+def test_without_any_operator_there_is_nothing_to_explain() -> None:
+    method = DirectInversion(trainer=BRIEF).fit(IMAGES, DATA[:, :, :7])
+    with pytest.raises(ValueError, match="expected the operator of the data, got None"):
+        ModelAdaptation(method).fit(Y_meas=DATA[:, :, :7])
+
+
+def test_a_seed_is_drawn_once_and_only_where_it_is_needed(fitted: Any) -> None:
+    state = np.random.RandomState(0)
+    model = ModelAdaptation(fitted["gradient descent"], B, random_state=state, max_steps=1, per_image=True)
+    before = state.get_state()[2]
+    model.fit(Y_meas=ELSEWHERE).predict(ELSEWHERE[:2])
+    assert state.get_state()[2] == before

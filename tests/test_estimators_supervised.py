@@ -504,7 +504,7 @@ def test_several_coils_are_learned_from() -> None:
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        ({"kernel_size": 4}, "kernel_size: expected an odd number, got 4"),
+        ({"kernel_size": 4}, "kernel_size: expected an odd number, at least 3, got 4"),
         ({"kernel_size": 0}, "kernel_size"),
         ({"n_knots": 1}, "n_knots: expected at least 2, got 1"),
         ({"n_knots": 0}, "n_knots"),
@@ -634,7 +634,7 @@ def test_huge_maps_are_announced(monkeypatch: Any) -> None:
     monkeypatch.setattr(_direct, "_MANY", 12 * 9)
     DirectInversion(trainer=trainer(1)).fit(images, data)
     monkeypatch.setattr(_direct, "_MANY", 12 * 9 - 1)
-    with pytest.warns(ResourceWarning, match=r"1\.1e\+02 weights"):
+    with pytest.warns(UserWarning, match=r"1\.1e\+02 weights"):
         DirectInversion(trainer=trainer(1)).fit(images, data)
 
 

@@ -206,6 +206,28 @@ def test_a_family_of_ones_own_cannot_be_stored_and_says_so(tmp_path: Any) -> Non
         Tikhonov(MEMBERS["own"], lam=0.1).fit().save(tmp_path / "model")
 
 
+@pytest.mark.parametrize("side", [1, 12, 16])
+def test_a_kernel_larger_than_the_image_has_derivatives_in_single_precision(side: int) -> None:
+    sigma = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+    linear = GaussianBlur((side, side), 1.5).at({"sigma": sigma})
+    linear(torch.ones(4, side, side)).sum().backward()
+    assert sigma.grad is not None
+    assert torch.isfinite(sigma.grad)
+
+
+def test_blur_takes_complex_images() -> None:
+    A, x = GaussianBlur((6, 5), 1.2), random(6, 5, dtype=torch.complex128).numpy()
+    assert_allclose(A @ x, A @ x.real + 1j * (A @ x.imag))
+    assert_allclose(as_torch(A)(torch.from_numpy(x)[None])[0], A @ x)
+
+
+@pytest.mark.parametrize("side", ["images", "data"])
+def test_batches_of_another_shape_are_refused(side: str) -> None:
+    linear = as_torch(GaussianBlur((8, 8), 1.0))
+    with pytest.raises(ValueError, match=rf"expected {side} of shape \(n, 8, 8\)"):
+        (linear if side == "images" else linear.adjoint)(torch.ones(1, 4, 16))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pylops
 import torch
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from torch import Tensor, nn
 
 from skinverse._batch import dot, norm
@@ -35,13 +37,14 @@ class ModelAdaptation(BaseReconstructor):
 
     ``fit`` minimises, from the weights ``theta_0`` that were learned,
 
-    ``mean_i max(||y_i - B f(y_i; theta, B)||^2 - m noise_std^2, 0) + mu ||theta - theta_0||^2``
+    ``max(mean_i ||y_i - B f(y_i; theta, B)||^2 - m noise_std^2, 0) + mu ||theta - theta_0||^2``
 
     where ``m`` is the number of measurements: what the noise explains is not fitted. Of a
     :class:`~skinverse.operators.ParametricOperator` the member is sought first, with the weights as they
     are: it has the least risk ``E ||B x - B f(y; theta_0, B)||^2``, by Stein's unbiased estimate, or the
     least ``||y - B f||^2`` without ``noise_std``. (Together, weights explain the data under any operator, and
-    the fit alone prefers operators that lose too little.) The given estimator stays as it is.
+    the fit alone prefers operators that lose too little.) Bounds of the method hold in ``predict`` only. The
+    given estimator stays as it is.
 
     Parameters
     ----------
@@ -81,6 +84,13 @@ class ModelAdaptation(BaseReconstructor):
     ------
     TypeError
         If the estimator does not reconstruct differentiably in what it learned.
+    ValueError
+        If the operator of ``predict`` is not the one that was adapted to.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If a search ended after ``max_steps``.
 
     References
     ----------
@@ -105,6 +115,7 @@ class ModelAdaptation(BaseReconstructor):
 
     _needs: ClassVar[tuple[str, ...]] = ("Y_meas",)
     _paired: ClassVar[bool] = False
+    _saved: ClassVar[tuple[str, ...]] = ("_asked",)
     _shared: ClassVar[tuple[str, ...]] = ("operator", "estimator")
     _load: ClassVar[int] = 64
     estimator_: LearnedReconstructor
@@ -132,19 +143,52 @@ class ModelAdaptation(BaseReconstructor):
         self.random_state = random_state
         self.device = device
 
+    def __sklearn_clone__(self) -> Self:
+        """A clone has the weights of the given estimator, not its parameters."""
+        twin = super().__sklearn_clone__()
+        twin.estimator = copy.copy(self.estimator)
+        return twin
+
     # ------------------------------------------------------------------ fit
+    def fit(self, X_true: Any = None, Y_meas: Any = None) -> Self:
+        """Adapt to measurements.
+
+        Parameters
+        ----------
+        X_true : None
+            Not used; searches score with it.
+        Y_meas : array-like or Tensor of shape (n_samples, *operator.dimsd)
+            Measurements of the operator to adapt to.
+
+        Returns
+        -------
+        object
+            The fitted estimator.
+        """
+        if hasattr(self, "operator_"):
+            del self.operator_  # the search begins with the operator that is given
+        return super().fit(X_true, Y_meas)
+
     def _operator_for(self, images: Tensor | None, data: Tensor | None) -> pylops.LinearOperator | None:
-        if images is None and data is not None and hasattr(self, "operator_"):
-            return self.operator_
-        fitted: Any = getattr(self.estimator, "operator_", None)
-        return fitted if self.operator is None else self.operator
+        known: Any = getattr(self, "operator_", None)
+        if known is None:
+            fitted: Any = getattr(self.estimator, "operator_", None)
+            return fitted if self.operator is None else self.operator
+        if self.operator is not self._asked:
+            raise ValueError(
+                "ModelAdaptation: expected the operator that was adapted to, got another one: fit again"
+            )
+        return known
 
     def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
         assert data is not None  # _needs
         self._check()
+        self._asked = self.operator
         module, y = copy.deepcopy(self.estimator.module_).to(data.device), single(data)
         self.history_ = self._find_operator(module, y)
-        self.history_ += self._adapt(module, y)
+        history, found = self._adapt(module, y)
+        self.history_ += history
+        self._tell(found, "weights")
         self.estimator_ = self._with(module, self.operator_)
 
     def _find_operator(self, module: nn.Module, data: Tensor) -> list[dict[str, Any]]:
@@ -152,19 +196,21 @@ class ModelAdaptation(BaseReconstructor):
         family: Any = self.operator_
         if not hasattr(family, "parameters"):
             return []
+        noise_std = self.noise_std or None
         unknown = {name: v.to(data.device).clone().requires_grad_() for name, v in family.parameters.items()}
         A, method = family.at(unknown), self._with(module, family)
-        parts = self._parts(A, method, data, self.noise_std)
-        risk = Objective(explains(A, method, module), parts, list(unknown.values()), noise_std=self.noise_std)
-        history = self._minimise(risk, "operator")
+        parts = self._parts(A, method, data, noise_std)
+        risk = Objective(explains(A, method, module), parts, list(unknown.values()), noise_std=noise_std)
+        history, found = self._minimise(risk, "operator")
+        self._tell(found, "operator")
         self.operator_ = family.with_parameters({name: value.detach() for name, value in unknown.items()})
         return history
 
-    def _adapt(self, module: nn.Module, data: Tensor) -> list[dict[str, Any]]:
+    def _adapt(self, module: nn.Module, data: Tensor) -> tuple[list[dict[str, Any]], Solution]:
         """Move the weights until they explain the data under ``operator_``."""
         weights: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
         if np.isinf(self.mu) or not weights:
-            return []
+            return [], Solution.direct(data.new_zeros(1, 1))
         A, method = as_torch(self.operator_), self._with(module, self.operator_)
         level = data[0].numel() * (self.noise_std or 0.0) ** 2
         parts = self._parts(A, method, data, None)
@@ -181,6 +227,10 @@ class ModelAdaptation(BaseReconstructor):
                 f"ModelAdaptation: {name} does not reconstruct differentiably in what it learned; "
                 "set_params(operator=...) takes it to another operator as it is"
             )
+        if type(self.operator_) is pylops.Zero:
+            raise ValueError(
+                "operator: expected the operator of the data, got None, and the estimator has none"
+            )
         if not hasattr(self.estimator, "module_"):
             raise NotFittedError(f"ModelAdaptation: expected a fitted estimator, got {name} before its fit")
         if not self.mu >= 0:
@@ -193,25 +243,38 @@ class ModelAdaptation(BaseReconstructor):
         self, A: LinearMap, method: LearnedReconstructor, data: Tensor, noise_std: float | None
     ) -> list[list[Part]]:
         """Few data at a time, with noise also some more of it, and the start of each where it is known."""
-        generator = torch.Generator().manual_seed(seed_of(self.random_state))
-        parts = []
+        generator, parts = torch.Generator(), []
+        if noise_std is not None:
+            generator.manual_seed(seed_of(self.random_state))
         for y in data.split(max(1, _AT_ONCE * in_memory(A) // self._load)):
-            more = torch.randn(y.shape, generator=generator, dtype=y.dtype).to(y.device)
-            seen = [y] if noise_std is None else [y, y + _PROBE * noise_std * more]
+            seen = [y]
+            if noise_std is not None:
+                more = torch.randn(y.shape, generator=generator, dtype=y.dtype)
+                seen.append(y + _PROBE * noise_std * more.to(y.device))
             with torch.no_grad():
                 parts.append([(z, None if A.requires_grad else method._start(A, z)) for z in seen])
         return parts
 
-    def _minimise(self, objective: Objective, phase: str) -> list[dict[str, Any]]:
+    def _minimise(self, objective: Objective, phase: str) -> tuple[list[dict[str, Any]], Solution]:
         """Leave the variables where the objective is least, and tell the way."""
         history: list[dict[str, Any]] = []
 
         def note(step: int, x: Tensor) -> None:
-            history.append({"phase": phase, "step": step, "objective": objective.last})
+            value = objective.last if torch.equal(x, objective.seen) else float(objective(x))
+            history.append({"phase": phase, "step": step, "objective": value})
 
         found = lbfgs(objective, objective.start, max_steps=self.max_steps, tol=self.tol, callback=note)
         objective.write(found.x)
-        return history
+        return history, found
+
+    def _tell(self, found: Solution, what: str) -> None:
+        if not bool(found.converged.all()):
+            warnings.warn(
+                f"ModelAdaptation: the search for the {what} did not converge in {self.max_steps} steps "
+                f"(last change {float(found.residual.max()):.1e}): raise max_steps or tol, or give noise_std",
+                ConvergenceWarning,
+                stacklevel=5,
+            )
 
     def _with(self, module: nn.Module, operator: pylops.LinearOperator) -> LearnedReconstructor:
         """The estimator with other weights and another operator; the given one keeps its own."""
@@ -229,8 +292,10 @@ class ModelAdaptation(BaseReconstructor):
     def _alone(self, A: LinearMap, data: Tensor) -> Solution:
         """The reconstruction with weights adapted to this image."""
         module = copy.deepcopy(self.estimator_.module_).to(data.device)
-        self._adapt(module, single(data))
-        return self._with(module, self.operator_)._reconstruct(A, data)
+        _, found = self._adapt(module, single(data))
+        solution = self._with(module, self.operator_)._reconstruct(A, data)
+        converged, residual = solution.converged & found.converged, found.residual.to(solution.residual)
+        return replace(solution, n_steps=found.n_steps, converged=converged, residual=residual)
 
 
 def explains(A: LinearMap, method: LearnedReconstructor, module: nn.Module) -> Explained:
@@ -266,13 +331,14 @@ class Objective(Functional):
         self.n_data = sum(len(part[0][0]) for part in parts)
         rows = [v.detach().flatten().to(variables[0].device, torch.float64) for v in variables]
         self.start, self.last = torch.cat(rows)[None], math.nan
+        self.seen = self.start
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.value_and_grad(x)[0]
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         self.write(x)
-        change = x - self.start
+        self.seen, change = x, x - self.start
         value, gradient = 0.0, torch.zeros_like(x)
         for part in self.parts:
             with torch.enable_grad():

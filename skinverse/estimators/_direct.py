@@ -33,8 +33,8 @@ class DirectInversion(LearnedReconstructor):
 
     ``fit`` minimises ``sum ||h(L y + b) - x||^2`` over pairs. ``L`` begins as the linear map that ridge
     regression finds. It has pixels times measurements weights: 68 million for 64 x 64 pixels and four times
-    as many measurements, 275 billion for 512 x 512 pixels and as many measurements; a warning says so
-    before the memory ends. Use it where the operator is unknown; a method that knows it needs fewer images.
+    as many measurements, 69 billion for 512 x 512 pixels and as many measurements; a warning says so before
+    the memory ends. Use it where the operator is unknown; a method that knows it needs fewer images.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ class DirectInversion(LearnedReconstructor):
 
     Warns
     -----
-    ResourceWarning
+    UserWarning
         If there are more than 200 million weights.
 
     See Also
@@ -135,9 +135,8 @@ class DirectInversion(LearnedReconstructor):
         n_weights = math.prod(self.sizes_[0]) * self.sizes_[1]
         if n_weights > _MANY:
             warnings.warn(
-                f"DirectInversion: the linear map has {n_weights:.1e} weights, {n_weights / 2**28:.0f} GiB, "
+                f"DirectInversion: the linear map has {n_weights:.1e} weights, {n_weights / 2**28:.1f} GiB, "
                 "four times as much in training: a method that knows the operator needs none of them",
-                ResourceWarning,
                 stacklevel=3,
             )
         super()._fit(A, images, data)
@@ -170,7 +169,9 @@ class DirectInversion(LearnedReconstructor):
                 f"Y_meas: expected {self.sizes_[1]} numbers per sample (a complex one counts twice), as in "
                 f"the training, got {y.shape[1]}"
             )
-        module = copy.deepcopy(self.module_).to(y.device, y.dtype)
+        known = self.module_.linear.weight
+        same = (known.dtype, known.device) == (y.dtype, y.device)
+        module = self.module_ if same else copy.deepcopy(self.module_).to(y.device, y.dtype)
         with torch.no_grad():
             return Solution.direct(self._images(module(y), A))
 

@@ -144,15 +144,24 @@ def admm(h: Images, normal: Images, lam: Tensor, dims: tuple[int, ...]) -> Map:
 
     def f(pair: Tensor, b: Tensor) -> Tensor:
         z, u = part(pair, dims, dims)
-        x = _Resolvent.apply(b + lam * (z - u), lam, normal)
+        x = resolvent(b + lam * (z - u), lam, normal)
         denoised = h(x + u)
         return join(denoised, u + x - denoised)
 
     return f
 
 
+def resolvent(r: Tensor, lam: Tensor, normal: Images) -> Tensor:
+    """``(A^* A + lam)^-1 r``, differentiable in all three."""
+    x = _Resolvent.apply(r, lam, normal)
+    seen = normal(x.detach()) if torch.is_grad_enabled() else x.detach()
+    if not seen.requires_grad:  # the operator has no parameters
+        return x
+    return x - _Resolvent.apply(seen - seen.detach(), lam.detach(), normal)
+
+
 class _Resolvent(torch.autograd.Function):
-    """``(B + lam)^-1 r`` by conjugate gradients; differentiated by solving once more."""
+    """``(B + lam)^-1 r`` by conjugate gradients; differentiated in ``r`` and ``lam`` by solving once more."""
 
     @staticmethod
     def forward(ctx: Any, r: Tensor, lam: Tensor, normal: Images) -> Tensor:

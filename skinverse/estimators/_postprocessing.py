@@ -153,6 +153,11 @@ class PostProcessor(LearnedReconstructor):
 
     def _start(self, A: LinearMap, data: Tensor) -> Tensor:
         if self.initial_ is not None:
+            if A.requires_grad:
+                raise TypeError(
+                    "PostProcessor: with initial=... it is not differentiable in the parameters of the "
+                    "operator, whose derivatives are wanted: give a known operator"
+                )
             x = self.initial_._reconstruct(A, data).x
         else:
             x = data if A.identity else analytic_inverse(A, data)

@@ -123,8 +123,8 @@ class VariationalNetwork(LearnedIterations, LearnedReconstructor):
         self.device = device
 
     def _make_module(self) -> Unrolled:
-        if self.kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size: expected an odd number, got {self.kernel_size}")
+        if self.kernel_size % 2 == 0 or self.kernel_size < 3:
+            raise ValueError(f"kernel_size: expected an odd number, at least 3, got {self.kernel_size}")
         if self.n_knots < 2:
             raise ValueError(f"n_knots: expected at least 2, got {self.n_knots}")
         return Experts(self.n_channels_, self.n_iterations, self.n_filters, self.kernel_size, self.n_knots)

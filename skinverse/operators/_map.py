@@ -65,12 +65,12 @@ class LinearMap(ABC):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply the map to a batch of images, (n, *dims) -> (n, *dimsd)."""
-        _check_shape(x, self.dims, "images", "dims")
+        check_shape(x, self.dims, "images", "dims")
         return _Apply.apply(x, self, False)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Apply the adjoint to a batch of data, (n, *dimsd) -> (n, *dims)."""
-        _check_shape(y, self.dimsd, "data", "dimsd")
+        check_shape(y, self.dimsd, "data", "dimsd")
         return _Apply.apply(y, self, True)
 
     def filtered_adjoint(self, y: Tensor, filter: str = "ramp") -> Tensor:
@@ -181,10 +181,10 @@ def leading(
         if abs(value - previous) <= tol * value:
             break
         x = image
-    return x
+    return x / norm(x).clamp_min(torch.finfo(x.dtype).tiny).item()
 
 
-def _check_shape(batch: Tensor, dims: tuple[int, ...], what: str, source: str) -> None:
+def check_shape(batch: Tensor, dims: tuple[int, ...], what: str, source: str) -> None:
     if tuple(batch.shape[1:]) != dims:
         expected = ", ".join(["n", *map(str, dims)])
         raise ValueError(f"expected {what} of shape ({expected}) from {source}, got {tuple(batch.shape)}")

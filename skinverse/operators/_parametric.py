@@ -7,15 +7,17 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pylops import LinearOperator
 from torch import Tensor
 
 from skinverse._batch import norm
 from skinverse.operators._lowering import as_torch
-from skinverse.operators._map import LinearMap, leading
+from skinverse.operators._map import LinearMap, check_shape, leading
 
 Parameters = dict[str, Tensor]
+
+# Least width of a blur that a search can end with.
+_NARROW = 1e-3
 
 
 class ParametricOperator(LinearOperator, ABC):
@@ -23,7 +25,7 @@ class ParametricOperator(LinearOperator, ABC):
 
     A family is a subclass with :meth:`apply`, torch code that autograd can follow to the image and to the
     parameters, and :meth:`with_parameters`. An operator of it works wherever a pylops operator does; the
-    adjoint comes by automatic differentiation.
+    adjoint comes by automatic differentiation. What is composed of it with other operators is fixed.
 
     Parameters
     ----------
@@ -43,7 +45,8 @@ class ParametricOperator(LinearOperator, ABC):
         dtype: str = "float64",
     ) -> None:
         self.parameters = {
-            name: torch.as_tensor(value, dtype=torch.float64) for name, value in parameters.items()
+            name: torch.as_tensor(value, dtype=torch.float64).detach().clone()
+            for name, value in parameters.items()
         }
         super().__init__(dtype=np.dtype(dtype), dims=dims, dimsd=dimsd)
 
@@ -79,11 +82,13 @@ class ParametricOperator(LinearOperator, ABC):
         return self.at(self.parameters)
 
     def _matvec(self, x: np.ndarray) -> np.ndarray:
-        batch = torch.from_numpy(np.ascontiguousarray(x, dtype=self.dtype)).reshape(1, *self.dims)
+        seen = np.ascontiguousarray(x, dtype=np.result_type(x, self.dtype))
+        batch = torch.from_numpy(seen).reshape(1, *self.dims)
         return as_torch(self)(batch).numpy().ravel()
 
     def _rmatvec(self, y: np.ndarray) -> np.ndarray:
-        batch = torch.from_numpy(np.ascontiguousarray(y, dtype=self.dtype)).reshape(1, *self.dimsd)
+        seen = np.ascontiguousarray(y, dtype=np.result_type(y, self.dtype))
+        batch = torch.from_numpy(seen).reshape(1, *self.dimsd)
         return as_torch(self).adjoint(batch).numpy().ravel()
 
 
@@ -97,9 +102,11 @@ class _Member(LinearMap):
         self._direction: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
+        check_shape(x, self.dims, "images", "dims")
         return self.family.apply(x, self._like(x))
 
     def adjoint(self, y: Tensor) -> Tensor:
+        check_shape(y, self.dimsd, "data", "dimsd")
         return self.family.apply_adjoint(y, self._like(y))
 
     def norm(self) -> Any:
@@ -169,19 +176,23 @@ class GaussianBlur(ParametricOperator):
         super().__init__(dims, dims, {"sigma": float(sigma)})
 
     def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
-        r = self.radius
-        place = torch.arange(-r, r + 1, device=x.device, dtype=x.dtype)
-        profile = torch.exp(-0.5 * (place / parameters["sigma"]) ** 2)
-        kernel = (profile / profile.sum()).reshape(1, 1, 1, -1)
-        planes = x.reshape(-1, 1, *self.dims[-2:])
-        rows = F.conv2d(planes, kernel, padding=(0, r))
-        return F.conv2d(rows, kernel.mT, padding=(r, 0)).reshape(x.shape)
+        rows, columns = (self._along(n, parameters["sigma"]).to(x.dtype) for n in self.dims[-2:])
+        return rows @ x @ columns
+
+    def _along(self, n: int, sigma: Tensor) -> Tensor:
+        """The blur of ``n`` pixels in a row as a symmetric matrix."""
+        place = torch.arange(n, device=sigma.device)
+        distance = (place[:, None] - place).abs()
+        profile = torch.exp(-0.5 * (torch.arange(self.radius + 1, device=sigma.device) / sigma) ** 2)
+        profile = profile / (2 * profile.sum() - profile[0])
+        return torch.where(distance <= self.radius, profile[distance.clamp_max(self.radius)], 0)
 
     def apply_adjoint(self, y: Tensor, parameters: Parameters) -> Tensor:
         return self.apply(y, parameters)  # it is symmetric
 
     def with_parameters(self, parameters: Parameters) -> GaussianBlur:
-        return GaussianBlur(self.dims, float(parameters["sigma"]), radius=self.radius)
+        sigma = max(abs(float(parameters["sigma"])), _NARROW)  # a search may pass through zero
+        return GaussianBlur(self.dims, sigma, radius=self.radius)
 
 
 class Turned(ParametricOperator):
