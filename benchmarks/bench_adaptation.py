@@ -1,6 +1,6 @@
 """Model adaptation: deblurring learned for a width of 1.6 pixels, measured where it is 2.4 pixels.
 
-Pieces of BSD400 to learn from, pieces of BSD68 to adapt to (without their true images) and others to judge on.
+Pieces of BSD400 to learn from, pieces of BSD68 to adapt to, without true images, and others to judge on.
 The width is told, or not. What is trained is kept in ``.cache``.
 """
 
