@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from skinverse._batch import dot, expand, norm
-from skinverse.solvers._loop import Callback, State, iterate
+from skinverse.solvers._loop import Callback, State, first_step, iterate
 from skinverse.solvers._solution import Solution
 
 # A refused step is halved; an accepted one may grow in the next iteration.
@@ -230,18 +230,9 @@ def _descend(
     parts = _Parts(objective)
     with torch.no_grad():
         value, gradient = parts.value_and_grad(x0)
-        t = _first_step(parts, x0, gradient)
+        t = first_step(parts, x0, gradient)
     state = {"x": x0, "old": x0, "value": value, "t": t, "momentum": torch.ones_like(t)}
     return iterate(step, parts, state, max_steps=max_steps, tol=tol, callback=callback, report=("step",))
-
-
-def _first_step(parts: _Parts, x: Tensor, gradient: Tensor) -> Tensor:
-    """One over the curvature along the gradient, by a difference small against the image."""
-    tiny = torch.finfo(x.dtype).tiny
-    length = 1e-2 * (norm(x) + (norm(x) == 0)) / norm(gradient).clamp_min(tiny)
-    change = parts.value_and_grad(x - expand(length, x) * gradient)[1] - gradient
-    curvature = norm(change) / (length * norm(gradient)).clamp_min(tiny)
-    return torch.where(curvature > 0, 1 / curvature, 1.0)
 
 
 def _proximal_step(parts: _Parts, state: State) -> State:

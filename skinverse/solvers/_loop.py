@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from skinverse._batch import expand, norm
 from skinverse.solvers._solution import Solution
 
 # What a method remembers: tensors whose first axis counts images, `x` and `residual` among them.
@@ -63,3 +64,12 @@ def iterate(
             objective = objective.select(kept)
         x[active] = state["x"]
         return Solution(x, n_steps, converged, told.pop("residual"), whole(x), told)
+
+
+def first_step(objective: Any, x: Tensor, gradient: Tensor) -> Tensor:
+    """One over the curvature along the gradient, by a difference small against the image."""
+    tiny = torch.finfo(x.dtype).tiny
+    length = 1e-2 * (norm(x) + (norm(x) == 0)) / norm(gradient).clamp_min(tiny)
+    change = objective.value_and_grad(x - expand(length, x) * gradient)[1] - gradient
+    curvature = norm(change) / (length * norm(gradient)).clamp_min(tiny)
+    return torch.where(curvature > 0, 1 / curvature, 1.0)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from skinverse._batch import dot, expand, norm
-from skinverse.solvers._loop import Callback, State, iterate
+from skinverse.solvers._loop import Callback, State, first_step, iterate
 from skinverse.solvers._solution import Solution
 
 # Decrease wanted, relative to the slope; shrinkage of a step and how often; least curvature to learn from.
@@ -69,7 +69,7 @@ def lbfgs(
         raise ValueError(f"n_pairs: expected at least 1, got {n_pairs}")
     value, gradient = objective.value_and_grad(x0)
     pairs = x0.new_zeros(len(x0), n_pairs, 2, x0[0].numel())
-    first = _first_step(objective, x0, gradient)
+    first = first_step(objective, x0, gradient)
     state = {"x": x0, "value": value, "gradient": gradient, "pairs": pairs, "first": first}
     return iterate(_step, objective, state, max_steps=max_steps, tol=tol, callback=callback)
 
@@ -91,15 +91,6 @@ def _step(objective: Any, state: State) -> State:
     residual = torch.where(torch.isnan(new["value"]), torch.nan, torch.where(stuck, torch.inf, moved))
     pairs = torch.where(stuck[:, None, None, None], 0, pairs)
     return {**new, "pairs": pairs, "first": state["first"], "residual": residual}
-
-
-def _first_step(objective: Any, x: Tensor, gradient: Tensor) -> Tensor:
-    """One over the curvature along the gradient, by a difference small against the image."""
-    tiny = torch.finfo(x.dtype).tiny
-    length = 1e-2 * (norm(x) + (norm(x) == 0)) / norm(gradient).clamp_min(tiny)
-    change = objective.value_and_grad(x - expand(length, x) * gradient)[1] - gradient
-    curvature = norm(change) / (length * norm(gradient)).clamp_min(tiny)
-    return torch.where(curvature > 0, 1 / curvature, 1.0)
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
