@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from _record import RESULTS, write
+from sklearn.base import clone
 
 from skinverse import (
     LISTA,
@@ -44,14 +45,14 @@ def measured(images: np.ndarray, operator: Any, seed: int) -> np.ndarray:
     return (exact + level * np.random.default_rng(seed).normal(size=exact.shape)).astype(np.float32)
 
 
-def methods(operator: Any) -> dict[str, Any]:
+def methods(operator: Any, tv: TotalVariationRecon) -> dict[str, Any]:
     """Everything that is trained, each for as many epochs as take a quarter of an hour on one core."""
 
-    def trainer(max_epochs: int) -> Trainer:
+    def trainer(max_epochs: int, lr: float) -> Trainer:
         return Trainer(
             max_epochs=max_epochs,
             batch_size=5,
-            lr=1e-3,
+            lr=lr,
             lr_decay=0.02,
             max_norm=1.0,
             validation_fraction=0.02,
@@ -64,13 +65,17 @@ def methods(operator: Any) -> dict[str, Any]:
             operator,
             initial=FilteredBackProjection(filter="hann"),
             patch_size=None,
-            trainer=trainer(9),
+            trainer=trainer(9, 1e-3),
             **kept,
         ),
-        "learned gradient descent": LearnedGradientDescent(operator, trainer=trainer(7), **kept),
-        "learned primal-dual": LearnedPrimalDual(operator, trainer=trainer(4), **kept),
-        "variational network": VariationalNetwork(operator, trainer=trainer(7), **kept),
-        "LISTA": LISTA(operator, trainer=trainer(2), **kept),
+        "learned gradient descent after TV": LearnedGradientDescent(
+            operator, initial=tv, trainer=trainer(7, 3e-3), **kept
+        ),
+        "learned primal-dual after TV": LearnedPrimalDual(
+            operator, initial=tv, n_features=16, trainer=trainer(8, 3e-3), **kept
+        ),
+        "variational network": VariationalNetwork(operator, trainer=trainer(7, 1e-3), **kept),
+        "LISTA": LISTA(operator, trainer=trainer(2, 1e-3), **kept),
     }
 
 
@@ -89,13 +94,9 @@ def judged(method: Any, images: np.ndarray, data: np.ndarray) -> Judged:
     return x, quality(images, x, time.perf_counter() - start)
 
 
-def classical(operator: Any, images: np.ndarray, data: np.ndarray) -> dict[str, Judged]:
-    weights = np.logspace(-1.5, 1, 9)
-    candidates = [TotalVariationRecon(operator, lam=lam).fit() for lam in weights]
-    best = max(candidates, key=lambda tv: tv.score(images, data))
-    x, found = judged(best, images, data)
-    fbp = FilteredBackProjection(operator, filter="hann").fit()
-    return {"FBP": judged(fbp, images, data), "TV": (x, found | {"lam": float(best.lam)})}
+def best_total_variation(operator: Any, images: np.ndarray, data: np.ndarray) -> TotalVariationRecon:
+    candidates = [TotalVariationRecon(operator, lam=lam).fit() for lam in np.logspace(-1.5, 1, 9)]
+    return max(candidates, key=lambda tv: tv.score(images, data))
 
 
 def draw(images: np.ndarray, shown: dict[str, np.ndarray], figures: dict[str, Any]) -> None:
@@ -121,9 +122,12 @@ def main(names: list[str]) -> None:
     file = RESULTS / "supervised_ct.json"
     figures: dict[str, Any] = json.loads(file.read_text())["figures"] if file.exists() and names else {}
     shown = {}
-    for name, (x, found) in classical(operator, test, y_test).items():
-        shown[name], figures[name] = x, found
-    for name, method in methods(operator).items():
+    fbp = FilteredBackProjection(operator, filter="hann").fit()
+    for name, method in {"FBP": fbp, "TV": best_total_variation(operator, test, y_test)}.items():
+        shown[name], figures[name] = judged(method, test, y_test)
+    # Learned iterations start from total variation with the weight that is best on images of the training.
+    start = clone(best_total_variation(operator, images[:N_TEST], data[:N_TEST]))
+    for name, method in methods(operator, start).items():
         if names and name not in names:
             continue
         method.fit(images, data)

@@ -12,7 +12,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from torch import Tensor
 from torch.testing import assert_close
 
-from skinverse import LearnedGradientDescent, LearnedPrimalDual, Trainer
+import skinverse
+from skinverse import LearnedGradientDescent, LearnedPrimalDual, TotalVariationRecon, Trainer
 from skinverse.datasets import make_ellipses, make_problem
 from skinverse.estimators._iterations import Scaled
 from skinverse.estimators._unrolled_networks import GradientUnrolled, PrimalDualUnrolled, Update, rough
@@ -174,3 +175,21 @@ def test_numbers_that_make_no_network_are_refused(method: Any, changed: dict, na
 def test_pairs_are_needed(method: Any) -> None:
     with pytest.raises(ValueError, match="pairs"):
         method().fit(np.zeros((3, 4, 4)), np.zeros((2, 4, 4)))
+
+
+@every
+def test_iterations_may_start_from_any_reconstruction(method: Any, tomography: Any, tmp_path: Any) -> None:
+    images, data, A = tomography
+    initial = TotalVariationRecon(lam=0.01)
+    model = method(A, initial=initial, **TINY, trainer=Trainer(max_epochs=1)).fit(images[:8], data[:8])
+    smooth = TotalVariationRecon(A, lam=0.01).fit()
+    start = model._start(as_torch(A), torch.from_numpy(data)).numpy()
+    assert_array_equal(start, smooth.predict(data))
+    assert not hasattr(initial, "operator_")
+    plain = method(A, **TINY, trainer=Trainer(max_epochs=1)).fit(images[:8], data[:8])
+    assert np.abs(model.predict(data) - plain.predict(data)).max() > 1e-3
+    model.save(tmp_path / "model")
+    assert_array_equal(skinverse.load(tmp_path / "model").predict(data), model.predict(data))
+    other = parallel_beam((16, 16), np.arange(6) * np.pi / 6, 23)
+    seen = as_torch(other)(torch.from_numpy(images)).numpy()
+    assert model.set_params(operator=other).predict(seen).shape == images.shape

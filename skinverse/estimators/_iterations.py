@@ -13,7 +13,7 @@ import pylops
 import torch
 from torch import Tensor, nn
 
-from skinverse.estimators._learning import analytic_inverse, in_memory, recipe, spread
+from skinverse.estimators._learning import first_images, fitted_initial, in_memory, recipe, spread
 from skinverse.estimators._validation import check_bounds, check_whole, same_kind
 from skinverse.functionals import as_channels, from_channels
 from skinverse.metrics import psnr
@@ -91,12 +91,14 @@ class LearnedIterations(ABC):
     The loss is the squared error of the last iterate, the best epoch that of the best held-out images.
     """
 
-    _seen: ClassVar[tuple[str, ...]] = ("n_channels_", "real_")
+    _seen: ClassVar[tuple[str, ...]] = ("n_channels_", "real_", "initial_")
     _load: ClassVar[int] = 64
     _reconstruction_params: ClassVar[tuple[str, ...]] = ("bounds", "verbose", "device")
     # Parameters that are whole numbers, one at least.
     _whole: ClassVar[tuple[str, ...]] = ("n_iterations",)
     module_: Any
+    initial_: Any
+    initial: Any
     bounds: Any
     trainer: Trainer | None
 
@@ -126,6 +128,7 @@ class LearnedIterations(ABC):
             check_whole(getattr(self, name), name, 1)
         check_bounds(self.bounds)
         self.real_ = not images.is_complex()
+        self.initial_ = fitted_initial(self.initial, self.operator_, images, data)  # type: ignore[attr-defined]
         # A complex channel counts twice.
         self.n_channels_ = as_channels(images[:1]).shape[1], as_channels(data[:1]).shape[1]
         super()._fit(A, images, data)  # type: ignore[misc]
@@ -151,9 +154,8 @@ class LearnedIterations(ABC):
         return trainer.train(module, loss, images, members, score=score, seed=seed, verbose=verbose)
 
     def _start(self, A: LinearMap, data: Tensor) -> Tensor:
-        """``A_delta^+ y``, real where images are."""
-        x = data if A.identity else analytic_inverse(A, data)
-        return x.real.contiguous() if self.real_ and x.is_complex() else x
+        """What ``initial`` makes of the data."""
+        return first_images(A, data, self.initial_, real=self.real_)
 
     def _stages(self, A: LinearMap, data: Tensor) -> Iterator[Tensor]:
         """The image after each iteration, within its bounds."""

@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 import torch
+from sklearn.base import clone
 from torch import Tensor
 
 from skinverse._batch import norm
@@ -204,6 +205,25 @@ def analytic_inverse(A: LinearMap, data: Tensor) -> Tensor:
         return x
     objective = LeastSquares(A, data) + delta * SquaredNorm()
     return implicit(objective, x, solve=conjugate_gradient, tol=_INVERSE_TOL)
+
+
+def fitted_initial(initial: Any, operator: Any, images: Tensor, data: Tensor) -> Any:
+    """A clone of the estimator to begin with, fitted for this operator; None stays None."""
+    return None if initial is None else clone(initial).set_params(operator=operator).fit(images, data)
+
+
+def first_images(A: LinearMap, data: Tensor, initial: Any, *, real: bool) -> Tensor:
+    """What the fitted estimator reconstructs, by default the analytic inverse; real where images are."""
+    if initial is None:
+        x = data if A.identity else analytic_inverse(A, data)
+    elif A.requires_grad:
+        raise TypeError(
+            "with initial=... a method is not differentiable in the parameters of the operator: "
+            "give a known operator"
+        )
+    else:
+        x = initial._reconstruct(A, data).x
+    return x.real.contiguous() if real and x.is_complex() else x
 
 
 def excerpt(images: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:

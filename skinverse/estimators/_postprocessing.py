@@ -8,11 +8,18 @@ from typing import Any, ClassVar
 import numpy as np
 import pylops
 import torch
-from sklearn.base import clone
 from torch import Tensor, nn
 
 from skinverse.estimators._base import BaseReconstructor, LearnedReconstructor
-from skinverse.estimators._learning import analytic_inverse, excerpt, in_memory, patches, recipe, spread
+from skinverse.estimators._learning import (
+    excerpt,
+    first_images,
+    fitted_initial,
+    in_memory,
+    patches,
+    recipe,
+    spread,
+)
 from skinverse.estimators._residual import Residual, check_network
 from skinverse.estimators._validation import check_whole
 from skinverse.functionals import as_channels, from_channels
@@ -123,9 +130,7 @@ class PostProcessor(LearnedReconstructor):
         check_network(self.network)
         check_whole(1 if self.patch_size is None else self.patch_size, "patch_size", 1)
         self.real_, self.n_channels_ = not images.is_complex(), as_channels(images[:1]).shape[1]
-        self.initial_ = None
-        if self.initial is not None:
-            self.initial_ = clone(self.initial).set_params(operator=self.operator_).fit(images, data)
+        self.initial_ = fitted_initial(self.initial, self.operator_, images, data)
         super()._fit(A, images, data)
 
     def _make_module(self) -> nn.Module:
@@ -152,16 +157,7 @@ class PostProcessor(LearnedReconstructor):
         return trainer.train(module, loss, images, first, score=score, seed=seed, verbose=verbose)
 
     def _start(self, A: LinearMap, data: Tensor) -> Tensor:
-        if self.initial_ is not None:
-            if A.requires_grad:
-                raise TypeError(
-                    "PostProcessor: with initial=... it is not differentiable in the parameters of the "
-                    "operator, whose derivatives are wanted: give a known operator"
-                )
-            x = self.initial_._reconstruct(A, data).x
-        else:
-            x = data if A.identity else analytic_inverse(A, data)
-        return x.real.contiguous() if self.real_ and x.is_complex() else x
+        return first_images(A, data, self.initial_, real=self.real_)
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
         x0 = self._start(A, data)

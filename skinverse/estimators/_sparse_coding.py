@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from skinverse.estimators._base import LearnedReconstructor
+from skinverse.estimators._base import BaseReconstructor, LearnedReconstructor
 from skinverse.estimators._iterations import LearnedIterations, Scaled, Unrolled
 from skinverse.estimators._validation import as_batch
 from skinverse.functionals import as_channels
@@ -52,6 +52,9 @@ class LISTA(LearnedIterations, LearnedReconstructor):
         Whether ``W`` stays the adjoint of ``D``; else it is learned on its own.
     shared : bool, default=True
         Whether all iterations have the same weights.
+    initial : estimator or None, default=None
+        What reconstructs the images to start from, fitted on the same pairs; None is the analytic inverse
+        (filtered back-projection, zero-filled or regularized pseudo-inverse).
     bounds : (low, high) or None, default=None
         Bounds of the images, None for no bound: every iterate that is returned is projected.
     trainer : Trainer or None, default=None
@@ -71,6 +74,8 @@ class LISTA(LearnedIterations, LearnedReconstructor):
     ----------
     operator_ : pylops.LinearOperator
         The operator seen by ``fit``.
+    initial_ : estimator or None
+        The fitted ``initial``.
     module_ : nn.Module
         Dictionary and thresholds.
     history_ : list of dict
@@ -112,6 +117,7 @@ class LISTA(LearnedIterations, LearnedReconstructor):
         kernel_size: int = 7,
         tied: bool = True,
         shared: bool = True,
+        initial: BaseReconstructor | None = None,
         bounds: Any = None,
         trainer: Trainer | None = None,
         memory: Any = None,
@@ -126,6 +132,7 @@ class LISTA(LearnedIterations, LearnedReconstructor):
         self.kernel_size = kernel_size
         self.tied = tied
         self.shared = shared
+        self.initial = initial
         self.bounds = bounds
         self.trainer = trainer
         self.memory = memory

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import pylops
 
-from skinverse.estimators._base import LearnedReconstructor
+from skinverse.estimators._base import BaseReconstructor, LearnedReconstructor
 from skinverse.estimators._iterations import LearnedIterations, Unrolled
 from skinverse.estimators._unrolled_networks import GradientUnrolled, PrimalDualUnrolled
 from skinverse.training import Trainer
@@ -32,6 +32,9 @@ class LearnedGradientDescent(LearnedIterations, LearnedReconstructor):
         Channels that one iteration hands to the next beside the image.
     shared : bool, default=True
         Whether all iterations have the same weights.
+    initial : estimator or None, default=None
+        What reconstructs the images to start from, fitted on the same pairs; None is the analytic inverse
+        (filtered back-projection, zero-filled or regularized pseudo-inverse).
     bounds : (low, high) or None, default=None
         Bounds of the images, None for no bound: every iterate that is returned is projected.
     trainer : Trainer or None, default=None
@@ -51,6 +54,8 @@ class LearnedGradientDescent(LearnedIterations, LearnedReconstructor):
     ----------
     operator_ : pylops.LinearOperator
         The operator seen by ``fit``.
+    initial_ : estimator or None
+        The fitted ``initial``.
     module_ : nn.Module
         The networks of all iterations.
     history_ : list of dict
@@ -85,6 +90,7 @@ class LearnedGradientDescent(LearnedIterations, LearnedReconstructor):
         n_features: int = 32,
         n_memory: int = 5,
         shared: bool = True,
+        initial: BaseReconstructor | None = None,
         bounds: Any = None,
         trainer: Trainer | None = None,
         memory: Any = None,
@@ -98,6 +104,7 @@ class LearnedGradientDescent(LearnedIterations, LearnedReconstructor):
         self.n_features = n_features
         self.n_memory = n_memory
         self.shared = shared
+        self.initial = initial
         self.bounds = bounds
         self.trainer = trainer
         self.memory = memory
@@ -120,7 +127,7 @@ class LearnedPrimalDual(LearnedIterations, LearnedReconstructor):
 
     ``h <- h + D_k(h, A f_1, y)``, ``f <- f + P_k(f, A^* h_0)``,
 
-    and the first of the images is the reconstruction. ``f`` starts with the analytic inverse of ``y`` (with
+    and the first of the images is the reconstruction. ``f`` starts with what ``initial`` makes of ``y`` (with
     zero in the paper), ``h`` with zero.
 
     Parameters
@@ -135,6 +142,9 @@ class LearnedPrimalDual(LearnedIterations, LearnedReconstructor):
         How many images and data are updated.
     shared : bool, default=False
         Whether all iterations have the same weights.
+    initial : estimator or None, default=None
+        What reconstructs the images to start from, fitted on the same pairs; None is the analytic inverse
+        (filtered back-projection, zero-filled or regularized pseudo-inverse).
     bounds : (low, high) or None, default=None
         Bounds of the images, None for no bound: every iterate that is returned is projected.
     trainer : Trainer or None, default=None
@@ -154,6 +164,8 @@ class LearnedPrimalDual(LearnedIterations, LearnedReconstructor):
     ----------
     operator_ : pylops.LinearOperator
         The operator seen by ``fit``.
+    initial_ : estimator or None
+        The fitted ``initial``.
     module_ : nn.Module
         The networks of all iterations.
     history_ : list of dict
@@ -187,6 +199,7 @@ class LearnedPrimalDual(LearnedIterations, LearnedReconstructor):
         n_features: int = 32,
         n_memory: int = 5,
         shared: bool = False,
+        initial: BaseReconstructor | None = None,
         bounds: Any = None,
         trainer: Trainer | None = None,
         memory: Any = None,
@@ -200,6 +213,7 @@ class LearnedPrimalDual(LearnedIterations, LearnedReconstructor):
         self.n_features = n_features
         self.n_memory = n_memory
         self.shared = shared
+        self.initial = initial
         self.bounds = bounds
         self.trainer = trainer
         self.memory = memory

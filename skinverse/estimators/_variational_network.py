@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skinverse.estimators._base import LearnedReconstructor
+from skinverse.estimators._base import BaseReconstructor, LearnedReconstructor
 from skinverse.estimators._iterations import LearnedIterations, Scaled, Unrolled
 from skinverse.training import Trainer
 
@@ -43,6 +43,9 @@ class VariationalNetwork(LearnedIterations, LearnedReconstructor):
         Side of the filters in pixels, odd (11 in the paper).
     n_knots : int, default=31
         Knots of the slopes, two at least.
+    initial : estimator or None, default=None
+        What reconstructs the images to start from, fitted on the same pairs; None is the analytic inverse
+        (filtered back-projection, zero-filled or regularized pseudo-inverse).
     bounds : (low, high) or None, default=None
         Bounds of the images, None for no bound: every iterate that is returned is projected.
     trainer : Trainer or None, default=None
@@ -62,6 +65,8 @@ class VariationalNetwork(LearnedIterations, LearnedReconstructor):
     ----------
     operator_ : pylops.LinearOperator
         The operator seen by ``fit``.
+    initial_ : estimator or None
+        The fitted ``initial``.
     module_ : nn.Module
         Filters, slopes and weights of all steps.
     history_ : list of dict
@@ -101,6 +106,7 @@ class VariationalNetwork(LearnedIterations, LearnedReconstructor):
         n_filters: int = 24,
         kernel_size: int = 7,
         n_knots: int = 31,
+        initial: BaseReconstructor | None = None,
         bounds: Any = None,
         trainer: Trainer | None = None,
         memory: Any = None,
@@ -114,6 +120,7 @@ class VariationalNetwork(LearnedIterations, LearnedReconstructor):
         self.n_filters = n_filters
         self.kernel_size = kernel_size
         self.n_knots = n_knots
+        self.initial = initial
         self.bounds = bounds
         self.trainer = trainer
         self.memory = memory
