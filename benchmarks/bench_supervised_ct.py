@@ -72,7 +72,7 @@ def methods(operator: Any, tv: TotalVariationRecon) -> dict[str, Any]:
             operator, initial=tv, trainer=trainer(7, 3e-3), **kept
         ),
         "learned primal-dual after TV": LearnedPrimalDual(
-            operator, initial=tv, n_features=16, trainer=trainer(8, 3e-3), **kept
+            operator, initial=tv, n_features=16, trainer=trainer(7, 3e-3), **kept
         ),
         "variational network": VariationalNetwork(operator, trainer=trainer(7, 1e-3), **kept),
         "LISTA": LISTA(operator, trainer=trainer(2, 1e-3), **kept),
