@@ -32,6 +32,7 @@ class Update(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         first, second, last = self.layers
+        x = x.contiguous(memory_format=torch.channels_last)  # the faster order for few channels
         x = F.prelu(first(x), self.slopes[0])
         return last(F.prelu(second(x), self.slopes[1]))
 
