@@ -106,7 +106,7 @@ class ModelAdaptation(BaseReconstructor):
     >>> from skinverse.operators import GaussianBlur
     >>> images, data, A = make_problem("deblurring", n_samples=8, size=16, random_state=0)
     >>> method = LearnedGradientDescent(A, n_iterations=3, trainer=Trainer(max_epochs=2)).fit(images, data)
-    >>> adapted = ModelAdaptation(method, operator=GaussianBlur((16, 16), 1.0), max_steps=3).fit(Y_meas=data)
+    >>> adapted = ModelAdaptation(method, GaussianBlur((16, 16), 1.0), noise_std=0.05).fit(Y_meas=data)
     >>> sorted(adapted.operator_.parameters)
     ['sigma']
     >>> adapted.predict(data).shape

@@ -215,7 +215,7 @@ class Turned(ParametricOperator):
     --------
     >>> import numpy as np
     >>> from skinverse.operators import Turned, parallel_beam
-    >>> A = parallel_beam((16, 16), [0.0, 0.5])
+    >>> A = parallel_beam((16, 16), [0.0, 0.5], 23)
     >>> x = np.zeros((16, 16))
     >>> x[8, 8] = 1.0
     >>> bool(np.allclose(Turned(A) @ x, A @ x))
@@ -259,7 +259,7 @@ class Shifted(ParametricOperator):
     --------
     >>> import numpy as np
     >>> from skinverse.operators import Shifted, parallel_beam
-    >>> A = parallel_beam((8, 8), [0.0, 0.5])
+    >>> A = parallel_beam((8, 8), [0.0, 0.5], 13)
     >>> x = np.ones((8, 8))
     >>> bool(np.allclose((Shifted(A, 1.0) @ x)[:, 1:], (A @ x)[:, :-1]))
     True
