@@ -27,15 +27,13 @@ from skinverse.operators import as_torch, gaussian_blur
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 CACHE = Path(__file__).resolve().parent / ".cache"
 SIZE, BLUR, NOISE, SEED, N_TRAIN = 64, 1.6, 0.01, 0, 370
-NETWORK = {"n_features": 48, "n_layers": 7}
+NETWORK = {"n_features": 48, "n_layers": 5}
 PRETRAINER = Trainer(max_epochs=12, lr=3e-3, lr_decay=0.05, validation_fraction=0.0)
-TRAINER = Trainer(
-    max_epochs=10, lr=1e-3, lr_decay=0.05, max_norm=1.0, validation_fraction=0.02, score_every=2
-)
 # Most steps in training, and how often as many are taken afterwards.
-DEPTHS, FACTORS = {"equilibrium": 30, "unrolled": 10}, (1, 2, 5, 10)
+DEPTHS, FACTORS = {"equilibrium": 60, "unrolled": 5}, (1, 2, 5, 10)
+EPOCHS = {"equilibrium": 12, "unrolled": 5}
 WAYS: dict[str, dict[str, Any]] = {
-    "equilibrium": {"backward": "jacobian_free", "tol": 1e-3, "max_steps": DEPTHS["equilibrium"]},
+    "equilibrium": {"backward": "jacobian_free", "tol": 1e-4, "max_steps": DEPTHS["equilibrium"]},
     "unrolled": {"backward": "unroll", "max_steps": DEPTHS["unrolled"]},
 }
 
@@ -103,8 +101,18 @@ def fitted(name: str, operator: Any, images: np.ndarray, data: np.ndarray) -> De
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         network = DnCNN(**NETWORK)
-    trainers = {"pretrainer": PRETRAINER, "trainer": TRAINER, "memory": str(CACHE)}
-    method = DeepEquilibriumRecon(operator, network=network, **trainers, **WAYS[name])
+    trainer = Trainer(
+        max_epochs=EPOCHS[name], lr=1e-3, lr_decay=0.05, max_norm=1.0, validation_fraction=0.02, score_every=2
+    )
+    method = DeepEquilibriumRecon(
+        operator,
+        iteration="admm",
+        network=network,
+        pretrainer=PRETRAINER,
+        trainer=trainer,
+        memory=str(CACHE),
+        **WAYS[name],
+    )
     return method.fit(images, data)
 
 

@@ -20,17 +20,19 @@ from torch.testing import assert_close
 
 import skinverse
 import skinverse.estimators._generative_inference as inference
+import skinverse.estimators._generative_inference_energies as energies
 import skinverse.estimators._generative_model as architecture
 from skinverse import GenerativeCovariancePrior, Trainer
-from skinverse.estimators._generative_inference import Energy, Measured, Range, Soft, Sparse
+from skinverse.estimators._generative_inference_energies import Energy, Measured, Range, Soft, Sparse
 from skinverse.functionals import SparseCholeskyGaussian, as_channels
 from skinverse.operators import as_torch, fourier_sampling, gaussian_blur, inpainting, structurally_random
+from skinverse.solvers import lbfgs
 
 SIZE = (8, 8)
 NOISE = 0.03
 BRIEF = Trainer(max_epochs=25, batch_size=16, lr=3e-3, validation_fraction=0.0)
 TINY = Trainer(max_epochs=2, batch_size=16, lr=3e-3, validation_fraction=0.0)
-CONSTRAINTS = ("soft", "range", "sparse", "adapted")
+CONSTRAINTS = architecture.CONSTRAINTS
 every_constraint = pytest.mark.parametrize("constraint", CONSTRAINTS)
 
 
@@ -114,8 +116,8 @@ def coloured_prior(images: np.ndarray) -> GenerativeCovariancePrior:
 @pytest.fixture
 def accurate(monkeypatch: pytest.MonkeyPatch) -> None:
     """The best image of every latent variable, to rounding."""
-    monkeypatch.setattr(inference, "_INNER_TOL", 1e-12)
-    monkeypatch.setattr(inference, "_INNER_STEPS", 5000)
+    monkeypatch.setattr(energies, "_INNER_TOL", 1e-12)
+    monkeypatch.setattr(energies, "_INNER_STEPS", 5000)
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -294,7 +296,7 @@ def test_uncertainty_of_the_estimator_is_that_of_its_posterior(prior: Any, data:
     assert_allclose(info.lam, NOISE**2, rtol=1e-6)
     energy = energy_of(Soft, prior, data, NOISE**2)
     starts = energy.model.starts(as_channels(torch.from_numpy(x)), 1)
-    latent = inference.minimise([energy], starts, max_steps=200, tol=1e-6).x
+    latent = inference.minimise([(energy, lbfgs)], starts, max_steps=200, tol=1e-6).x
     ratio = torch.from_numpy(std).flatten(1) / dense_deviation(prior, energy, latent, NOISE**2)
     assert (ratio - 1).abs().max() < 0.45  # 64 draws: each to 9 %
     assert ratio.mean().item() == pytest.approx(1, abs=0.05)
@@ -333,7 +335,7 @@ def distance_from_the_range(method: Any, images: np.ndarray) -> Tensor:
     denoising = changed(method, operator=pylops.Identity(method.dims_, dtype="float64"))
     energy = energy_of(Range, denoising, images, lam=0.0)
     starts = energy.model.starts(as_channels(torch.from_numpy(images)), 4)
-    return (2 * inference.minimise([energy], starts, max_steps=500, tol=1e-12).objective).sqrt()
+    return (2 * inference.minimise([(energy, lbfgs)], starts, max_steps=500, tol=1e-12).objective).sqrt()
 
 
 def test_range_gives_images_of_the_generator_exactly(prior: Any, data: np.ndarray) -> None:
@@ -396,6 +398,30 @@ def test_the_reconstructions_are_worth_it(
     errors = {c: np.linalg.norm(changed(prior, constraint=c).predict(data) - truth) for c in CONSTRAINTS}
     assert errors["soft"] < 0.7 * np.linalg.norm(pseudo - truth)
     assert errors["soft"] < errors["range"]
+    assert errors["encoded"] < 0.7 * np.linalg.norm(pseudo - truth)
+
+
+def test_encoded_image_and_latent_variables_agree(accurate: None, prior: Any, data: np.ndarray) -> None:
+    """The image is the best one for what the encoder sees in it: the linear system by a dense matrix."""
+    x, info = changed(prior, constraint="encoded", lam=0.02, tol=1e-10).predict(data, return_info=True)
+    assert info.converged.all()
+    model = copy.deepcopy(prior.module_).double().requires_grad_(False)
+    gaussian = model.gaussian(model.encode(torch.from_numpy(x[:, None]))[0])
+    mean, A = gaussian.mean.flatten(1).numpy(), prior.operator.todense()
+    unit = torch.eye(64).double().reshape(64, 1, 1, *SIZE).expand(64, 3, 1, *SIZE)
+    columns = torch.stack([gaussian.precision_mul(e) for e in unit]).flatten(2).numpy()
+    for k in range(3):
+        system = A.T @ A + 0.02 * columns[:, k]
+        best = mean[k] + np.linalg.solve(system, A.T @ (data[k] - A @ mean[k]))
+        assert_allclose(x[k].ravel(), best, atol=1e-8)
+
+
+def test_encoded_takes_one_start_and_knows_how_sure_it_is(prior: Any, data: np.ndarray) -> None:
+    method = changed(prior, constraint="encoded")
+    x, std = method.predict(data, return_std=True)
+    assert_allclose(changed(method, n_restarts=7).predict(data), x, rtol=1e-12)
+    soft = prior.predict(data, return_std=True)[1]
+    assert_allclose(std.mean(), soft.mean(), rtol=0.3)
 
 
 # ------------------------------------------------------------------------------------------ weights
@@ -511,7 +537,7 @@ def test_soft_objective_is_below_that_of_what_the_encoder_says(
         guesses = [energy.model.encode(torch.from_numpy(v[:, None]))[0] for v in (x, truth)]
     for z in (*guesses, torch.zeros(3, 2).double()):
         assert (info.objective <= energy(z).numpy() + 1e-9).all()
-    solution = inference.minimise([energy], guesses[0][:, None], max_steps=200, tol=1e-7)
+    solution = inference.minimise([(energy, lbfgs)], guesses[0][:, None], max_steps=200, tol=1e-7)
     assert energy.value_and_grad(solution.x)[1].abs().max() < 1e-5
     assert_allclose(info.objective, solution.objective, rtol=1e-6)  # it is a minimum, found again
 
@@ -831,7 +857,7 @@ def around(generator: nn.Module, operator: Any = None, **params: Any) -> Generat
     return GenerativeCovariancePrior(operator, **(settings | {"noise_std": NOISE} | params))
 
 
-@every_constraint
+@pytest.mark.parametrize("constraint", ["soft", "range", "sparse", "adapted"])
 def test_own_generator_is_a_prior(constraint: str) -> None:
     generator = small_generator()
     method = around(generator, constraint=constraint).fit(of_generator(generator, noise=0.05))
@@ -902,6 +928,11 @@ def test_images_that_the_generator_cannot_give_are_refused(last: nn.Module, low:
         spoiled[3, 2, 2] = value
         with pytest.raises(ValueError, match=rf"X_true: expected values in \[{low}.*, {high}.*\].* got \["):
             around(small_generator(last)).fit(spoiled)
+
+
+def test_own_generator_has_no_encoder() -> None:
+    with pytest.raises(ValueError, match='"encoded" needs our own encoder'):
+        around(small_generator(), constraint="encoded").fit(of_generator(small_generator()))
 
 
 # ------------------------------------------------------------------------------------------ bad input

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 
 from skinverse.estimators._base import LearnedReconstructor
 from skinverse.estimators._generative_inference import (
-    ENERGIES,
     Energy,
     Measured,
     adapt,
@@ -27,9 +25,9 @@ from skinverse.estimators._generative_inference import (
     uncertainty,
 )
 from skinverse.estimators._generative_model import (
-    COVARIANCES,
     GenerativeModel,
     check_generator,
+    check_parameters,
     check_size,
     learn,
     window,
@@ -37,7 +35,6 @@ from skinverse.estimators._generative_model import (
 from skinverse.estimators._learning import analytic_inverse
 from skinverse.estimators._validation import (
     as_batch,
-    check_lam,
     check_whole,
     information,
     per_sample,
@@ -74,10 +71,12 @@ class GenerativeCovariancePrior(LearnedReconstructor):
         Side of the window in which the factor couples pixels; None is 5, or less for smaller images.
     n_latent : int, default=16
         Number of latent variables.
-    constraint : {"soft", "range", "sparse", "adapted"}, default="soft"
+    constraint : {"soft", "encoded", "range", "sparse", "adapted"}, default="soft"
         How far ``x`` may leave the range of ``G``:
 
         - ``"soft"``: as the covariance says, the ``R`` above;
+        - ``"encoded"``: as far, ``z`` being the encoder's mean for ``x`` instead of the minimiser, and
+          ``x`` the best for ``z``: a few linear systems instead of a descent, from one start;
         - ``"range"``: not at all, ``x = G(z)`` and ``R = 1/2 ||z||^2``;
         - ``"sparse"``: at few pixels, ``R = min_z ||x - G(z)||_1 / b + 1/2 ||z||^2`` with the mean absolute
           deviation ``b`` of the training images;
@@ -137,6 +136,8 @@ class GenerativeCovariancePrior(LearnedReconstructor):
     A. Bora, A. Jalal, E. Price and A. G. Dimakis, Compressed sensing using generative models, ICML, 2017.
     D. Narnhofer, K. Hammernik, F. Knoll and T. Pock, Inverse GANs for accelerated MRI reconstruction,
     SPIE Wavelets and Sparsity XVIII, 2019.
+    M. Gonzalez, A. Almansa and P. Tan, Solving inverse problems by joint posterior maximization with
+    autoencoding prior, SIAM Journal on Imaging Sciences 15, 2022 ("encoded").
 
     Examples
     --------
@@ -209,7 +210,7 @@ class GenerativeCovariancePrior(LearnedReconstructor):
 
     def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
         assert images is not None  # _needs
-        self._check()
+        check_parameters(self)
         channels = as_channels(images)
         self.dims_, self.real_ = tuple(images.shape[1:]), not images.is_complex()
         self.shape_ = (channels.shape[1], channels.shape[2], channels.shape[3])
@@ -217,16 +218,6 @@ class GenerativeCovariancePrior(LearnedReconstructor):
         check_generator(self.generator, self.covariance, self.n_latent, channels)
         identity = pylops.Identity(self.dims_, dtype=str(images.dtype).removeprefix("torch."))
         super()._fit(as_torch(identity), images, images)  # whatever the operator
-
-    def _check(self) -> None:
-        check_lam(self.lam, self.noise_std, rules=("auto", "discrepancy"))
-        for name in ("n_latent", "n_restarts", "max_steps"):
-            check_whole(getattr(self, name), name, 1)
-        for name, known in {"covariance": COVARIANCES, "constraint": ENERGIES}.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}: expected one of {list(known)}, got {getattr(self, name)!r}")
-        if self.min_std is not None and not 0 < self.min_std < math.inf:
-            raise ValueError(f"min_std: expected a number > 0 or None, got {self.min_std!r}")
 
     def _make_module(self) -> nn.Module:
         return GenerativeModel(
@@ -278,8 +269,9 @@ class GenerativeCovariancePrior(LearnedReconstructor):
         ConvergenceWarning
             If images stopped before the tolerance was met; the message counts them.
         """
-        if return_std and self.constraint != "soft":
-            raise ValueError(f'return_std: only "soft" has a covariance of pixels, not {self.constraint!r}')
+        if return_std and self.constraint not in ("soft", "encoded"):
+            known = '"soft" and "encoded" have a covariance of pixels'
+            raise ValueError(f"return_std: only {known}, not {self.constraint!r}")
         solution = self._predicted(Y_meas, self._reconstruct_with_std if return_std else self._reconstruct)
         std = [solution.extra.pop("std")] if return_std else []
         found = [same_kind(x, Y_meas) for x in (solution.x, *std)] + [information(solution)] * return_info
@@ -302,7 +294,7 @@ class GenerativeCovariancePrior(LearnedReconstructor):
         return replace(latent, x=energy.data.image(x), converged=converged, extra=extra)
 
     def _minimum(self, A: LinearMap, data: Tensor) -> tuple[Energy, Solution, Tensor]:
-        self._check()
+        check_parameters(self)
         check_size(A, self.dims_)
         model = copy.deepcopy(self.module_).to(data.device, data.dtype.to_real())
         measured = Measured(A, data, self.shape_, real=self.real_)
@@ -310,7 +302,7 @@ class GenerativeCovariancePrior(LearnedReconstructor):
         return minimum(
             model,
             measured,
-            model.starts(first, self.n_restarts),
+            model.starts(first, 1 if self.constraint == "encoded" else self.n_restarts),
             constraint=self.constraint,
             lam=self.lam,
             noise_std=noise(data, self.noise_std),

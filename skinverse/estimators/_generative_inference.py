@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import copy
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, Self
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call, vmap
 
-from skinverse._batch import expand, norm
+from skinverse._batch import expand
+from skinverse.estimators._generative_inference_energies import (
+    Energy,
+    Measured,
+    Model,
+    Range,
+    Soft,
+    Sparse,
+    preconditioner,
+)
 from skinverse.estimators._learning import is_number, rms
 from skinverse.estimators._validation import discrepancy_level
-from skinverse.functionals import L1Norm, LeastSquares, SparseCholeskyGaussian, as_channels, from_channels
-from skinverse.operators import LinearMap
-from skinverse.solvers import Solution, accelerated_gradient, conjugate_gradient, lbfgs
+from skinverse.solvers import Solution, anderson, conjugate_gradient, lbfgs
 
-# Tolerances of what is solved for each latent variable, and the most steps for it.
-_INNER_TOL, _INNER_STEPS, _SPARSE_TOL, _SPARSE_STEPS = 1e-4, 500, 1e-6, 2000
+Descent = Callable[..., Solution]
+
+# What is solved for each latent variable.
+_INNER_TOL, _INNER_STEPS = 1e-4, 500
 # Bisections of the weight, how far from its start it may be, and the steps of a descent for each one.
 _N_BISECTIONS, _FAR, _FEW_STEPS = 14, 1e4, 15
 # Noise relative to the data if nobody says; weight of latent variables that are to explain an image.
@@ -36,193 +44,36 @@ _MOST_WEIGHTS = 2**24
 _LR_LATENT, _LR_WEIGHTS = 1e-2, 1e-3
 
 
-class Model(Protocol):
-    """``x ~ N(G(z), Sigma(z))``: the mean ``G``, its decoder, and the mean absolute deviation from it."""
+def settle(energy: Energy, z: Tensor, *, max_steps: int, tol: float) -> Solution:
+    """``z = mu(x(z))``: the encoder's mean for the image that is best for ``z``."""
 
-    decoder: nn.Module
-    deviation: Tensor
+    def f(z: Tensor, index: Tensor) -> Tensor:
+        return energy.model.encode(energy.select(index).image(z)[0])[0]
 
-    def mean(self, z: Tensor) -> Tensor: ...
-
-    def scaled(self, x: Tensor) -> Tensor: ...
-
-    def gaussian(self, z: Tensor) -> SparseCholeskyGaussian: ...
+    with torch.no_grad():
+        found = anderson(f, z, given=(torch.arange(len(z), device=z.device),), max_steps=max_steps, tol=tol)
+    return replace(found, objective=energy(found.x))
 
 
-class Measured:
-    """Data ``y = A x``, the images ``x`` being real channels."""
-
-    def __init__(
-        self, A: LinearMap, y: Tensor, shape: tuple[int, ...], *, real: bool, scale: float | None = None
-    ) -> None:
-        self.A, self.y, self.shape, self.real = A, y, shape, real
-        dtype = y.dtype.to_real() if real else y.dtype.to_complex()
-        self._like = torch.empty(0, *A.dims, dtype=dtype, device=y.device)
-        self.scale = self._scale() if scale is None else scale
-
-    def select(self, index: Tensor) -> Measured:
-        """The data of some images, which may repeat."""
-        return Measured(self.A, self.y[index], self.shape, real=self.real, scale=self.scale)
-
-    def image(self, x: Tensor) -> Tensor:
-        """Channels as images, (n, *dims)."""
-        return from_channels(x, self._like.new_empty(len(x), *self.A.dims))
-
-    def apply(self, x: Tensor) -> Tensor:
-        """``A x``."""
-        return self.A(self.image(x))
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        """``A^* y`` as channels."""
-        return self.channels(self.A.adjoint(y))
-
-    def channels(self, x: Tensor) -> Tensor:
-        """Images as channels, (n, channels, height, width)."""
-        x = x.real if self.real else x.to(x.dtype.to_complex())
-        return as_channels(x).reshape(len(x), *self.shape)
-
-    def misfit(self, x: Tensor) -> Tensor:
-        """``1/2 ||A x - y||^2``, (n,)."""
-        return 0.5 * norm(self.apply(x) - self.y).square()
-
-    def _scale(self) -> float:
-        """Mean of the diagonal of ``A^* A``, from one random image."""
-        noise = torch.randn(1, *self.shape, generator=torch.Generator().manual_seed(0)).to(self.y.real)
-        return float(self.apply(noise).abs().square().sum()) / noise.numel()
-
-
-class Energy(ABC):
-    """What is left to minimise over ``z`` once the best image is known for each ``z``.
-
-    At the best image the derivative by the image is zero: that by ``z`` is the one at a fixed image.
-    """
-
-    def __init__(self, model: Model, data: Measured, lam: Tensor) -> None:
-        self.model, self.data, self.lam = model, data, lam
-
-    def select(self, index: Tensor) -> Self:
-        """The energies of some images, which may repeat."""
-        return type(self)(self.model, self.data.select(index), self.lam[index])
-
-    def weighted(self, lam: Tensor) -> Self:
-        """The same with another weight."""
-        return type(self)(self.model, self.data, lam)
-
-    @abstractmethod
-    def at(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The best images as channels, (n, channels, height, width), the energy, and whether it was found."""
-
-    def image(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The best images, and whether they were found."""
-        with torch.no_grad():
-            x, _, found = self.at(z)
-            return x, found
-
-    def __call__(self, z: Tensor) -> Tensor:
-        with torch.no_grad():
-            return self.at(z)[1]
-
-    def value_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The energy and its derivative by ``z``."""
-        with torch.enable_grad():
-            z = z.detach().requires_grad_()
-            value = self.at(z)[1]
-            (gradient,) = torch.autograd.grad(value.sum(), z)
-        return value.detach(), gradient
-
-    def _prior(self, z: Tensor) -> Tensor:
-        return 0.5 * z.square().sum(1)
-
-
-class Range(Energy):
-    """``1/2 ||A G(z) - y||^2 + lam 1/2 ||z||^2``."""
-
-    def at(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = self.model.mean(z)
-        value = self.data.misfit(x) + self.lam * self._prior(z)
-        return x, value, torch.isfinite(value)
-
-
-class Soft(Energy):
-    """``min_x 1/2 ||A x - y||^2 + lam (1/2 log det Sigma + 1/2 ||x - G(z)||^2_{Sigma^-1} + 1/2 ||z||^2)``."""
-
-    _last: Tensor | None = None  # images of the latest call: a start for those of the next
-
-    def select(self, index: Tensor) -> Self:
-        chosen = super().select(index)
-        chosen._last = None if self._last is None else self._last[index]
-        return chosen
-
-    def at(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        gaussian = self.model.gaussian(z)
-        x, found = self._nearest(gaussian)
-        R = 0.5 * gaussian.log_det() + 0.5 * gaussian.whiten(x).square().flatten(1).sum(1) + self._prior(z)
-        return x, self.data.misfit(x) + self.lam * R, found
-
-    def _nearest(self, gaussian: SparseCholeskyGaussian) -> tuple[Tensor, Tensor]:
-        """``(A^* A + lam Sigma^-1) (x - G) = A^* (y - A G)``."""
-        with torch.no_grad():
-            G, data = gaussian.mean, self.data
-            rest = data.adjoint(data.y - data.apply(G))
-            start = None if self._last is None else self._last - G
-            solution = conjugate_gradient(
-                lambda v: data.adjoint(data.apply(v)) + expand(self.lam, v) * gaussian.precision_mul(v),
-                rest,
-                start,
-                precondition=preconditioner(data.scale, self.lam, gaussian),
-                max_steps=_INNER_STEPS,
-                tol=_INNER_TOL,
-            )
-            self._last = G + solution.x
-            return self._last, solution.converged
-
-
-class Sparse(Energy):
-    """``min_v 1/2 ||A (G(z) + v) - y||^2 + lam (||v||_1 / b + 1/2 ||z||^2)``, ``b`` the mean deviation."""
-
-    def at(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        G = self.model.mean(z)
-        v, found = self._deviation(G.detach())
-        size = self.data.image(v).abs().flatten(1).sum(1) / self.model.deviation
-        return G + v, self.data.misfit(G + v) + self.lam * (size + self._prior(z)), found
-
-    def _deviation(self, G: Tensor) -> tuple[Tensor, Tensor]:
-        data = self.data
-        with torch.no_grad():
-            misfit = LeastSquares(None if data.A.identity else data.A, data.y - data.apply(G))
-            objective = misfit + (self.lam / self.model.deviation) * L1Norm()
-            solution = accelerated_gradient(
-                objective, torch.zeros_like(data.image(G)), max_steps=_SPARSE_STEPS, tol=_SPARSE_TOL
-            )
-            return as_channels(solution.x).reshape(G.shape), solution.converged
-
-
-# Constraint -> what is minimised over the latent variables, each from the minimum of the one before.
-ENERGIES: dict[str, tuple[type[Energy], ...]] = {
-    "soft": (Range, Soft),
-    "range": (Range,),
-    "sparse": (Range, Sparse),
-    "adapted": (Range,),
+# Constraint -> what is descended over the latent variables, and how, each from where the one before ended.
+STAGES: dict[str, tuple[tuple[type[Energy], Descent], ...]] = {
+    "soft": ((Range, lbfgs), (Soft, lbfgs)),
+    "encoded": ((Soft, settle),),
+    "range": ((Range, lbfgs),),
+    "sparse": ((Range, lbfgs), (Sparse, lbfgs)),
+    "adapted": ((Range, lbfgs),),
 }
 
 
-def preconditioner(scale: float, lam: Tensor, gaussian: SparseCholeskyGaussian) -> Any:
-    """Division by the diagonal of ``A^* A + lam Sigma^-1``, that of ``A^* A`` taken as constant."""
-    diagonal = scale + expand(lam, gaussian.mean) * gaussian.precision_diagonal()
-    inverse = 1 / diagonal.clamp_min(torch.finfo(diagonal.dtype).tiny)
-    return lambda r: r * inverse
-
-
-def minimise(energies: Sequence[Energy], starts: Tensor, *, max_steps: int, tol: float) -> Solution:
-    """The best of the minima reached from the starts (n, n_restarts, d); the solution's x is (n, d).
-
-    Each energy is descended from where the one before ended.
-    """
+def minimise(
+    stages: Sequence[tuple[Energy, Descent]], starts: Tensor, *, max_steps: int, tol: float
+) -> Solution:
+    """The best of what is reached from the starts (n, n_restarts, d); the solution's x is (n, d)."""
     n, n_restarts, _ = starts.shape
     owner = torch.arange(n, device=starts.device).repeat_interleave(n_restarts)
     z, n_steps = starts.flatten(0, 1), torch.zeros_like(owner)
-    for energy in energies:
-        every = lbfgs(energy.select(owner), z, max_steps=max_steps, tol=tol)
+    for energy, descend in stages:
+        every = descend(energy.select(owner), z, max_steps=max_steps, tol=tol)
         z, n_steps = every.x, n_steps + every.n_steps
     best = every.objective.view(n, n_restarts).nan_to_num(nan=math.inf).argmin(1)
     return chosen(replace(every, n_steps=n_steps), best + torch.arange(n, device=best.device) * n_restarts)
@@ -248,13 +99,13 @@ def minimum(
     """The energy with its weight, its best latent variables, and the norm of the noise."""
     variance = noise_std.square() / (2 if data.y.is_complex() else 1)
     weight = torch.full_like(variance, float(lam)) if is_number(lam) else variance
-    energies = [kind(model, data, weight) for kind in ENERGIES[constraint]]
-    latent = minimise(energies, starts, max_steps=max_steps, tol=tol)
-    level, last = discrepancy_level(1.0, data.y) * noise_std, energies[-1]
+    stages = [(kind(model, data, weight), descend) for kind, descend in STAGES[constraint]]
+    latent = minimise(stages, starts, max_steps=max_steps, tol=tol)
+    level, (last, descend) = discrepancy_level(1.0, data.y) * noise_std, stages[-1]
     if lam != "discrepancy":
         return last, latent, level
-    energy = last.weighted(discrepancy(last, latent.x, level, tol=tol))
-    latent = minimise([energy], latent.x[:, None], max_steps=max_steps, tol=tol)
+    energy = last.weighted(discrepancy(last, descend, latent.x, level, tol=tol))
+    latent = descend(energy, latent.x, max_steps=max_steps, tol=tol)
     reached = (2 * data.misfit(energy.image(latent.x)[0])).sqrt() / level
     met = (reached - 1).abs() < _MET
     return energy, replace(latent, converged=latent.converged & met), level
@@ -270,7 +121,8 @@ def measure(model: Any, data: Measured, n_starts: int) -> None:
     if model.own:
         z = starts[:, 0]
     else:
-        z = minimise([Range(model, data, lam)], starts, max_steps=_INNER_STEPS, tol=_INNER_TOL).x
+        stages = [(Range(model, data, lam), lbfgs)]
+        z = minimise(stages, starts, max_steps=_INNER_STEPS, tol=_INNER_TOL).x
     error = data.channels(data.y) - model.mean(z)
     model.deviation.fill_(float(error.abs().mean().clamp_min(torch.finfo(error.dtype).tiny)))
     if not model.own:
@@ -285,12 +137,12 @@ def noise(data: Tensor, noise_std: float | None) -> Tensor:
     return known.clamp_min(torch.finfo(known.dtype).tiny ** 0.25)
 
 
-def discrepancy(energy: Energy, z: Tensor, level: Tensor, *, tol: float) -> Tensor:
+def discrepancy(energy: Energy, descend: Descent, z: Tensor, level: Tensor, *, tol: float) -> Tensor:
     """Weights, one per image, with which ``||A x - y||`` is the noise's norm ``level``."""
     low, high = energy.lam / _FAR, energy.lam * _FAR
     for _ in range(_N_BISECTIONS):
         weighted = energy.weighted((low * high).sqrt())
-        found = lbfgs(weighted, z, max_steps=_FEW_STEPS, tol=tol).x  # always from z: the path plays no part
+        found = descend(weighted, z, max_steps=_FEW_STEPS, tol=tol).x  # always from z: the path plays no part
         above = (2 * weighted.data.misfit(weighted.image(found)[0])).sqrt() > level
         low, high = torch.where(above, low, weighted.lam), torch.where(above, weighted.lam, high)
     return low

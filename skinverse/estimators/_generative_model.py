@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from skinverse.estimators._validation import check_lam, check_whole
 from skinverse.functionals import SparseCholeskyGaussian
 from skinverse.operators import LinearMap
 from skinverse.training import Trainer
@@ -17,6 +18,7 @@ from skinverse.training import Trainer
 Sizes = list[tuple[int, int]]
 
 COVARIANCES = ("full", "diagonal", "identity")
+CONSTRAINTS = ("soft", "encoded", "range", "sparse", "adapted")
 # Width of all layers, side down to which images are halved, weights of a last layer at the start.
 _WIDTH, _SIDE, _LAST = 64, 8, 0.1
 # Steps of each stage of the training if nobody says, images in one step, learning rate; pixels of a small
@@ -239,6 +241,26 @@ def _recipe(n_images: int, n_pixels: int) -> Trainer:
 def divergence(mu: Tensor, log_variance: Tensor) -> Tensor:
     """Kullback-Leibler divergence of ``N(mu, diag v)`` from ``N(0, I)``, (n,)."""
     return 0.5 * (mu.square() + log_variance.exp() - 1 - log_variance).sum(1)
+
+
+def check_parameters(prior: Any) -> None:
+    """Refuse what a prior cannot work with.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is not one of those known, not a whole number or out of its range.
+    """
+    check_lam(prior.lam, prior.noise_std, rules=("auto", "discrepancy"))
+    for name in ("n_latent", "n_restarts", "max_steps"):
+        check_whole(getattr(prior, name), name, 1)
+    for name, known in {"covariance": COVARIANCES, "constraint": CONSTRAINTS}.items():
+        if getattr(prior, name) not in known:
+            raise ValueError(f"{name}: expected one of {list(known)}, got {getattr(prior, name)!r}")
+    if prior.constraint == "encoded" and prior.generator is not None:
+        raise ValueError('constraint: "encoded" needs our own encoder, and a generator comes without one')
+    if prior.min_std is not None and not 0 < prior.min_std < math.inf:
+        raise ValueError(f"min_std: expected a number > 0 or None, got {prior.min_std!r}")
 
 
 def check_size(A: LinearMap, dims: tuple[int, ...]) -> None:
