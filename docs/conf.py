@@ -130,15 +130,19 @@ def measured_equilibrium() -> str:
 
 
 def measured_generative() -> str:
-    """What covariance models reach, beside the other constraints."""
+    """What covariance models reach, beside other constraints, a supervised network and total variation."""
     results = HERE.parent / "benchmarks" / "results"
-    file = results / "generative_mnist.json"
-    figures = json.loads(file.read_text())["figures"] if file.exists() else {}
-    settings = [name for name in figures if name.startswith("M=")]
-    names = list(figures[settings[0]]) if settings else []
-    cells = [("digits, PSNR (dB)", *settings)]
-    cells += [(name, *(f"{figures[at][name]['psnr']:.2f}" for at in settings)) for name in names]
-    return table(cells)
+    files = [results / f"generative_{name}.json" for name in ("mnist", "cells")]
+    mnist, cells = (json.loads(file.read_text())["figures"] if file.exists() else {} for file in files)
+    digits = {name: found for name, found in mnist.items() if name.startswith("M=")}
+    names = list(next(iter(digits.values()))) if digits else []
+    first = [("digits, PSNR (dB)", *digits)]
+    first += [(name, *(f"{digits[at][name]['psnr']:.2f}" for at in digits)) for name in names]
+    grid = cells.get("psnr at rate, noise", {})
+    settings = list(next(iter(grid.values()))) if grid else []
+    second = [("cells at rate, noise, PSNR (dB)", *settings)]
+    second += [(name, *(f"{found[at]:.2f}" for at in settings)) for name, found in grid.items()]
+    return table(first) + "\n" + table(second)
 
 
 def measured_supervised() -> str:
