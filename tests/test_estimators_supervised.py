@@ -691,6 +691,13 @@ def test_a_warm_start_continues(method: Any, kind: str, pairs: Any) -> None:
     assert np.abs(cold - before).max() > 1e-4
 
 
+def test_a_warm_start_with_another_network_is_refused(pairs: Any) -> None:
+    images, data, A = pairs["real"]
+    model = LISTA(A, **SMALL[LISTA], trainer=IDLE, warm_start=True).fit(images, data)
+    with pytest.raises(ValueError, match=r"warm_start: .*another network.*use warm_start=False"):
+        model.set_params(kernel_size=5).fit(images, data)
+
+
 @either
 @every
 def test_saved_and_loaded_predict_alike(method: Any, kind: str, pairs: Any, tmp_path: Any) -> None:

@@ -21,6 +21,7 @@ from sklearn.utils.validation import check_is_fitted, check_memory
 from torch import Tensor, nn
 
 from skinverse._batch import reuse_freed_memory
+from skinverse.estimators._base_training import seeded_module, train
 from skinverse.estimators._hashing import fingerprint, key
 from skinverse.estimators._validation import (
     as_batch,
@@ -30,7 +31,6 @@ from skinverse.estimators._validation import (
     resolve_device,
     same_kind,
     seed_of,
-    single,
 )
 from skinverse.metrics import psnr
 from skinverse.operators import LinearMap, as_torch
@@ -340,9 +340,9 @@ class LearnedReconstructor(BaseReconstructor):
     def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
         assert A is not None and images is not None and data is not None  # _needs
         start = self.module_.state_dict() if self.warm_start and hasattr(self, "module_") else {}
-        train = check_memory(self.memory).cache(_train, ignore=["recipe", "operator", "device", "verbose"])
+        cached = check_memory(self.memory).cache(train, ignore=["recipe", "operator", "device", "verbose"])
         recipe = self._recipe()
-        weights, self.history_ = train(
+        weights, self.history_ = cached(
             recipe,
             key(vars(recipe) | {"method": type(recipe).__qualname__}),
             fingerprint(A),
@@ -354,7 +354,7 @@ class LearnedReconstructor(BaseReconstructor):
             device=images.device,
             verbose=self.verbose,
         )
-        self.module_ = _seeded_module(self, 0, images.device)
+        self.module_ = seeded_module(self, 0, images.device)
         self.module_.load_state_dict(weights)
         self.module_.eval()
 
@@ -367,34 +367,3 @@ class LearnedReconstructor(BaseReconstructor):
         for name in self._seen:
             setattr(recipe, name, getattr(self, name))
         return recipe
-
-
-def _train(
-    recipe: LearnedReconstructor,
-    key: dict[str, Any],
-    fingerprint: str,
-    images: np.ndarray,
-    data: np.ndarray,
-    start: dict[str, np.ndarray],
-    seed: int,
-    operator: pylops.LinearOperator,
-    device: torch.device,
-    verbose: int,
-) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """Train the recipe's module; a function of its arguments alone, so that it can be cached."""
-    recipe.operator_ = operator
-    x, y = (single(torch.from_numpy(batch)).to(device) for batch in (images, data))
-    module = recipe.module_ = _seeded_module(recipe, seed, device)
-    if start:
-        module.load_state_dict({name: torch.from_numpy(value) for name, value in start.items()})
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        history = recipe._train(module, as_torch(operator), x, y, seed, verbose)
-    return {name: value.cpu() for name, value in module.state_dict().items()}, history
-
-
-def _seeded_module(estimator: LearnedReconstructor, seed: int, device: torch.device) -> nn.Module:
-    """An untrained module in single precision; the global generator is left alone."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return estimator._make_module().to(device, torch.float32)
