@@ -231,11 +231,15 @@ class _Watch(Callback):
     def on_train_begin(self, net: NeuralNet, X: Any = None, y: Any = None, **_: Any) -> None:
         self.misses_, self.failed_ = 0, False
         self.best_, self.best_score_ = _weights(net), self._evaluate(net)
+        # The last epoch's weights, where no score tells what they are worth: the next loss does.
+        self.latest_: dict[str, Tensor] | None = None
 
     def on_batch_end(self, net: NeuralNet, batch: Any = None, training: bool = False, **_: Any) -> None:
         if training and not np.isfinite(net.history[-1, "batches", -1, "train_loss"]):
             self.failed_ = True
             raise KeyboardInterrupt  # skorch's way of ending a training in good order
+        if training and self.latest_ is not None:
+            self.best_, self.latest_ = self.latest_, None
 
     def on_epoch_end(
         self, net: NeuralNet, dataset_train: Any = None, dataset_valid: Any = None, **_: Any
@@ -250,7 +254,9 @@ class _Watch(Callback):
         score = self._evaluate(net)
         net.history.record("valid_score", score)
         self.bar.set_postfix({} if score is None else {"score": f"{score:.3f}"})
-        if self.best_score_ is None or score is None or score > self.best_score_:
+        if self.best_score_ is None or score is None:
+            self.latest_ = _weights(net)
+        elif score > self.best_score_:
             self.best_, self.best_score_, self.misses_ = _weights(net), score, 0
         else:
             self.misses_ += 1
@@ -258,7 +264,7 @@ class _Watch(Callback):
             raise KeyboardInterrupt
 
     def on_train_end(self, net: NeuralNet, X: Any = None, y: Any = None, **_: Any) -> None:
-        net.module_.load_state_dict(self.best_)
+        net.module_.load_state_dict(self.best_ if self.failed_ or self.latest_ is None else self.latest_)
         if self.failed_:
             message = (
                 "training stopped: loss or weights are not finite; the last good weights are kept (lower lr?)"

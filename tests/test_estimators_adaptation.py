@@ -198,6 +198,19 @@ def test_an_infinite_weight_keeps_what_was_learned(fitted: Any) -> None:
     assert model.operator.parameters["sigma"] == OLD
 
 
+@pytest.mark.parametrize("wrong", [0.15, -0.3])
+def test_the_offset_of_the_angles_is_found_from_zero(wrong: float) -> None:
+    """Where the search begins no offset is favoured."""
+    images = make_ellipses(24, 24, random_state=0)
+    views = parallel_beam((24, 24), np.arange(20) * np.pi / 20, 35)
+    trained = PostProcessor(views, patch_size=None, network="dncnn", trainer=BRIEF)
+    trained.fit(images, measured(images, views))
+    # An image of its own: of many random ones none tells how it stood.
+    data = measured(images[:4], Shifted(views, 2 * wrong), 0.05)
+    model = ModelAdaptation(trained, Shifted(views), mu=np.inf, noise_std=0.05).fit(Y_meas=data)
+    assert float(model.operator_.parameters["shift"]) == pytest.approx(2 * wrong, abs=0.1)
+
+
 def test_a_larger_weight_keeps_closer(fitted: Any) -> None:
     method = fitted["gradient descent"]
     moved = [

@@ -27,7 +27,7 @@ from skinverse.operators import (
     gaussian_blur,
     parallel_beam,
 )
-from skinverse.operators._parametric import bilinear
+from skinverse.operators._parametric import moved, turn
 
 TOMOGRAPH = parallel_beam((9, 9), np.arange(5) * np.pi / 5, 15)
 
@@ -96,22 +96,57 @@ def test_turned_adds_its_angle_to_all_angles(offset: float) -> None:
     assert misfit[0] < 0.02 * np.linalg.norm(expected) < 0.2 * misfit[1]
 
 
-@pytest.mark.parametrize("shape", [(5, 7), (1, 4), (1, 1)])
-def test_values_between_pixels_are_those_of_scipy(shape: tuple[int, int]) -> None:
-    x = random(2, *shape)
-    rows, columns = 3 * random(*shape, seed=1), 3 * random(*shape, seed=2)
-    places = np.stack([rows.numpy(), columns.numpy()])
-    expected = [scipy.ndimage.map_coordinates(i, places, order=1, mode="grid-constant") for i in x.numpy()]
-    assert_allclose(bilinear(x, rows, columns), np.stack(expected), atol=1e-12)
+@pytest.mark.parametrize("n", [1, 2, 7, 8])
+def test_lines_between_pixels_are_those_of_scipy(n: int) -> None:
+    x, shifts = random(3, 2, n), [0.0, -1.3]
+    found = moved(x, torch.tensor(shifts, dtype=torch.float64))
+    for line, shift in enumerate(shifts):
+        for image in range(3):
+            spectrum = scipy.ndimage.fourier_shift(np.fft.fft(x[image, line]), shift)
+            assert_allclose(found[image, line], np.fft.ifft(spectrum).real, atol=1e-12)
+
+
+@pytest.mark.parametrize("angle", [0.4, -1.3, 2.0, 3.0, -8.0])
+@pytest.mark.parametrize("shape", [(40, 40), (40, 31), (33, 40)])
+def test_turned_images_are_those_of_scipy(shape: tuple[int, int], angle: float) -> None:
+    x = slanted(40)[: shape[0], : shape[1]] * np.hanning(shape[0])[:, None] * np.hanning(shape[1])
+    middle = (np.array(shape) - 1) / 2
+    R = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    expected = scipy.ndimage.affine_transform(x, R, middle - R @ middle, order=5)
+    found = turn(torch.from_numpy(x)[None], torch.tensor(angle, dtype=torch.float64))[0]
+    assert_allclose(found, expected, atol=2e-3 * x.max())
+
+
+def test_half_a_turn_is_exact() -> None:
+    x = random(2, 4, 7)
+    assert_close(turn(x, torch.tensor(np.pi, dtype=torch.float64)), x.flip((1, 2)))
+
+
+@pytest.mark.parametrize("family", [Turned, Shifted], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("value", [0.0, 1.0, np.pi / 4, -0.3])
+def test_slopes_are_those_of_differences_also_at_whole_pixels(family: Any, value: float) -> None:
+    A, x = parallel_beam((24, 24), np.arange(5), 35), torch.from_numpy(slanted(24))[None]
+    y = as_torch(family(A, 0.2))(x)
+    (name,) = family(A).parameters
+
+    def misfit(p: Tensor) -> Tensor:
+        return (family(A).apply(x, {name: p}) - y).square().sum()
+
+    p = torch.tensor(value, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(misfit(p), p)
+    with torch.no_grad():
+        expected = (misfit(p + 1e-5) - misfit(p - 1e-5)) / 2e-5
+    assert_allclose(slope, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("shift", [-1.3, 0.5, 2.0])
 def test_shifted_moves_the_detector(shift: float) -> None:
     angles = np.arange(7) * np.pi / 7
     A = parallel_beam((32, 32), angles, 59)
-    x, places = slanted(32), np.arange(59)
-    expected = [np.interp(places - shift, places, row) for row in A @ x]
-    assert_allclose(Shifted(A, shift) @ x, expected, atol=1e-5)
+    x = slanted(32)
+    lines = np.pad(A @ x, [(0, 0), (100, 100)])
+    expected = np.array([np.fft.ifft(scipy.ndimage.fourier_shift(np.fft.fft(line), shift)) for line in lines])
+    assert_allclose(Shifted(A, shift) @ x, expected.real[:, 100:-100], atol=1e-4)
     y = torch.from_numpy(Shifted(A, shift) @ x)[None]
     back = as_torch(A).filtered_adjoint(torch.from_numpy(A @ x)[None])
     assert float((as_torch(Shifted(A, shift)).filtered_adjoint(y) - back).norm() / back.norm()) < 0.1

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import pylops
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from skinverse.estimators._base import LearnedReconstructor
@@ -48,7 +50,7 @@ class DeepEquilibriumRecon(LearnedReconstructor):
 
     With ``A`` scaled to norm 1 and a network ``h``, ``fit`` minimises ``sum ||z(y) - x||^2`` over pairs where
     ``z(y)`` solves ``z = f(z, y)``; its derivative comes from the equation, so that the memory is that of one
-    application of ``f`` however many it takes. More steps at test time only lead closer to the fixed point.
+    application of ``f`` however many it takes, and more steps at test time lead closer to the fixed point.
 
     Parameters
     ----------
@@ -299,8 +301,15 @@ class DeepEquilibriumRecon(LearnedReconstructor):
             solution = self._reconstruct(A, y)
             return float(psnr(x, solution.x).mean()) if solution.converged.all() else -math.inf
 
-        best, _ = climb(quality, start, _FACTOR)
+        best, reached = climb(quality, start, _FACTOR)
         quality(*best)
+        if reached == -math.inf:
+            warnings.warn(
+                "DeepEquilibriumRecon: no scale, step or weight near those of the start gives an iteration "
+                "that converges: raise max_steps or tol, or take another network",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
 
     def _held_out_psnr(self, A: LinearMap, data: Tensor) -> Any:
         def score(images: Tensor, index: Tensor) -> float:

@@ -59,6 +59,8 @@ _BACKWARD_STEPS, _BACKWARD_TOL = 30, 1e-3
 _NOISE = 0.2
 # Relative change in the last unrolled step that is no reconstruction any more.
 _MOVED = 0.5
+# Squared error, relative to the images' spread, of a training that diverges.
+_DIVERGED = 1e4
 # Linear systems of ADMM: steps for a weight of one, tolerance.
 _CG_STEPS, _CG_TOL = 10, 1e-6
 
@@ -89,7 +91,18 @@ class Equilibrium(nn.Module):
         network: Any = self.network
         h, scale = prepared(network), self.log_scale.exp()
         factor = self.shrunk / max(network.lipschitz, 1e-30) if self.contracts else 1.0
-        return lambda z: factor / scale * from_channels(h(scale * self._seen(z)), z)
+
+        def denoise(z: Tensor) -> Tensor:
+            seen = self._seen(z)
+            found = h(scale * seen)
+            if found.shape != seen.shape:
+                raise ValueError(
+                    "network: expected a module that keeps the shape (images, channels, height, width), got "
+                    f"{tuple(found.shape)} from {tuple(seen.shape)}"
+                )
+            return factor / scale * from_channels(found, z)
+
+        return denoise
 
     def _seen(self, z: Tensor) -> Tensor:
         """Channels as the network knows them; one of a single channel looks at all of them, one by one."""
@@ -289,8 +302,9 @@ class EquilibriumLoss:
         z = solution.x
         error = (self.equation.image(z, x0, module.unit) - x) / module.unit
         value = error.abs().square().flatten(1).mean(1)
-        # Where the map gives no numbers at all, the loss is none either, and the training ends.
-        value = torch.where(torch.isfinite(solution.residual), value, torch.nan)
+        # Where the map gives no numbers at all, or nothing like images, the loss is none either, and the
+        # training ends.
+        value = torch.where(torch.isfinite(solution.residual) & (value < _DIVERGED), value, torch.nan)
         if not self.jacobian_weight or not torch.is_grad_enabled():
             return value
         return value + self.jacobian_weight * jacobian_size(f, z.detach(), b)

@@ -30,6 +30,7 @@ from skinverse.estimators._generative_model import (
     check_parameters,
     check_size,
     learn,
+    planes_of,
     window,
 )
 from skinverse.estimators._learning import analytic_inverse
@@ -76,7 +77,8 @@ class GenerativeCovariancePrior(LearnedReconstructor):
 
         - ``"soft"``: as the covariance says, the ``R`` above;
         - ``"encoded"``: as far, ``z`` being the encoder's mean for ``x`` instead of the minimiser, and
-          ``x`` the best for ``z``: a few linear systems instead of a descent, from one start;
+          ``x`` the best for ``z``: linear systems instead of a descent, few where ``lam`` is small, from
+          one start;
         - ``"range"``: not at all, ``x = G(z)`` and ``R = 1/2 ||z||^2``;
         - ``"sparse"``: at few pixels, ``R = min_z ||x - G(z)||_1 / b + 1/2 ||z||^2`` with the mean absolute
           deviation ``b`` of the training images;
@@ -96,7 +98,7 @@ class GenerativeCovariancePrior(LearnedReconstructor):
         A trained decoder, (n, n_latent) to images, taken as it is instead of our own; it needs
         ``covariance="identity"`` and is not taken by :meth:`save`.
     max_steps : int, default=200
-        Most steps over ``z`` for each start.
+        Most steps over ``z`` for each start, of each descent where one follows another.
     tol : float, default=1e-4
         A start is finished when a step changes ``z`` by less than this relative to its norm.
     trainer : Trainer or None, default=None
@@ -247,7 +249,7 @@ class GenerativeCovariancePrior(LearnedReconstructor):
             Also return how each image's reconstruction ended.
         return_std : bool, default=False
             Also return how unsure each pixel is: standard deviations of ``exp(-J / lam)``, the posterior
-            under "auto", with ``G`` linearised and ``Sigma`` held in the objective; from 64 draws.
+            under "auto", with ``G`` linearised around the ``z`` found and ``Sigma`` held; from 64 draws.
 
         Returns
         -------
@@ -358,7 +360,7 @@ class GenerativeCovariancePrior(LearnedReconstructor):
         X_true : array-like or Tensor of shape (n_samples, *dims_)
             Images; each is encoded.
         pixel : tuple of int
-            (row, column) or (channel, row, column).
+            (row, column) or (channel, row, column), the first channel by default.
 
         Returns
         -------
@@ -368,9 +370,11 @@ class GenerativeCovariancePrior(LearnedReconstructor):
         Raises
         ------
         ValueError
-            If the generator is not our own: it has no encoder.
+            If the generator is not our own and has no encoder, or there is no such pixel.
         """
-        rows = self._by_parts(X_true, lambda model, x: model.covariance_row(x, pixel))
+        check_is_fitted(self)
+        at = planes_of(pixel, self.shape_, real=self.real_)
+        rows = self._by_parts(X_true, lambda model, x: model.covariance_row(x, at))
         return same_kind(self._images(rows).real, X_true)
 
     @torch.no_grad()

@@ -24,7 +24,7 @@ from skinverse.estimators._generative_inference_energies import (
 )
 from skinverse.estimators._learning import is_number, rms
 from skinverse.estimators._validation import discrepancy_level
-from skinverse.solvers import Solution, anderson, conjugate_gradient, lbfgs
+from skinverse.solvers import Solution, conjugate_gradient, lbfgs, picard
 
 Descent = Callable[..., Solution]
 
@@ -51,7 +51,7 @@ def settle(energy: Energy, z: Tensor, *, max_steps: int, tol: float) -> Solution
         return energy.model.encode(energy.select(index).image(z)[0])[0]
 
     with torch.no_grad():
-        found = anderson(f, z, given=(torch.arange(len(z), device=z.device),), max_steps=max_steps, tol=tol)
+        found = picard(f, z, given=(torch.arange(len(z), device=z.device),), max_steps=max_steps, tol=tol)
     return replace(found, objective=energy(found.x))
 
 
@@ -228,7 +228,7 @@ def _adapt(model: Model, data: Measured, z: Tensor, lam: Tensor, level: Tensor, 
     best = torch.zeros_like(z[:, 0]) + math.inf
     x, done = best.new_zeros(len(z), *data.shape), torch.zeros_like(best, dtype=torch.bool)
     n_steps = torch.zeros_like(best, dtype=torch.int64)
-    for _ in range(max_steps + 1):
+    for step in range(max_steps + 1):
         with torch.enable_grad():
             found = mean(weights, z)
             misfit = data.misfit(found)
@@ -238,7 +238,7 @@ def _adapt(model: Model, data: Measured, z: Tensor, lam: Tensor, level: Tensor, 
         best = torch.where(better, energy.detach(), best)
         x = torch.where(expand(better, x), found.detach(), x)
         done = done | reached
-        if done.all():
+        if done.all() or step == max_steps:
             break
         n_steps += ~done
         optimizer.zero_grad()

@@ -6,6 +6,7 @@ import copy
 import math
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -289,13 +290,13 @@ def window(neighbourhood: int | None, size: tuple[int, int]) -> int:
     longest = max(size)
     if neighbourhood is None:
         return min(_WINDOW, longest - (longest + 1) % 2)
-    k = int(neighbourhood)
-    if k != neighbourhood or k < 1 or k % 2 == 0 or k > longest:
+    whole = isinstance(neighbourhood, (int, np.integer)) and not isinstance(neighbourhood, bool)
+    if not whole or neighbourhood < 1 or neighbourhood % 2 == 0 or neighbourhood > longest:
         raise ValueError(
             "neighbourhood: expected an odd number of pixels, at most the image's "
             f"{longest}, got {neighbourhood!r}"
         )
-    return k
+    return int(neighbourhood)
 
 
 def check_generator(generator: Any, covariance: str, n_latent: int, x: Tensor) -> None:
@@ -307,7 +308,8 @@ def check_generator(generator: Any, covariance: str, n_latent: int, x: Tensor) -
         If it is no module.
     ValueError
         If a covariance is asked for, it does not take ``n_latent`` numbers to such images, or images leave
-        the range of a last module ``nn.Sigmoid`` or ``nn.Tanh`` (others are not seen).
+        the range of the ``nn.Sigmoid`` or ``nn.Tanh`` at the end of an ``nn.Sequential`` (others are not
+        seen).
     """
     if generator is None:
         return
@@ -319,13 +321,39 @@ def check_generator(generator: Any, covariance: str, n_latent: int, x: Tensor) -
             f'covariance="identity", got {covariance!r}'
         )
     _check_sizes(generator, n_latent, x)
-    last: Any = [m for m in generator.modules() if not list(m.children())][-1]
-    low, high = {nn.Sigmoid: (0.0, 1.0), nn.Tanh: (-1.0, 1.0)}.get(type(last), (-math.inf, math.inf))
+    low, high = {nn.Sigmoid: (0.0, 1.0), nn.Tanh: (-1.0, 1.0)}.get(_last(generator), (-math.inf, math.inf))
     if x.min() < low or x.max() > high:
         raise ValueError(
             f"X_true: expected values in [{low:g}, {high:g}], all that the generator can give, got "
             f"[{float(x.min()):.4g}, {float(x.max()):.4g}]"
         )
+
+
+def _last(generator: nn.Module) -> type[nn.Module]:
+    """The kind of the last module that changes values, where the order of modules is known."""
+    if not isinstance(generator, nn.Sequential):
+        return type(generator)
+    acting = [m for m in generator if not isinstance(m, nn.Unflatten | nn.Flatten | nn.Identity)]
+    return _last(acting[-1]) if acting else nn.Identity
+
+
+def planes_of(pixel: tuple[int, ...], shape: tuple[int, int, int], *, real: bool) -> tuple[int, int, int]:
+    """Where a pixel is among real channels; a complex channel is two of them, the real part first.
+
+    Raises
+    ------
+    ValueError
+        If there is no such pixel.
+    """
+    parts = 1 if real else 2
+    size = shape[0] // parts, *shape[1:]
+    at = (0,) * (3 - len(pixel)) + tuple(pixel)
+    if len(at) != 3 or any(not -n <= i < n for i, n in zip(at, size, strict=True)):
+        raise ValueError(
+            f"pixel: expected (row, column) or (channel, row, column) within {size}, got {pixel}"
+        )
+    channel, row, column = (i % n for i, n in zip(at, size, strict=True))
+    return parts * channel, row, column
 
 
 def _check_sizes(generator: nn.Module, n_latent: int, x: Tensor) -> None:

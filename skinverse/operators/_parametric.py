@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from pylops import LinearOperator
 from torch import Tensor
 
@@ -203,8 +205,9 @@ class Turned(ParametricOperator):
     operator : pylops.LinearOperator
         From images (height, width); all of its angles are too small by the offset.
     angle : float, default=0.0
-        The offset in radians: the image is turned clockwise about its centre, bilinearly. What turns with it
-        is all that the data can tell: only what an image looks like tells how it stood.
+        The offset in radians: the image is turned clockwise about its centre, by Fourier interpolation, zero
+        from outside. What turns with it is all that the data can tell: only what an image looks like tells
+        how it stood.
 
     Raises
     ------
@@ -247,8 +250,8 @@ class Shifted(ParametricOperator):
     operator : pylops.LinearOperator
         To data (n_views, n_detectors), such as :func:`parallel_beam`.
     shift : float, default=0.0
-        By how many pixels of the detector all data are moved towards larger indices, linearly; what comes in
-        from outside is zero.
+        By how many pixels of the detector all data are moved towards larger indices, by Fourier
+        interpolation; what comes in from outside is zero.
 
     Raises
     ------
@@ -286,33 +289,45 @@ class Shifted(ParametricOperator):
 
 def shifted(y: Tensor, shift: Tensor) -> Tensor:
     """Data moved along their last axis, zero from outside."""
-    rows, columns = (torch.arange(n, device=y.device, dtype=shift.dtype) for n in y.shape[-2:])
-    return bilinear(y, rows[:, None].expand(y.shape[-2:]), (columns - shift).expand(y.shape[-2:]))
+    n = y.shape[-1]
+    reach = max(n, math.ceil(abs(float(shift.detach()))))
+    return moved(F.pad(y, (0, reach + 1)), shift)[..., :n]
 
 
 def turn(x: Tensor, angle: Tensor) -> Tensor:
-    """Images turned clockwise about their centre, zero outside of them."""
+    """Images turned clockwise about their centre, zero from outside: ``z(p) = x(R p)``.
+
+    ``R`` is half a turn or none, and three shears, each of which moves rows or columns along themselves.
+    """
     height, width = x.shape[-2:]
-    middle = (height - 1) / 2, (width - 1) / 2
+    halves = round(float(angle.detach()) / math.pi)
+    rest = angle - math.pi * halves
+    side = 3 * max(height, width)  # nothing that a shear moves out comes in again
+    top, left = (side - height) // 2, (side - width) // 2
+    z = F.pad(x.flip((-2, -1)) if halves % 2 else x, (left, side - width - left, top, side - height - top))
     i, j = (
-        torch.arange(n, device=x.device, dtype=angle.dtype) - m
-        for n, m in zip((height, width), middle, strict=True)
+        torch.arange(side, device=x.device, dtype=angle.dtype) - first - (n - 1) / 2
+        for first, n in ((top, height), (left, width))
     )
-    c, s = torch.cos(angle), torch.sin(angle)
-    rows = c * i[:, None] - s * j + middle[0]
-    columns = s * i[:, None] + c * j + middle[1]
-    return bilinear(x, rows, columns)
+    down, across = torch.tan(rest / 2) * j, -torch.sin(rest) * i
+    z = moved(z.mT, down).mT
+    z = moved(z, across)
+    z = moved(z.mT, down).mT
+    return z[..., top : top + height, left : left + width]
 
 
-def bilinear(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Values of images between their pixels, zero outside; differentiable twice, also in the places."""
-    height, width = x.shape[-2:]
-    pixels, found = x.flatten(-2), torch.zeros_like(x)
-    top, left = rows.detach().floor(), columns.detach().floor()
-    for i, down in ((top, 1 - (rows - top)), (top + 1, rows - top)):
-        for j, across in ((left, 1 - (columns - left)), (left + 1, columns - left)):
-            inside = (i >= 0) & (i < height) & (j >= 0) & (j < width)
-            index = torch.where(inside, i * width + j, 0).long()
-            weight = torch.where(inside, down * across, 0)
-            found = found + weight * pixels[..., index]
-    return found
+def moved(x: Tensor, shift: Tensor) -> Tensor:
+    """Periodic lines moved towards larger indices, all alike or each by its own shift.
+
+    Between the pixels they are their Fourier series: smooth in the shift, and no shift blurs, so that none is
+    favoured by a search.
+    """
+    frequencies = 2 * math.pi * torch.fft.fftfreq(x.shape[-1], device=x.device, dtype=shift.dtype)
+    angles = shift[..., None] * frequencies
+    if x.shape[-1] % 2 == 0:  # the highest frequency stands for both signs
+        both = torch.arange(x.shape[-1], device=x.device) == x.shape[-1] // 2
+        phases = torch.where(both, torch.cos(angles).to(angles.dtype.to_complex()), torch.exp(-1j * angles))
+    else:
+        phases = torch.exp(-1j * angles)
+    z = torch.fft.ifft(torch.fft.fft(x) * phases.to(x.dtype.to_complex()))
+    return z if x.is_complex() else z.real
