@@ -240,6 +240,7 @@ class _Watch(Callback):
             raise KeyboardInterrupt  # skorch's way of ending a training in good order
         if training and self.latest_ is not None:
             self.best_, self.latest_ = self.latest_, None
+        self.batch_ = batch
 
     def on_epoch_end(
         self, net: NeuralNet, dataset_train: Any = None, dataset_valid: Any = None, **_: Any
@@ -264,7 +265,10 @@ class _Watch(Callback):
             raise KeyboardInterrupt
 
     def on_train_end(self, net: NeuralNet, X: Any = None, y: Any = None, **_: Any) -> None:
-        net.module_.load_state_dict(self.best_ if self.failed_ or self.latest_ is None else self.latest_)
+        if self.latest_ is not None and not self.failed_:  # nothing has been computed with them yet
+            self.failed_ = not bool(torch.isfinite(net.evaluation_step(self.batch_)).all())
+            self.best_ = self.best_ if self.failed_ else self.latest_
+        net.module_.load_state_dict(self.best_)
         if self.failed_:
             message = (
                 "training stopped: loss or weights are not finite; the last good weights are kept (lower lr?)"

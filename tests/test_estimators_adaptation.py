@@ -356,3 +356,46 @@ def test_a_seed_is_drawn_once_and_only_where_it_is_needed(fitted: Any) -> None:
     before = state.get_state()[2]
     model.fit(Y_meas=ELSEWHERE).predict(ELSEWHERE[:2])
     assert state.get_state()[2] == before
+
+
+def test_what_is_told_of_an_adapted_equilibrium_is_its_own(fitted: Any) -> None:
+    adapted = ModelAdaptation(fitted["equilibrium"], B, mu=0.0, max_steps=5).fit(Y_meas=ELSEWHERE).estimator_
+    assert adapted.contraction_ == adapted.module_.contraction()
+    assert adapted.lam_ == pytest.approx(float(adapted.module_.log_lam.detach().exp()))
+    assert fitted["equilibrium"].lam_ == 1.0
+
+
+def test_a_family_inside_a_composition_is_refused(fitted: Any) -> None:
+    composed = 2.0 * GaussianBlur((SIZE, SIZE), OLD)
+    with pytest.raises(ValueError, match="its parameters would not be searched"):
+        ModelAdaptation(fitted["gradient descent"], composed).fit(Y_meas=ELSEWHERE)
+
+
+def test_an_adapted_method_is_not_adapted_again(fitted: Any) -> None:
+    adapted = ModelAdaptation(fitted["gradient descent"], B, max_steps=1).fit(Y_meas=ELSEWHERE)
+    with pytest.raises(TypeError, match="adapt its estimator_"):
+        ModelAdaptation(adapted, A).fit(Y_meas=DATA)
+
+
+class Detached(torch.nn.Module):
+    """Keeps what it learned from being differentiated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * (self.weight if self.training else self.weight.detach())
+
+
+def test_a_network_that_detaches_is_refused_with_the_reason() -> None:
+    trained = PostProcessor(A, network=Detached(), patch_size=None, trainer=BRIEF).fit(IMAGES, DATA)
+    with pytest.raises(TypeError, match="does not depend differentiably on what was learned"):
+        ModelAdaptation(trained, B).fit(Y_meas=ELSEWHERE)
+
+
+def test_a_noise_without_bound_is_refused(fitted: Any) -> None:
+    with pytest.raises(ValueError, match="noise_std"):
+        ModelAdaptation(fitted["gradient descent"], B, noise_std=np.inf).fit(Y_meas=ELSEWHERE)
+    with pytest.raises(ValueError, match="mu: expected a number"):
+        ModelAdaptation(fitted["gradient descent"], B, mu="auto").fit(Y_meas=ELSEWHERE)

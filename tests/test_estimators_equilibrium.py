@@ -212,7 +212,7 @@ def test_reconstructions_depend_on_the_data_as_the_proof_says(contractive, blurr
 
 
 def test_noise_and_weight_to_zero_together_find_the_solution(contractive, blurred) -> None:
-    """Consistency: as weight and noise go to zero, the noise faster, ``x`` tends to what solves ``A x = y``."""
+    """Consistency: as weight and noise vanish, the noise faster, ``x`` tends to what solves ``A x = y``."""
     images = blurred[0][:3].astype(np.float64)
     rng = np.random.default_rng(1)
     weights = rng.uniform(0.5, 1, images[0].size)

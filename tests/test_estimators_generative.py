@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import numpy as np
 import pylops
 import pytest
 import torch
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.model_selection import GridSearchCV
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -930,6 +932,87 @@ def test_images_that_the_generator_cannot_give_are_refused(last: nn.Module, low:
             around(small_generator(last)).fit(spoiled)
 
 
+@pytest.mark.parametrize("size", [(28, 28), (64, 48), (128, 128)])
+def test_sizes_of_real_images(size: tuple[int, int]) -> None:
+    images = blobs(4, size=size)
+    one = Trainer(max_epochs=1, batch_size=2, validation_fraction=0.0)
+    prior = fitted(images, pylops.Identity(size), trainer=one, constraint="encoded")
+    x, std = prior.predict(images[:1], return_std=True)
+    assert x.shape == std.shape == (1, *size)
+    assert np.isfinite(x).all() and (std > 0).all()
+    assert prior.sample(2, random_state=0).shape == (2, *size)
+    assert prior.covariance_row(images[:1], (size[0] // 2, 3)).shape == (1, *size)
+
+
+@pytest.mark.filterwarnings("ignore:GenerativeCovariancePrior:sklearn.exceptions.ConvergenceWarning")
+def test_encoded_meets_the_discrepancy_where_it_can(prior: Any, data: np.ndarray) -> None:
+    method = changed(prior, constraint="encoded", lam="discrepancy", noise_std=0.05)
+    x, info = method.predict(data, return_info=True)
+    A = as_torch(prior.operator)
+    residual = (A(torch.from_numpy(x)) - torch.from_numpy(data)).flatten(1).norm(dim=1)
+    level = 0.05 * math.sqrt(data[0].size)
+    met = (residual / level - 1).abs() < 0.05
+    assert_array_equal(met.numpy(), info.converged)
+    assert met.any()
+
+
+def test_encoded_does_not_feel_companions_where_the_data_say_little(prior: Any, data: np.ndarray) -> None:
+    method = changed(prior, constraint="encoded", lam=0.3, max_steps=50)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        together = method.predict(data)
+        for k in range(len(data)):
+            assert_allclose(method.predict(data[k : k + 1])[0], together[k], atol=1e-10)
+
+
+def test_a_search_over_constraints_trains_once_per_fold(
+    images: np.ndarray, operator: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, train = [], Trainer.train
+    monkeypatch.setattr(Trainer, "train", lambda *a, **k: trained.append(1) or train(*a, **k))
+    X = images[:8].astype(np.float64)
+    method = GenerativeCovariancePrior(
+        operator, n_latent=2, noise_std=NOISE, n_restarts=1, trainer=TINY, memory=str(tmp_path)
+    )
+    search = GridSearchCV(method, {"constraint": ["soft", "encoded", "range"]}, cv=2, error_score="raise")
+    search.fit(X, measure(operator, X))
+    assert len(trained) == 3 * 2  # two folds and the refit, mean and covariance
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+
+
+def test_pixels_of_complex_coloured_images_are_counted_as_they_are(images: np.ndarray) -> None:
+    X = np.stack([images, 2 * images, 0.5 * images], 1)[:12] * np.exp(0.3j)
+    prior = fitted(X)
+    rows = [prior.covariance_row(X[:1], (c, 3, 4)) for c in range(3)]
+    for channel, row in enumerate(rows):
+        assert row.shape == (1, 3, *SIZE)
+        assert row[0, channel, 3, 4] > 0  # its variance
+    assert_array_equal(prior.covariance_row(X[:1], (3, 4)), rows[0])
+    for pixel in ((3, 3, 4), (0, 8, 0), (4,) * 4):
+        with pytest.raises(ValueError, match=r"pixel: expected .* within \(3, 8, 8\)"):
+            prior.covariance_row(X[:1], pixel)
+
+
+def test_range_of_a_generator_is_that_of_its_last_acting_module() -> None:
+    with torch.random.fork_rng():
+        bounded = nn.Sequential(nn.Linear(2, 64), nn.Sigmoid(), nn.Unflatten(1, (1, *SIZE)))
+    with pytest.raises(ValueError, match=r"expected values in \[0, 1\]"):
+        around(bounded).fit(50 * blobs(4))
+
+    class Scaled(nn.Module):
+        """Whose activation is not what comes out."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.act = nn.Linear(2, 64), nn.Sigmoid()
+
+        def forward(self, z: Tensor) -> Tensor:
+            return 255 * self.act(self.net(z)).view(-1, 1, *SIZE)
+
+    with torch.random.fork_rng():
+        around(Scaled(), max_steps=5).fit(50 * blobs(4))
+
+
 def test_own_generator_has_no_encoder() -> None:
     with pytest.raises(ValueError, match='"encoded" needs our own encoder'):
         around(small_generator(), constraint="encoded").fit(of_generator(small_generator()))
@@ -955,6 +1038,8 @@ def test_own_generator_has_no_encoder() -> None:
         ({"neighbourhood": 0}, "neighbourhood: expected an odd number"),
         ({"neighbourhood": 9}, "neighbourhood: expected an odd number .* at most the image's 8, got 9"),
         ({"neighbourhood": 2.5}, "neighbourhood: expected an odd number"),
+        ({"neighbourhood": math.inf}, "neighbourhood: expected an odd number"),
+        ({"neighbourhood": True}, "neighbourhood: expected an odd number"),
         ({"generator": nn.Identity()}, "generator: .* needs covariance=\"identity\", got 'full'"),
     ],
     ids=str,

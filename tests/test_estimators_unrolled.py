@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -193,3 +194,27 @@ def test_iterations_may_start_from_any_reconstruction(method: Any, tomography: A
     other = parallel_beam((16, 16), np.arange(6) * np.pi / 6, 23)
     seen = as_torch(other)(torch.from_numpy(images)).numpy()
     assert model.set_params(operator=other).predict(seen).shape == images.shape
+
+
+@every
+def test_the_number_of_iterations_is_fixed_by_the_training(method: Any, tomography: Any) -> None:
+    images, data, A = tomography
+    model = method(A, **TINY, trainer=Trainer(max_epochs=1)).fit(images[:8], data[:8])
+    with pytest.raises(ValueError, match="n_iterations: learned with 3, got 2: fit again"):
+        model.set_params(n_iterations=2).predict(data[:2])
+
+
+@every
+def test_a_diverging_training_leaves_weights_that_predict(method: Any) -> None:
+    X = np.random.default_rng(0).normal(size=(6, 8, 8))
+    with pytest.warns(ConvergenceWarning, match="last good weights are kept"):
+        model = method(n_iterations=2, trainer=Trainer(max_epochs=4, lr=1e6, validation_fraction=0.0))
+        model.fit(X, X)
+    assert np.isfinite(model.predict(X)).all()
+
+
+@every
+def test_complex_images_have_no_bounds(method: Any) -> None:
+    X = np.ones((2, 4, 4), complex)
+    with pytest.raises(ValueError, match="bounds: complex images"):
+        method(bounds=(0, None)).fit(X, X)

@@ -190,6 +190,7 @@ class ModelAdaptation(BaseReconstructor):
         self.history_ += history
         self._tell(found, "weights")
         self.estimator_ = self._with(module, self.operator_)
+        self.estimator_._describe()
 
     def _find_operator(self, module: nn.Module, data: Tensor) -> list[dict[str, Any]]:
         """Leave the member of the family that predicts the data best as ``operator_``."""
@@ -221,7 +222,8 @@ class ModelAdaptation(BaseReconstructor):
         name = type(self.estimator).__name__
         hook = getattr(type(self.estimator), "_differentiable", None)
         if hook is None:
-            raise TypeError(f"ModelAdaptation: expected a method that learned from images, got {name}")
+            inner = "; adapt its estimator_" if hasattr(self.estimator, "estimator_") else ""
+            raise TypeError(f"ModelAdaptation: expected a method that learned from images, got {name}{inner}")
         if hook is LearnedReconstructor._differentiable:
             raise TypeError(
                 f"ModelAdaptation: {name} does not reconstruct differentiably in what it learned; "
@@ -233,9 +235,14 @@ class ModelAdaptation(BaseReconstructor):
             )
         if not hasattr(self.estimator, "module_"):
             raise NotFittedError(f"ModelAdaptation: expected a fitted estimator, got {name} before its fit")
-        if not self.mu >= 0:
+        if not hasattr(self.operator_, "parameters") and holds_family(self.operator_):
+            raise ValueError(
+                "operator: its parameters would not be searched, since it is composed of a family and other "
+                "operators: expected a family by itself, or an operator without one"
+            )
+        if not (isinstance(self.mu, (int, float, np.number)) and self.mu >= 0):
             raise ValueError(f"mu: expected a number >= 0, got {self.mu!r}")
-        if self.noise_std is not None and not self.noise_std >= 0:
+        if self.noise_std is not None and not 0 <= self.noise_std < math.inf:
             raise ValueError(f"noise_std: expected a number >= 0 or None, got {self.noise_std!r}")
         check_whole(self.max_steps, "max_steps", 1)
 
@@ -265,7 +272,7 @@ class ModelAdaptation(BaseReconstructor):
 
         found = lbfgs(objective, objective.start, max_steps=self.max_steps, tol=self.tol, callback=note)
         objective.write(found.x)
-        return history, found
+        return history, replace(found, converged=found.converged & torch.isfinite(found.objective))
 
     def _tell(self, found: Solution, what: str) -> None:
         if not bool(found.converged.all()):
@@ -308,6 +315,15 @@ def explains(A: LinearMap, method: LearnedReconstructor, module: nn.Module) -> E
     return explained
 
 
+def holds_family(operator: Any) -> bool:
+    """Whether a pylops operator has unknown parameters somewhere inside."""
+    if hasattr(operator, "parameters"):
+        return True
+    members = [getattr(operator, "args", ()), *vars(operator).values()]
+    inner = [m for member in members for m in (member if isinstance(member, (tuple, list)) else [member])]
+    return any(holds_family(m) for m in inner if isinstance(m, pylops.LinearOperator) and m is not operator)
+
+
 class Objective(Functional):
     """``max(mean_i risk_i - level, 0) + mu ||v - v_0||^2`` of all variables in a row, (1, n).
 
@@ -343,6 +359,11 @@ class Objective(Functional):
         for part in self.parts:
             with torch.enable_grad():
                 risk = self.risk(part).sum() / self.n_data
+                if not risk.requires_grad:
+                    raise TypeError(
+                        "ModelAdaptation: the reconstruction does not depend differentiably on what was "
+                        "learned: a network that detaches its input or works under no_grad?"
+                    )
                 slopes = torch.autograd.grad(risk, self.variables, materialize_grads=True)
             value += float(risk.detach())
             gradient += torch.cat([slope.flatten().to(x) for slope in slopes])

@@ -44,6 +44,12 @@ Reconstruct = Callable[[LinearMap, Tensor], Solution]
 # Numbers in each variable of a solver: what a processor's caches hold; a GPU wants more work at a time.
 _CHUNK = {"cpu": 2**20, "cuda": 2**24}
 
+# What to use for what does not come in pairs.
+_INSTEAD = (
+    "; AdversarialRegularizer learns from images and measurements that are no pairs, "
+    "GenerativeCovariancePrior from images alone"
+)
+
 
 class BaseReconstructor(BaseEstimator, ABC):
     """A reconstruction method: measurements in, images out.
@@ -209,13 +215,16 @@ class BaseReconstructor(BaseEstimator, ABC):
         for name in self._needs:
             if given[name] is None:
                 others = " and ".join(self._needs)
-                raise ValueError(f"{type(self).__name__}.fit learns from {others}, but {name} is missing")
+                instead = _INSTEAD if len(self._needs) > 1 else ""
+                raise ValueError(
+                    f"{type(self).__name__}.fit learns from {others}, but {name} is missing{instead}"
+                )
 
     def _check_pairs(self, images: Tensor | None, data: Tensor | None) -> None:
         if self._paired and images is not None and data is not None and len(images) != len(data):
             raise ValueError(
                 f"{type(self).__name__}.fit expects pairs, "
-                f"but X_true holds {len(images)} images and Y_meas {len(data)} measurements"
+                f"but X_true holds {len(images)} images and Y_meas {len(data)} measurements{_INSTEAD}"
             )
 
     def _operator_for(self, images: Tensor | None, data: Tensor | None) -> pylops.LinearOperator | None:
@@ -322,8 +331,9 @@ class LearnedReconstructor(BaseReconstructor):
         """Train the module in place and tell the history; by default in one phase."""
 
         def held_out_psnr(images: Tensor, data: Tensor) -> float:
+            x = self._reconstruct(A, data).x
             with np.errstate(over="ignore"):  # a diverging training is the trainer's to report
-                return float(np.mean(psnr(images, self._reconstruct(A, data).x)))
+                return float(np.mean(psnr(images, x))) if bool(x.isfinite().all()) else -np.inf
 
         trainer = self.trainer if self.trainer is not None else Trainer()
         how: dict[str, Any] = {"score": held_out_psnr, "seed": seed, "verbose": verbose}
@@ -336,6 +346,9 @@ class LearnedReconstructor(BaseReconstructor):
     def _differentiable(self, module: nn.Module, A: LinearMap, data: Tensor, start: Tensor) -> Tensor:
         """The images as a function of the module's weights, and of ``A`` where that has parameters."""
         raise TypeError(f"{type(self).__name__} does not reconstruct differentiably in what it learned")
+
+    def _describe(self) -> None:  # noqa: B027
+        """Set the attributes that tell something of ``module_``; by default there are none."""
 
     def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
         assert A is not None and images is not None and data is not None  # _needs

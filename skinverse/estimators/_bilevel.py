@@ -31,6 +31,7 @@ from skinverse.estimators._learning import (
     in_memory,
     is_number,
     learned,
+    reached,
     recipe,
     rms,
     spread,
@@ -43,7 +44,6 @@ from skinverse.functionals import (
     WeightedCritic,
     as_channels,
 )
-from skinverse.metrics import psnr
 from skinverse.operators import LinearMap
 from skinverse.solvers import Solution, accelerated_gradient, proximal_gradient
 from skinverse.training import Score, Trainer
@@ -363,7 +363,7 @@ class BilevelRegularizer(LearnedReconstructor):
         def held_out_psnr(images: Tensor, index: Tensor) -> float:
             x, y = images[:_N_SCORED], data[index[:_N_SCORED]]
             x, y = excerpt(x, y) if A.identity else (x, y)
-            return float(psnr(x, self._reconstruct(A, y).x).mean())
+            return reached(x, self._reconstruct(A, y).x)
 
         return held_out_psnr
 

@@ -14,10 +14,9 @@ from sklearn.linear_model import Ridge, RidgeCV
 from torch import Tensor, nn
 
 from skinverse.estimators._base import LearnedReconstructor
-from skinverse.estimators._learning import recipe, rms, spread
+from skinverse.estimators._learning import reached, recipe, rms, spread
 from skinverse.estimators._residual import Residual, check_network
 from skinverse.functionals import as_channels, from_channels
-from skinverse.metrics import psnr
 from skinverse.operators import LinearMap
 from skinverse.solvers import Solution
 from skinverse.training import Trainer
@@ -156,9 +155,8 @@ class DirectInversion(LearnedReconstructor):
             return ((module(y) - x) / module.network.unit).square().flatten(1).mean(1)
 
         def score(x: Tensor, y: Tensor) -> float:
-            with np.errstate(over="ignore"), torch.no_grad():  # diverging is the trainer's to report
-                found = module(y[:_N_SCORED])
-                return float(psnr(x[:_N_SCORED], found).mean()) if found.isfinite().all() else -math.inf
+            with torch.no_grad():
+                return reached(x[:_N_SCORED], module(y[:_N_SCORED]))
 
         return trainer.train(module, loss, x, y, score=score, seed=seed, verbose=verbose)
 

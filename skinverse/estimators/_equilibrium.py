@@ -29,7 +29,16 @@ from skinverse.estimators._equilibrium_maps import (
     solved,
     unrolled,
 )
-from skinverse.estimators._learning import analytic_inverse, excerpt, in_memory, is_number, recipe, spread
+from skinverse.estimators._learning import (
+    analytic_inverse,
+    check_kinds,
+    excerpt,
+    in_memory,
+    is_number,
+    reached,
+    recipe,
+    spread,
+)
 from skinverse.estimators._validation import check_lam, check_whole
 from skinverse.functionals import as_channels
 from skinverse.metrics import psnr
@@ -204,19 +213,17 @@ class DeepEquilibriumRecon(LearnedReconstructor):
     def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
         assert A is not None and images is not None and data is not None  # _needs
         self._check()
-        if A.identity and images.is_complex() != data.is_complex():
-            kinds = ["complex" if batch.is_complex() else "real" for batch in (images, data)]
-            raise ValueError(
-                f"operator=None is denoising and expects images and measurements of one kind, got {kinds[0]} "
-                f"X_true and {kinds[1]} Y_meas"
-            )
+        check_kinds(A, images, data)
         self.real_, self.n_channels_ = not images.is_complex(), as_channels(images[:1]).shape[1]
         super()._fit(A, images, data)
+        self._describe()
+        self._rule = {name: getattr(self, name) for name in _FIXED}
+
+    def _describe(self) -> None:
         lam, eta = (math.exp(p.item()) for p in (self.module_.log_lam, self.module_.log_eta))
         self.lam_ = None if self.iteration == "proximal" else lam
         self.eta_ = {"proximal": eta, "admm": None}.get(self.iteration, 1 / (1 + lam))
         self.contraction_ = self.module_.contraction()
-        self._rule = {name: getattr(self, name) for name in _FIXED}
 
     def _check(self) -> None:
         check_lam(self.lam, None, rules=("fit",))
@@ -315,7 +322,7 @@ class DeepEquilibriumRecon(LearnedReconstructor):
         def score(images: Tensor, index: Tensor) -> float:
             x, y = images[:_N_SCORED], data[index[:_N_SCORED]]
             x, y = excerpt(x, y) if A.identity else (x, y)
-            return float(psnr(x, self._reconstruct(A, y).x).mean())
+            return reached(x, self._reconstruct(A, y).x)
 
         return score
 

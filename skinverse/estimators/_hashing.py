@@ -7,14 +7,30 @@ from typing import Any
 
 import joblib
 import torch
+from sklearn.base import BaseEstimator
 from torch import nn
 
 from skinverse.operators import LinearMap
 
+# Of an estimator inside another one: what does not touch the images that it gives.
+_ELSEWHERE = {"operator", "operator_", "memory", "history_", "verbose", "device"}
+
 
 def key(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters, modules by their weights: two copies of a module are not hashed alike."""
-    return {name: _weights(v) if isinstance(v, nn.Module) else v for name, v in parameters.items()}
+    """The parameters, modules by their weights: two copies of a module are not hashed alike.
+
+    So are estimators by what they hold, but for their operator, which is that of the training.
+    """
+    return {name: _content(value) for name, value in parameters.items()}
+
+
+def _content(value: Any) -> Any:
+    if isinstance(value, nn.Module):
+        return _weights(value)
+    if isinstance(value, BaseEstimator):
+        told = {k: v for k, v in vars(value).items() if k not in _ELSEWHERE}
+        return type(value).__qualname__, {k: _content(v) for k, v in told.items()}
+    return value
 
 
 def _weights(module: nn.Module) -> tuple[Any, ...]:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import copy
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-import numpy as np
 import pylops
 import torch
 from torch import Tensor, nn
 
-from skinverse.estimators._learning import first_images, fitted_initial, in_memory, recipe, spread
+from skinverse.estimators._learning import (
+    check_kinds,
+    first_images,
+    fitted_initial,
+    in_memory,
+    reached,
+    recipe,
+    spread,
+)
 from skinverse.estimators._validation import check_bounds, check_whole, same_kind
 from skinverse.functionals import as_channels, from_channels
-from skinverse.metrics import psnr
 from skinverse.operators import LinearMap, as_torch
 from skinverse.solvers import Solution
 from skinverse.training import Trainer
@@ -100,6 +105,7 @@ class LearnedIterations(ABC):
     initial_: Any
     initial: Any
     bounds: Any
+    n_iterations: int
     trainer: Trainer | None
 
     @abstractmethod
@@ -123,9 +129,12 @@ class LearnedIterations(ABC):
         return (same_kind(x, Y_meas) for x in staged.unbind(1))
 
     def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
-        assert images is not None and data is not None  # _needs
+        assert A is not None and images is not None and data is not None  # _needs
         for name in self._whole:
             check_whole(getattr(self, name), name, 1)
+        check_kinds(A, images, data)
+        if images.is_complex() and check_bounds(self.bounds) != (None, None):
+            raise ValueError(f"bounds: complex images have no order to be bounded by, got {self.bounds!r}")
         check_bounds(self.bounds)
         self.real_ = not images.is_complex()
         self.initial_ = fitted_initial(self.initial, self.operator_, images, data)  # type: ignore[attr-defined]
@@ -145,9 +154,7 @@ class LearnedIterations(ABC):
             return error.abs().square().flatten(1).mean(1)
 
         def score(x: Tensor, index: Tensor) -> float:
-            with np.errstate(over="ignore"):  # a diverging training is the trainer's to report
-                found = self._reconstruct(A, data[index[:_N_SCORED]]).x
-                return float(psnr(x[:_N_SCORED], found).mean()) if found.isfinite().all() else -math.inf
+            return reached(x[:_N_SCORED], self._reconstruct(A, data[index[:_N_SCORED]]).x)
 
         trainer = self.trainer or recipe(_N_STEPS, _LR, len(data), max_norm=1.0)
         members = torch.arange(len(data), device=data.device)
@@ -159,6 +166,9 @@ class LearnedIterations(ABC):
 
     def _stages(self, A: LinearMap, data: Tensor) -> Iterator[Tensor]:
         """The image after each iteration, within its bounds."""
+        learned = self.module_.n_iterations
+        if learned != self.n_iterations:
+            raise ValueError(f"n_iterations: learned with {learned}, got {self.n_iterations}: fit again")
         x0, (low, high) = self._start(A, data), check_bounds(self.bounds)
         module = copy.deepcopy(self.module_).to(x0.device, x0.dtype.to_real())
         with torch.no_grad():

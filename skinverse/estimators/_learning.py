@@ -222,8 +222,32 @@ def first_images(A: LinearMap, data: Tensor, initial: Any, *, real: bool) -> Ten
             "give a known operator"
         )
     else:
-        x = initial._reconstruct(A, data).x
+        solution = initial._reconstruct(A, data)
+        initial._warn(solution)
+        x = solution.x
     return x.real.contiguous() if real and x.is_complex() else x
+
+
+def reached(images: Tensor, x: Tensor) -> float:
+    """Mean PSNR of reconstructions; those of a training that diverges are infinitely bad."""
+    with np.errstate(over="ignore"):
+        return float(np.mean(psnr(images, x))) if bool(x.isfinite().all()) else -math.inf
+
+
+def check_kinds(A: LinearMap, images: Tensor, data: Tensor) -> None:
+    """To denoise, images and measurements are both real or both complex.
+
+    Raises
+    ------
+    ValueError
+        Otherwise.
+    """
+    if A.identity and images.is_complex() != data.is_complex():
+        kinds = ["complex" if batch.is_complex() else "real" for batch in (images, data)]
+        raise ValueError(
+            f"operator=None is denoising and expects images and measurements of one kind, got {kinds[0]} "
+            f"X_true and {kinds[1]} Y_meas"
+        )
 
 
 def excerpt(images: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:

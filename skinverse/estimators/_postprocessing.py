@@ -5,25 +5,25 @@ from __future__ import annotations
 import copy
 from typing import Any, ClassVar
 
-import numpy as np
 import pylops
 import torch
 from torch import Tensor, nn
 
 from skinverse.estimators._base import BaseReconstructor, LearnedReconstructor
 from skinverse.estimators._learning import (
+    check_kinds,
     excerpt,
     first_images,
     fitted_initial,
     in_memory,
     patches,
+    reached,
     recipe,
     spread,
 )
 from skinverse.estimators._residual import Residual, check_network
 from skinverse.estimators._validation import check_whole
 from skinverse.functionals import as_channels, from_channels
-from skinverse.metrics import psnr
 from skinverse.operators import LinearMap
 from skinverse.solvers import Solution
 from skinverse.training import Trainer
@@ -126,8 +126,9 @@ class PostProcessor(LearnedReconstructor):
         self.device = device
 
     def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
-        assert images is not None and data is not None  # _needs
+        assert A is not None and images is not None and data is not None  # _needs
         check_network(self.network)
+        check_kinds(A, images, data)
         check_whole(1 if self.patch_size is None else self.patch_size, "patch_size", 1)
         self.real_, self.n_channels_ = not images.is_complex(), as_channels(images[:1]).shape[1]
         self.initial_ = fitted_initial(self.initial, self.operator_, images, data)
@@ -150,8 +151,7 @@ class PostProcessor(LearnedReconstructor):
 
         def score(x: Tensor, x0: Tensor) -> float:
             some, start = excerpt(x[:_N_SCORED], x0[:_N_SCORED])
-            with np.errstate(over="ignore"):  # a diverging training is the trainer's to report
-                return float(psnr(some, module.improved(start)).mean())
+            return reached(some, module.improved(start))
 
         trainer = self.trainer or recipe(_N_STEPS, _LR, len(data), max_norm=1.0)
         return trainer.train(module, loss, images, first, score=score, seed=seed, verbose=verbose)
