@@ -28,6 +28,7 @@ def write(name: str, figures: Mapping[str, Any], *, seed: int) -> Path:
             "processor": _processor(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
         "seed": seed,
         "seconds": round(time.perf_counter() - _STARTED, 1),

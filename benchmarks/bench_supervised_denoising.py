@@ -1,7 +1,8 @@
 """A supervised denoiser on BSD68 at sigma 0.1, trained on other photographs of the same kind.
 
-370 photographs of 180 x 180 train the network and corners of 16 others tell how far it is; BSD68 is only looked at to be
-measured. Total variation has the weight that is best on other photographs. What is trained is kept in ``.cache``.
+370 photographs of 180 x 180 train the network and corners of 16 others tell how far it is; BSD68 is only
+looked at to be measured. Total variation has the weight that is best on other photographs. What is trained is
+kept in ``.cache``.
 """
 
 from __future__ import annotations

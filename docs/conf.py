@@ -146,15 +146,19 @@ def measured_generative() -> str:
 
 
 def measured_supervised() -> str:
-    """What supervised methods reach on ellipses, beside filtered back-projection and total variation."""
-    file = HERE.parent / "benchmarks" / "results" / "supervised_ct.json"
-    figures = json.loads(file.read_text())["figures"] if file.exists() else {}
-    cells = [("CT of ellipses", "PSNR (dB)", "SSIM", "weights", "minutes of fit", "ms per image")]
-    for name, found in figures.items():
-        minutes = f"{found['seconds_fit'] / 60:.1f}" if "seconds_fit" in found else ""
-        numbers = (f"{found['psnr']:.2f}", f"{found['ssim']:.3f}", str(found.get("n_weights", "")), minutes)
-        cells += [(name, *numbers, f"{1000 * found['seconds_per_image']:.0f}")]
-    return table(cells)
+    """What supervised methods reach on ellipses and photographs, beside classical ones."""
+    tables = []
+    for name, title in (("ct", "CT of ellipses"), ("denoising", "BSD68, noise 0.1")):
+        file = HERE.parent / "benchmarks" / "results" / f"supervised_{name}.json"
+        figures = json.loads(file.read_text())["figures"] if file.exists() else {}
+        cells = [(title, "PSNR (dB)", "SSIM", "weights", "minutes of fit", "ms per image")]
+        for method, found in figures.items():
+            minutes = f"{found['seconds_fit'] / 60:.1f}" if "seconds_fit" in found else ""
+            numbers = (f"{found['psnr']:.2f}", f"{found['ssim']:.3f}", str(found.get("n_weights", "")))
+            each = f"{1000 * found['seconds_per_image']:.0f}" if "seconds_per_image" in found else ""
+            cells += [(method, *numbers, minutes, each)]
+        tables.append(table(cells))
+    return "\n".join(tables)
 
 
 def measured_adaptation() -> str:
