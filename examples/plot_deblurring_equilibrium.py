@@ -3,8 +3,8 @@ Deblurring: a network iterated to its fixed point
 =================================================
 
 A deep equilibrium model learns one iteration and returns its fixed point. One may iterate as long as one
-likes afterwards: the image comes closer to the fixed point and stays there. An unrolled network, trained with a few
-steps, does something else when it is given more of them.
+likes afterwards: the image comes closer to the fixed point and stays there. An unrolled network, trained with
+a few steps, does something else when it is given more of them.
 """
 
 # %%
