@@ -2,10 +2,12 @@
 
 DnCNN with 5 layers of 32 features on 8 blurred pieces of 64 x 64 pixels, proximal iteration. The usual loop
 takes plain steps forwards and, in a hook, plain steps backwards, until the batch meets the same tolerance.
+DeepInverse's own, with a number of backward steps instead of a tolerance, is measured where it is installed.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 import time
@@ -23,7 +25,7 @@ from skinverse.networks import DnCNN
 from skinverse.operators import as_torch, gaussian_blur
 from skinverse.solvers import fixed_point, gmres
 
-BATCH, SIDE, SEED, TOL, BACKWARD_TOL, MOST = 8, 64, 0, 1e-4, 1e-3, 100
+BATCH, SIDE, SEED, TOL, BACKWARD_TOL, MOST, REACH = 8, 64, 0, 1e-4, 1e-3, 100, 8
 
 
 def pieces() -> tuple[Any, Tensor, Tensor, DnCNN]:
@@ -75,6 +77,41 @@ def usual(A: Any, x: Tensor, y: Tensor, network: DnCNN) -> int:
     return n_steps
 
 
+def deep_inverse(A: Any, x: Tensor, y: Tensor, network: DnCNN) -> int:
+    """The same map, blur and forward tolerance as DeepInverse does it, with its default equilibrium."""
+    import deepinv
+    from deepinv.optim import L2, PGD, PnP
+
+    class Denoiser(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, z: Tensor, sigma: Any = None) -> Tensor:
+            return 0.9 * self.network(z)
+
+    point = torch.zeros(1, SIDE, SIDE)
+    point[0, SIDE // 2, SIDE // 2] = 1.0
+    middle = slice(SIDE // 2 - REACH, SIDE // 2 + REACH + 1)
+    physics = deepinv.physics.Blur(filter=A(point)[None, :, middle, middle], padding="constant")
+    assert torch.allclose(physics.A(x[:, None])[:, 0], y, atol=1e-4)
+    model = PGD(
+        data_fidelity=L2(),
+        prior=PnP(denoiser=Denoiser()),
+        stepsize=1.0,
+        sigma_denoiser=0.1,
+        max_iter=MOST,
+        crit_conv="residual",
+        thres_conv=TOL,
+        early_stop=True,
+        unfold=True,
+        trainable_params=["stepsize"],
+        DEQ=True,
+    )
+    (model(y[:, None], physics) - x[:, None]).square().sum().backward()
+    return 0  # it does not tell
+
+
 def unrolled(A: Any, x: Tensor, y: Tensor, network: DnCNN, n_steps: int = 20) -> int:
     f, b = make_map(A, network), A.adjoint(y)
     z = b
@@ -115,7 +152,8 @@ def main() -> None:
     parts = pieces()
     seconds: dict[str, float] = {}
     steps: dict[str, int] = {}
-    for way in (ours, usual, unrolled):
+    peer = [deep_inverse] if importlib.util.find_spec("deepinv") else []
+    for way in (ours, usual, unrolled, *peer):
         times = []
         for _ in range(5):
             start = time.perf_counter()
@@ -125,10 +163,12 @@ def main() -> None:
     held = {name: memory(name) for name in ("10", "100", "unrolled")}
     figures = {
         "seconds": seconds,
-        "steps": steps,
+        "steps": {name: n for name, n in steps.items() if n},
         "gib": held,
         "ours_to_usual": seconds["ours"] / seconds["usual"],
+        "ours_to_deep_inverse": seconds["ours"] / seconds["deep_inverse"] if peer else None,
         "memory_100_to_10_steps": held["100"]["whole"] / held["10"]["whole"],
+        "memory_added_100_to_10_steps": held["100"]["added"] / held["10"]["added"],
         "memory_100_steps_to_unroll_of_20": held["100"]["added"] / held["unrolled"]["added"],
         "targets": {
             "ours_to_usual": 1.0,
