@@ -47,8 +47,8 @@ class PostProcessor(LearnedReconstructor):
         filtered back-projection where there is one, else a regularized pseudo-inverse.
     network : {"unet", "dncnn", "dncnn_c4", "dncnn_d4"} or nn.Module, default="unet"
         The ``h``, whose input is its image in units of the images' spread; those of a group commute with
-        turns, and with flips. A module, (n, channels, height, width) to the same, is not taken by
-        :meth:`save`.
+        turns, and with flips. A module takes (n, channels, height, width) to the same, at least where the
+        sides are multiples of 64 or less; :meth:`save` does not take it.
     patch_size : int or None, default=64
         Side of the patches to train on; None is whole images.
     trainer : Trainer or None, default=None
