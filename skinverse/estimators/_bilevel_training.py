@@ -80,9 +80,9 @@ class LowerLevel:
     def __call__(self, misfit: Functional, R: Functional, x0: Tensor, progress: float) -> Tensor:
         loose = _LOOSE ** (1 - progress)
         solution = self.solve(misfit, R, x0, loose * self.tol)
-        self._count(solution)
         if not torch.is_grad_enabled():
             return solution.x
+        self._count(solution)
         free = inside(solution.x, self.bounds)
         if self.hypergradient == "jacobian_free":
             return jacobian_free(misfit + R, solution.x, solution.extra["step"], free=free)

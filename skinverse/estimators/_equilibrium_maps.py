@@ -328,7 +328,7 @@ class EquilibriumLoss:
         solution = solved(f, z0, b, self.solver, self.backward, max_steps=self.max_steps, tol=self.tol)
         if goes_on and self.variables is not None:
             self.variables[index], self.known[index] = solution.x.detach(), solution.converged
-        if self.backward != "unroll":
+        if self.backward != "unroll" and torch.is_grad_enabled():
             self._count(solution)
         return solution
 
