@@ -2,7 +2,7 @@
 
 The protocol of J. Adler and O. Oktem at half the resolution: 5 % noise, and ellipses that no method has seen
 to test on. Total variation gets the weight that is best on the test images. Methods may be named on the
-command line; figures of the others are kept. What is trained is kept in ``.cache``.
+command line; figures of the others, and the picture, are kept. What is trained is kept in ``.cache``.
 """
 
 from __future__ import annotations
@@ -60,14 +60,11 @@ def methods(operator: Any, tv: TotalVariationRecon) -> dict[str, Any]:
         )
 
     kept: dict[str, Any] = {"memory": str(CACHE), "random_state": SEED}
+    fbp = FilteredBackProjection(filter="hann")
+    unet: dict[str, Any] = {"patch_size": None, "trainer": trainer(9, 1e-3)}
     return {
-        "U-Net after FBP": PostProcessor(
-            operator,
-            initial=FilteredBackProjection(filter="hann"),
-            patch_size=None,
-            trainer=trainer(9, 1e-3),
-            **kept,
-        ),
+        "U-Net after FBP": PostProcessor(operator, initial=fbp, **unet, **kept),
+        "U-Net after TV": PostProcessor(operator, initial=tv, **unet, **kept),
         "learned gradient descent after TV": LearnedGradientDescent(
             operator, initial=tv, trainer=trainer(7, 3e-3), **kept
         ),
@@ -136,7 +133,8 @@ def main(names: list[str]) -> None:
         seconds = sum(epoch["dur"] for epoch in method.history_)
         figures[name] = found | {"n_weights": n_weights, "seconds_fit": seconds}
         write("supervised_ct", figures, seed=SEED)
-    draw(test, shown, figures)
+    if not names:
+        draw(test, shown, figures)
 
 
 if __name__ == "__main__":
