@@ -218,3 +218,13 @@ def test_complex_images_have_no_bounds(method: Any) -> None:
     X = np.ones((2, 4, 4), complex)
     with pytest.raises(ValueError, match="bounds: complex images"):
         method(bounds=(0, None)).fit(X, X)
+
+
+@every
+def test_untrained_iterations_return_what_they_start_from(method: Any, tomography: Any) -> None:
+    images, data, A = tomography
+    idle = Trainer(max_epochs=1, lr=0.0, validation_fraction=0.0)
+    model = method(A, **TINY, trainer=idle).fit(images[:4], data[:4])
+    start = model._start(as_torch(A), torch.from_numpy(data[:2])).numpy()
+    for x in model.staged_predict(data[:2]):
+        assert_allclose(x, start, atol=1e-6)

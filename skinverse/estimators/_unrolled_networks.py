@@ -10,9 +10,6 @@ from torch import Tensor, nn
 
 from skinverse.estimators._iterations import Scaled, Unrolled
 
-# The last convolution of an update begins so much smaller than the others.
-_LAST = 0.1
-
 
 class Update(nn.Module):
     """Three 3 x 3 convolutions with PReLU, (n, n_in, height, width) to (n, n_out, height, width)."""
@@ -27,8 +24,7 @@ class Update(nn.Module):
         for layer in self.layers.children():
             nn.init.xavier_uniform_(layer.get_parameter("weight"))
             nn.init.zeros_(layer.get_parameter("bias"))
-        with torch.no_grad():
-            self.layers[-1].get_parameter("weight").mul_(_LAST)
+        nn.init.zeros_(self.layers[-1].get_parameter("weight"))  # untrained iterations change nothing
 
     def forward(self, x: Tensor) -> Tensor:
         first, second, last = self.layers
