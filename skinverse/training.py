@@ -250,14 +250,16 @@ class _Watch(Callback):
             self.failed_ = True  # by the last gradient of the epoch
             raise KeyboardInterrupt
         epoch = net.history[-1, "epoch"]
+        if self.best_score_ is None:
+            self.latest_ = _weights(net)
         if epoch % self.every and epoch < net.max_epochs:
             return
         score = self._evaluate(net)
         net.history.record("valid_score", score)
         self.bar.set_postfix({} if score is None else {"score": f"{score:.3f}"})
         if self.best_score_ is None or score is None:
-            self.latest_ = _weights(net)
-        elif score > self.best_score_:
+            return
+        if score > self.best_score_:
             self.best_, self.best_score_, self.misses_ = _weights(net), score, 0
         else:
             self.misses_ += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -159,5 +160,16 @@ def test_a_start_that_has_not_converged_is_told() -> None:
     images, data, A = make_problem("deblurring", n_samples=4, size=16, random_state=0)
     initial = TotalVariationRecon(lam=0.01, max_steps=1)
     few = Trainer(max_epochs=1, validation_fraction=0.0)
-    with pytest.warns(ConvergenceWarning, match="TotalVariationRecon: 4 of 4"):
-        PostProcessor(A, initial=initial, network=Still(), trainer=few).fit(images, data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model = PostProcessor(A, initial=initial, network=Still(), trainer=few).fit(images, data)
+    with pytest.warns(ConvergenceWarning, match="PostProcessor: 4 of 4"):
+        assert not model.predict(data, return_info=True)[1].converged.any()
+
+
+def test_looking_for_a_size_leaves_no_trace() -> None:
+    X = np.random.default_rng(0).normal(size=(8, 1, 1)).astype(np.float32)
+    network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
+    two = Trainer(max_epochs=1, batch_size=4, validation_fraction=0.0)
+    model = PostProcessor(network=network, patch_size=None, trainer=two).fit(X, X)
+    assert model.module_.network[1].num_batches_tracked == 2

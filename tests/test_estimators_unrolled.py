@@ -197,11 +197,17 @@ def test_iterations_may_start_from_any_reconstruction(method: Any, tomography: A
 
 
 @every
-def test_the_number_of_iterations_is_fixed_by_the_training(method: Any, tomography: Any) -> None:
+def test_the_number_of_iterations_is_fixed_by_the_training(
+    method: Any, tomography: Any, tmp_path: Any
+) -> None:
     images, data, A = tomography
     model = method(A, **TINY, trainer=Trainer(max_epochs=1)).fit(images[:8], data[:8])
     with pytest.raises(ValueError, match="n_iterations: learned with 3, got 2: fit again"):
         model.set_params(n_iterations=2).predict(data[:2])
+    if method is LearnedGradientDescent:  # whose weights fit any number
+        model.save(tmp_path / "model")
+        with pytest.raises(ValueError, match="n_iterations: learned with 3"):
+            skinverse.load(tmp_path / "model").predict(data[:2])
 
 
 @every

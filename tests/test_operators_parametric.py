@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import torch
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 from pylops import LinearOperator
 from torch import Tensor
 from torch.testing import assert_close
@@ -120,6 +120,23 @@ def test_turned_images_are_those_of_scipy(shape: tuple[int, int], angle: float) 
 def test_half_a_turn_is_exact() -> None:
     x = random(2, 4, 7)
     assert_close(turn(x, torch.tensor(np.pi, dtype=torch.float64)), x.flip((1, 2)))
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (7, 7), (6, 7)])
+def test_a_quarter_turn_moves_by_whole_pixels(shape: tuple[int, int]) -> None:
+    x = random(1, *shape)
+    before, after = (turn(x, torch.tensor(np.pi / 2 + s, dtype=torch.float64)) for s in (-1e-9, 1e-9))
+    assert_close(before, after, atol=1e-6, rtol=0)
+    if shape[0] == shape[1]:
+        assert_close(before, x.rot90(-1, (1, 2)), atol=1e-6, rtol=0)
+
+
+def test_a_detector_moved_out_sees_nothing() -> None:
+    for shift in (35.0, -1e9):
+        assert_array_equal(Shifted(parallel_beam((24, 24), np.arange(5), 35), shift) @ slanted(24), 0)
+    for family in (Turned, Shifted):
+        with pytest.raises(ValueError, match="expected a finite number"):
+            family(TOMOGRAPH, np.inf)
 
 
 @pytest.mark.parametrize("family", [Turned, Shifted], ids=lambda f: f.__name__)

@@ -317,11 +317,19 @@ def explains(A: LinearMap, method: LearnedReconstructor, module: nn.Module) -> E
 
 def holds_family(operator: Any) -> bool:
     """Whether a pylops operator has unknown parameters somewhere inside."""
-    if hasattr(operator, "parameters"):
-        return True
-    members = [getattr(operator, "args", ()), *vars(operator).values()]
-    inner = [m for member in members for m in (member if isinstance(member, (tuple, list)) else [member])]
-    return any(holds_family(m) for m in inner if isinstance(m, pylops.LinearOperator) and m is not operator)
+    waiting, seen = [operator], set()
+    while waiting:
+        one = waiting.pop()
+        if hasattr(one, "parameters"):
+            return True
+        seen.add(id(one))
+        held = [
+            m
+            for value in vars(one).values()
+            for m in (value if isinstance(value, (tuple, list)) else [value])
+        ]
+        waiting += [m for m in held if isinstance(m, pylops.LinearOperator) and id(m) not in seen]
+    return False
 
 
 class Objective(Functional):

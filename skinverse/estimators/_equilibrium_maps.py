@@ -59,7 +59,7 @@ _BACKWARD_STEPS, _BACKWARD_TOL = 30, 1e-3
 _NOISE = 0.2
 # Relative change in the last unrolled step that is no reconstruction any more.
 _MOVED = 0.5
-# Squared error, relative to the images' spread, of a training that diverges.
+# Squared error, relative to the images and to their spread, of a training that diverges.
 _DIVERGED = 1e4
 # Linear systems of ADMM: steps for a weight of one, tolerance.
 _CG_STEPS, _CG_TOL = 10, 1e-6
@@ -304,7 +304,8 @@ class EquilibriumLoss:
         value = error.abs().square().flatten(1).mean(1)
         # Where the map gives no numbers at all, or nothing like images, the loss is none either, and the
         # training ends.
-        value = torch.where(torch.isfinite(solution.residual) & (value < _DIVERGED), value, torch.nan)
+        most = _DIVERGED * (x / module.unit).abs().square().flatten(1).mean(1).clamp_min(1)
+        value = torch.where(torch.isfinite(solution.residual) & (value < most), value, torch.nan)
         if not self.jacobian_weight or not torch.is_grad_enabled():
             return value
         return value + self.jacobian_weight * jacobian_size(f, z.detach(), b)

@@ -15,6 +15,7 @@ from skinverse.estimators._learning import (
     check_kinds,
     first_images,
     fitted_initial,
+    following,
     in_memory,
     reached,
     recipe,
@@ -97,6 +98,7 @@ class LearnedIterations(ABC):
     """
 
     _seen: ClassVar[tuple[str, ...]] = ("n_channels_", "real_", "initial_")
+    _saved: ClassVar[tuple[str, ...]] = ("_learned",)
     _load: ClassVar[int] = 64
     _reconstruction_params: ClassVar[tuple[str, ...]] = ("bounds", "verbose", "device")
     # Parameters that are whole numbers, one at least.
@@ -141,6 +143,7 @@ class LearnedIterations(ABC):
         # A complex channel counts twice.
         self.n_channels_ = as_channels(images[:1]).shape[1], as_channels(data[:1]).shape[1]
         super()._fit(A, images, data)  # type: ignore[misc]
+        self._learned = self.n_iterations
 
     def _train(
         self, module: Any, A: LinearMap, images: Tensor, data: Tensor, seed: int, verbose: int
@@ -162,25 +165,26 @@ class LearnedIterations(ABC):
 
     def _start(self, A: LinearMap, data: Tensor) -> Tensor:
         """What ``initial`` makes of the data."""
-        return first_images(A, data, self.initial_, real=self.real_)
+        return first_images(A, data, self.initial_, real=self.real_).x
 
-    def _stages(self, A: LinearMap, data: Tensor) -> Iterator[Tensor]:
+    def _stages(self, A: LinearMap, data: Tensor, x0: Tensor) -> Iterator[Tensor]:
         """The image after each iteration, within its bounds."""
-        learned = self.module_.n_iterations
+        learned, (low, high) = getattr(self, "_learned", self.n_iterations), check_bounds(self.bounds)
         if learned != self.n_iterations:
             raise ValueError(f"n_iterations: learned with {learned}, got {self.n_iterations}: fit again")
-        x0, (low, high) = self._start(A, data), check_bounds(self.bounds)
         module = copy.deepcopy(self.module_).to(x0.device, x0.dtype.to_real())
         with torch.no_grad():
             for x in module.stages(A, data, x0):
                 yield x if low is None and high is None else x.clamp(low, high)
 
     def _staged(self, A: LinearMap, data: Tensor) -> Solution:
-        return Solution.direct(torch.stack(list(self._stages(A, data)), 1))
+        first = first_images(A, data, self.initial_, real=self.real_)
+        return following(first, torch.stack(list(self._stages(A, data, first.x)), 1))
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
-        *_, last = self._stages(A, data)
-        return Solution.direct(last)
+        first = first_images(A, data, self.initial_, real=self.real_)
+        *_, last = self._stages(A, data, first.x)
+        return following(first, last)
 
     def _differentiable(self, module: nn.Module, A: LinearMap, data: Tensor, start: Tensor) -> Tensor:
         found: Tensor = module(A, data, start)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -212,20 +213,23 @@ def fitted_initial(initial: Any, operator: Any, images: Tensor, data: Tensor) ->
     return None if initial is None else clone(initial).set_params(operator=operator).fit(images, data)
 
 
-def first_images(A: LinearMap, data: Tensor, initial: Any, *, real: bool) -> Tensor:
+def first_images(A: LinearMap, data: Tensor, initial: Any, *, real: bool) -> Solution:
     """What the fitted estimator reconstructs, by default the analytic inverse; real where images are."""
     if initial is None:
-        x = data if A.identity else analytic_inverse(A, data)
+        found = Solution.direct(data if A.identity else analytic_inverse(A, data))
     elif A.requires_grad:
         raise TypeError(
             "with initial=... a method is not differentiable in the parameters of the operator: "
             "give a known operator"
         )
     else:
-        solution = initial._reconstruct(A, data)
-        initial._warn(solution)
-        x = solution.x
-    return x.real.contiguous() if real and x.is_complex() else x
+        found = initial._reconstruct(A, data)
+    return replace(found, x=found.x.real.contiguous()) if real and found.x.is_complex() else found
+
+
+def following(first: Solution, x: Tensor) -> Solution:
+    """Images that were made of others, which did or did not converge."""
+    return replace(Solution.direct(x), converged=first.converged, residual=first.residual)
 
 
 def reached(images: Tensor, x: Tensor) -> float:

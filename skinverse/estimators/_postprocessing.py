@@ -15,6 +15,7 @@ from skinverse.estimators._learning import (
     excerpt,
     first_images,
     fitted_initial,
+    following,
     in_memory,
     patches,
     reached,
@@ -157,12 +158,12 @@ class PostProcessor(LearnedReconstructor):
         return trainer.train(module, loss, images, first, score=score, seed=seed, verbose=verbose)
 
     def _start(self, A: LinearMap, data: Tensor) -> Tensor:
-        return first_images(A, data, self.initial_, real=self.real_)
+        return first_images(A, data, self.initial_, real=self.real_).x
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
-        x0 = self._start(A, data)
-        module = copy.deepcopy(self.module_).to(x0.device, x0.dtype.to_real())
-        return Solution.direct(module.improved(x0))
+        first = first_images(A, data, self.initial_, real=self.real_)
+        module = copy.deepcopy(self.module_).to(first.x.device, first.x.dtype.to_real())
+        return following(first, module.improved(first.x))
 
     def _differentiable(self, module: nn.Module, A: LinearMap, data: Tensor, start: Tensor) -> Tensor:
         return from_channels(module(as_channels(start)), start)

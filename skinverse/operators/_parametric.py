@@ -230,6 +230,7 @@ class Turned(ParametricOperator):
             raise ValueError(f"operator: expected one of images (height, width), got dims {operator.dims}")
         self.operator = operator
         dtype = str(np.dtype(operator.dtype))
+        check_finite(angle, "angle")
         super().__init__(tuple(operator.dims), tuple(operator.dimsd), {"angle": float(angle)}, dtype=dtype)
 
     def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
@@ -275,6 +276,7 @@ class Shifted(ParametricOperator):
             )
         self.operator = operator
         dtype = str(np.dtype(operator.dtype))
+        check_finite(shift, "shift")
         super().__init__(tuple(operator.dims), tuple(operator.dimsd), {"shift": float(shift)}, dtype=dtype)
 
     def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
@@ -287,32 +289,40 @@ class Shifted(ParametricOperator):
         return Shifted(self.operator, float(parameters["shift"]))
 
 
+def check_finite(value: float, name: str) -> None:
+    """Refuse what no operator has."""
+    if not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value!r}")
+
+
 def shifted(y: Tensor, shift: Tensor) -> Tensor:
     """Data moved along their last axis, zero from outside."""
     n = y.shape[-1]
-    reach = max(n, math.ceil(abs(float(shift.detach()))))
-    return moved(F.pad(y, (0, reach + 1)), shift)[..., :n]
+    if abs(float(shift.detach())) >= n:  # all of them are outside
+        return 0 * y + 0 * shift.to(y.real.dtype)
+    return moved(F.pad(y, (0, n + 1)), shift)[..., :n]
 
 
 def turn(x: Tensor, angle: Tensor) -> Tensor:
     """Images turned clockwise about their centre, zero from outside: ``z(p) = x(R p)``.
 
-    ``R`` is half a turn or none, and three shears, each of which moves rows or columns along themselves.
+    ``R`` is half a turn or none, and three shears, each of which moves rows or columns along themselves. They
+    have a pixel in their centre, so that quarter turns move by whole pixels.
     """
     height, width = x.shape[-2:]
     halves = round(float(angle.detach()) / math.pi)
     rest = angle - math.pi * halves
-    side = 3 * max(height, width)  # nothing that a shear moves out comes in again
-    top, left = (side - height) // 2, (side - width) // 2
+    side = 3 * max(height, width) | 1  # nothing that a shear moves out comes in again
+    centre, top, left = side // 2, (side - height) // 2, (side - width) // 2
     z = F.pad(x.flip((-2, -1)) if halves % 2 else x, (left, side - width - left, top, side - height - top))
-    i, j = (
-        torch.arange(side, device=x.device, dtype=angle.dtype) - first - (n - 1) / 2
-        for first, n in ((top, height), (left, width))
+    down, right = (
+        torch.full_like(angle, centre - first - (n - 1) / 2) for first, n in ((top, height), (left, width))
     )
-    down, across = torch.tan(rest / 2) * j, -torch.sin(rest) * i
-    z = moved(z.mT, down).mT
+    i = torch.arange(side, device=x.device, dtype=angle.dtype) - centre
+    along, across = torch.tan(rest / 2) * i, -torch.sin(rest) * i
+    z = moved(moved(z, right).mT, down + along).mT
     z = moved(z, across)
-    z = moved(z.mT, down).mT
+    z = moved(moved(z.mT, along - down).mT, -right)
     return z[..., top : top + height, left : left + width]
 
 
