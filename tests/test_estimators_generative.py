@@ -989,7 +989,7 @@ def test_pixels_of_complex_coloured_images_are_counted_as_they_are(images: np.nd
         assert row[0, channel, 3, 4] > 0  # its variance
     assert_array_equal(prior.covariance_row(X[:1], (3, 4)), rows[0])
     for pixel in ((3, 3, 4), (0, 8, 0), (4,) * 4):
-        with pytest.raises(ValueError, match=r"pixel: expected .* within \(3, 8, 8\)"):
+        with pytest.raises(IndexError, match=r"pixel: expected .* within \(3, 8, 8\)"):
             prior.covariance_row(X[:1], pixel)
 
 

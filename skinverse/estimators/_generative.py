@@ -370,7 +370,9 @@ class GenerativeCovariancePrior(LearnedReconstructor):
         Raises
         ------
         ValueError
-            If the generator is not our own and has no encoder, or there is no such pixel.
+            If the generator is not our own: it has no encoder.
+        IndexError
+            If there is no such pixel.
         """
         check_is_fitted(self)
         at = planes_of(pixel, self.shape_, real=self.real_)

@@ -342,14 +342,14 @@ def planes_of(pixel: tuple[int, ...], shape: tuple[int, int, int], *, real: bool
 
     Raises
     ------
-    ValueError
+    IndexError
         If there is no such pixel.
     """
     parts = 1 if real else 2
     size = shape[0] // parts, *shape[1:]
     at = (0,) * (3 - len(pixel)) + tuple(pixel)
     if len(at) != 3 or any(not -n <= i < n for i, n in zip(at, size, strict=True)):
-        raise ValueError(
+        raise IndexError(
             f"pixel: expected (row, column) or (channel, row, column) within {size}, got {pixel}"
         )
     channel, row, column = (i % n for i, n in zip(at, size, strict=True))
