@@ -308,9 +308,9 @@ class DeepEquilibriumRecon(LearnedReconstructor):
             solution = self._reconstruct(A, y)
             return float(psnr(x, solution.x).mean()) if solution.converged.all() else -math.inf
 
-        best, reached = climb(quality, start, _FACTOR)
+        best, score = climb(quality, start, _FACTOR)
         quality(*best)
-        if reached == -math.inf:
+        if score == -math.inf:
             warnings.warn(
                 "DeepEquilibriumRecon: no scale, step or weight near those of the start gives an iteration "
                 "that converges: raise max_steps or tol, or take another network",
