@@ -1,4 +1,4 @@
-"""A bank of circular convolutions and its adjoint, fast on few channels and differentiable at will."""
+"""A bank of circular convolutions and its adjoint, fast on few channels, differentiable to any order."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-from skinverse._batch import wrap
+from skinverse._tensors import wrap
 
 # Convolutions onto one channel leave the vector units of a CPU idle: 4 x 4 pixels become 16 channels.
 _BLOCK = 4
@@ -24,7 +24,7 @@ def analyse(x: Tensor, filters: Tensor) -> Tensor:
     x : Tensor of shape (n, channels, height, width)
         Images of any size.
     filters : Tensor of shape (n_filters, channels, k, k)
-        An odd ``k``.
+        The filters; ``k`` is odd.
 
     Returns
     -------
@@ -35,7 +35,20 @@ def analyse(x: Tensor, filters: Tensor) -> Tensor:
 
 
 def synthesise(u: Tensor, filters: Tensor) -> Tensor:
-    """Adjoint of :func:`analyse`, ``W^T u``: from responses to images."""
+    """Adjoint of :func:`analyse`, ``W^T u``, from responses to images.
+
+    Parameters
+    ----------
+    u : Tensor of shape (n, n_filters, height, width)
+        Responses.
+    filters : Tensor of shape (n_filters, channels, k, k)
+        The filters; ``k`` is odd.
+
+    Returns
+    -------
+    Tensor of shape (n, channels, height, width)
+        Images.
+    """
     return _Synthesise.apply(u, filters)
 
 
@@ -60,8 +73,8 @@ class _Synthesise(torch.autograd.Function):
         ctx.save_for_backward(u, filters)
         height, width = u.shape[-2:]
         blocks = _in_blocks(filters.flip(-1, -2).transpose(0, 1))
-        rest = (0, -width % _BLOCK, 0, -height % _BLOCK)
-        v = F.conv2d(F.pad(wrap(u, filters.shape[-1] // 2), rest), blocks, stride=_BLOCK)
+        to_whole_blocks = (0, -width % _BLOCK, 0, -height % _BLOCK)
+        v = F.conv2d(F.pad(wrap(u, filters.shape[-1] // 2), to_whole_blocks), blocks, stride=_BLOCK)
         return F.pixel_shuffle(v, _BLOCK)[..., :height, :width]
 
     @staticmethod
@@ -98,12 +111,12 @@ def spectral_bound(filters: Tensor) -> Tensor:
     Parameters
     ----------
     filters : Tensor of shape (n_filters, channels, k, k)
-        For several channels the largest singular value at each frequency counts.
+        The filters; of several channels, the largest singular value at each frequency counts.
 
     Returns
     -------
-    Tensor
-        A number, differentiable in the filters.
+    Tensor of shape ()
+        The bound, differentiable in the filters.
     """
     degree = filters.shape[-1] - 1
     n = 2 ** math.ceil(math.log2(max(16 * degree, 1)))

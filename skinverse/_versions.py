@@ -1,4 +1,4 @@
-"""What to paste into a bug report."""
+"""Versions of Python, the package and its dependencies, for bug reports."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ _REQUIRED = (
     "scikit-image",
     "safetensors",
     "lazy-loader",
+    "PyWavelets",
     "tqdm",
 )
 _OPTIONAL = ("matplotlib", "astra-toolbox", "dask", "accelerate")

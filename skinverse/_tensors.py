@@ -1,0 +1,247 @@
+"""Arithmetic on batches: the first axis counts images, everything else belongs to one image."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol, overload
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Real inner product of each pair of images, ``Re <a_i, b_i>``.
+
+    Parameters
+    ----------
+    a, b : Tensor of shape (n, ...)
+        Two batches of the same shape, real or complex.
+
+    Returns
+    -------
+    Tensor of shape (n,)
+        One real number per image.
+    """
+    product = (a.conj() * b).real if a.is_complex() or b.is_complex() else a * b
+    return product.flatten(1).sum(1)
+
+
+def norm(a: Tensor) -> Tensor:
+    """Euclidean norm of each image, a real tensor of shape (n,)."""
+    return torch.linalg.vector_norm(a.flatten(1), dim=1)
+
+
+@overload
+def expand(value: Tensor, like: Tensor) -> Tensor: ...
+@overload
+def expand(value: float, like: Tensor) -> float: ...
+@overload
+def expand(value: Tensor | float, like: Tensor) -> Tensor | float: ...
+def expand(value: Tensor | float, like: Tensor) -> Tensor | float:
+    """Shape one number per image, (n,), so that it multiplies a batch (n, ...); plain numbers pass."""
+    if isinstance(value, Tensor) and value.ndim == 1:
+        return value.reshape(-1, *[1] * (like.ndim - 1))
+    return value
+
+
+def real_like(x: Tensor, like: Tensor) -> Tensor:
+    """``x``, but its real part where ``like`` is real: the adjoint of a complex map of real images."""
+    return x.real if x.is_complex() and not like.is_complex() else x
+
+
+def spread(x: Tensor) -> float:
+    """Standard deviation of all values, 1 for constant images."""
+    std = float(x.std()) if x.numel() > 1 else 0.0
+    return std if std > 0 else 1.0
+
+
+def rms(x: Tensor) -> float:
+    """Root mean square of all values."""
+    return math.sqrt(float(x.detach().abs().square().mean()))
+
+
+def reuse_freed_memory() -> None:
+    """Teach the C library to keep freed memory instead of returning it page by page to the system.
+
+    glibc maps large blocks afresh, and every page of them faults once, which can take longer than the
+    arithmetic. It raises the limit to the largest block freed so far, up to 32 MiB: freeing one that large
+    makes what works on many megabytes per step, such as a training, up to three times as fast.
+    """
+    torch.empty(2**25 - 2**16, dtype=torch.uint8)
+
+
+def wrap(x: Tensor, width: int) -> Tensor:
+    """The image continued periodically by ``width`` pixels on each side, however small it is."""
+    if width <= min(x.shape[-2:]):
+        return F.pad(x, (width,) * 4, mode="circular")
+    rows, columns = (torch.arange(-width, n + width, device=x.device) % n for n in x.shape[-2:])
+    return x[..., rows[:, None], columns]
+
+
+def as_channels(x: Tensor) -> Tensor:
+    """Images (n, *dims), real or complex, as real (n, channels, height, width).
+
+    Parameters
+    ----------
+    x : Tensor of shape (n, width), (n, height, width) or (n, channels, height, width)
+        The images.
+
+    Returns
+    -------
+    Tensor
+        The same numbers; of complex images the real and imaginary parts are channels one after the other.
+
+    Raises
+    ------
+    ValueError
+        If the images have more than three axes.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skinverse._tensors import as_channels
+    >>> as_channels(torch.zeros(5, 8, 9, dtype=torch.complex64)).shape
+    torch.Size([5, 2, 8, 9])
+    """
+    if x.ndim > 4:
+        raise ValueError(f"expected images (channels, height, width) at most, got {tuple(x.shape[1:])}")
+    planes = x.reshape(len(x), *[1] * (4 - x.ndim), *x.shape[1:])
+    return torch.view_as_real(planes).movedim(-1, 2).flatten(1, 2) if x.is_complex() else planes
+
+
+def from_channels(channels: Tensor, like: Tensor) -> Tensor:
+    """Undo :func:`as_channels`.
+
+    Parameters
+    ----------
+    channels : Tensor
+        Real, (n, channels, height, width), or with the channels folded into the first axis.
+    like : Tensor
+        Images of the shape and kind wanted.
+
+    Returns
+    -------
+    Tensor
+        Images of the shape of ``like``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skinverse._tensors import as_channels, from_channels
+    >>> x = torch.ones(1, 4, dtype=torch.complex64)
+    >>> bool((from_channels(as_channels(x), x) == x).all())
+    True
+    """
+    if not like.is_complex():
+        return channels.reshape(like.shape)
+    height_width = channels.shape[-2:]
+    parts = channels.reshape(len(like), -1, 2, *height_width).movedim(2, -1).contiguous()
+    return torch.view_as_complex(parts).reshape(like.shape)
+
+
+def planes_for(x: Tensor, n_channels: int, what: str) -> Tensor:
+    """Images (n, *dims) as the channels of what was trained on ``n_channels`` of them.
+
+    What was trained on a single channel sees the channels of an image one by one, as images of their own,
+    (n * channels, 1, height, width).
+
+    Parameters
+    ----------
+    x : Tensor of shape (n, *dims)
+        Images, real or complex.
+    n_channels : int
+        Real channels of the training.
+    what : str
+        What was trained, for the error.
+
+    Returns
+    -------
+    Tensor of shape (n, n_channels, height, width) or (n * channels, 1, height, width)
+        Real channels; :func:`from_channels` undoes both.
+
+    Raises
+    ------
+    ValueError
+        If the images have other channels.
+    """
+    channels = as_channels(x)
+    if n_channels == 1:
+        return channels.flatten(0, 1)[:, None]
+    if channels.shape[1] != n_channels:
+        raise ValueError(
+            f"{what} was trained on images of {n_channels} channels (a complex one counts twice), got "
+            f"{channels.shape[1]} in images {tuple(x.shape[1:])}"
+        )
+    return channels
+
+
+def relative_change(new: Tensor, old: Tensor) -> Tensor:
+    """``||new - old|| / ||new||`` of each image, a real tensor of shape (n,)."""
+    return norm(new - old) / norm(new).clamp_min(torch.finfo(new.dtype).tiny)
+
+
+def as_numbers(value: Tensor | float) -> Tensor:
+    """A number, or one per image, as a tensor: plain numbers are float64, whatever torch's defaults are."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    return torch.tensor(value, dtype=torch.float64, device="cpu")
+
+
+def stack_variables(*variables: Tensor) -> Tensor:
+    """Several variables of each image as one vector, (n, ...) each -> (n, size).
+
+    Parameters
+    ----------
+    *variables : Tensor of shape (n, ...)
+        The variables, all real or all complex.
+
+    Returns
+    -------
+    Tensor of shape (n, size)
+        The vectors; :func:`split_variables` takes them apart.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skinverse._tensors import stack_variables
+    >>> stack_variables(torch.zeros(5, 2, 3), torch.zeros(5, 4)).shape
+    torch.Size([5, 10])
+    """
+    return torch.cat([v.flatten(1) for v in variables], 1)
+
+
+def split_variables(z: Tensor, *shapes: tuple[int, ...]) -> list[Tensor]:
+    """Undo :func:`stack_variables`.
+
+    Parameters
+    ----------
+    z : Tensor of shape (n, size)
+        The vectors.
+    *shapes : tuple of int
+        Shape of each variable of one image.
+
+    Returns
+    -------
+    list of Tensor
+        The variables, (n, *shape) each.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skinverse._tensors import split_variables
+    >>> [v.shape for v in split_variables(torch.zeros(5, 10), (2, 3), (4,))]
+    [torch.Size([5, 2, 3]), torch.Size([5, 4])]
+    """
+    sizes = [math.prod(shape) for shape in shapes]
+    return [v.unflatten(1, shape) for v, shape in zip(z.split(sizes, 1), shapes, strict=True)]
+
+
+class LinearMap(Protocol):
+    """What functionals and solvers ask of a linear map of batches, such as an operator or a gradient."""
+
+    def __call__(self, x: Tensor, /) -> Tensor: ...
+
+    def adjoint(self, y: Tensor, /) -> Tensor: ...
+
+    def norm(self) -> float: ...
