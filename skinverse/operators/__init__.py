@@ -1,20 +1,27 @@
-"""Operators, image -> data: pylops in; batched, differentiable torch maps out."""
+"""Operators, image -> data: pylops operators in; batched, differentiable torch maps out."""
 
 from skinverse.operators import _rules as _rules  # registers how each operator is lowered
 from skinverse.operators._dot_test import dot_test
 from skinverse.operators._factories import fourier_sampling, gaussian_blur, inpainting, structurally_random
 from skinverse.operators._lowering import as_torch
+from skinverse.operators._map import AnalyticInverse as AnalyticInverse
 from skinverse.operators._map import LinearMap
-from skinverse.operators._parallel_beam import ParallelBeam, parallel_beam
-from skinverse.operators._parametric import GaussianBlur, ParametricOperator, Shifted, Turned
+from skinverse.operators._offsets import AngleOffset, DetectorOffset
+from skinverse.operators._parallel_beam import parallel_beam
+from skinverse.operators._parametric import GaussianBlur, ParametricOperator
+from skinverse.operators._recipes import build as build
+from skinverse.operators._recipes import describe as describe
+from skinverse.operators._recipes import held_bytes as held_bytes
+from skinverse.operators._sharing import local_copy as local_copy
+from skinverse.operators._sharing import note_sent as note_sent
+from skinverse.operators._validation import check_is_operator as check_is_operator
 
 __all__ = [
+    "AngleOffset",
+    "DetectorOffset",
     "GaussianBlur",
     "LinearMap",
-    "ParallelBeam",
     "ParametricOperator",
-    "Shifted",
-    "Turned",
     "as_torch",
     "dot_test",
     "fourier_sampling",

@@ -1,4 +1,4 @@
-"""Operators that torch does not know, applied image by image through their own arrays."""
+"""Operators without torch code, applied image by image through their own arrays."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from skinverse.operators._map import LinearMap
 
 
 class BridgeMap(LinearMap):
-    """A pylops operator as it is; a Python loop over images."""
+    """A pylops operator through its own ``matvec`` and ``rmatvec``, in a Python loop over images."""
 
     def __init__(self, op: pylops.LinearOperator) -> None:
         super().__init__(op.dims, op.dimsd)
@@ -32,13 +32,18 @@ class BridgeMap(LinearMap):
 
 
 def _each(function: Callable[[Any], Any], batch: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Apply the function to copies, and copy its results.
+
+    Wrappers of compiled code work in place, or return one array of their own again and again.
+    """
+    flat = batch.flatten(1).resolve_conj()
     if batch.is_cuda and importlib.util.find_spec("cupy"):
         import cupy
 
-        results = [function(cupy.from_dlpack(row.contiguous())) for row in batch.flatten(1)]
-        out = torch.stack([torch.from_dlpack(cupy.asarray(result)) for result in results])
+        results = [cupy.array(function(cupy.from_dlpack(row.clone()))) for row in flat]
+        out = torch.stack([torch.from_dlpack(result) for result in results])
     else:
-        rows = batch.flatten(1).cpu().numpy()
-        out = torch.from_numpy(np.stack([np.asarray(function(row)) for row in rows])).to(batch.device)
+        results = [np.array(function(row.copy())) for row in flat.cpu().numpy()]
+        out = torch.from_numpy(np.stack(results)).to(batch.device)
     real = batch.dtype.to_real()
     return out.to(real.to_complex() if out.is_complex() else real).reshape(len(batch), *shape)

@@ -1,4 +1,4 @@
-"""Maps made of maps: scalings, sums, adjoints, powers and stacks."""
+"""Maps made of other maps: scalings, sums, adjoints, powers and stacks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from skinverse.operators._map import LinearMap
+from skinverse.operators._map import LinearMap, common_inverse
 
 
 class View(LinearMap):
@@ -17,7 +17,7 @@ class View(LinearMap):
     def __init__(self, linear: LinearMap, dims: tuple[int, ...], dimsd: tuple[int, ...]) -> None:
         super().__init__(dims, dimsd)
         self._parts = (linear,)
-        self.passive = linear.passive
+        self.passive, self.analytic_inverse = linear.passive, linear.analytic_inverse
 
     def _forward(self, x: Tensor) -> Tensor:
         return self._parts[0]._forward(x.reshape(len(x), *self._parts[0].dims)).reshape(len(x), *self.dimsd)
@@ -42,7 +42,7 @@ class Scaling(LinearMap):
         super().__init__(linear.dims, linear.dimsd)
         self._alpha = alpha if isinstance(alpha, complex) and alpha.imag else float(alpha.real)
         self._parts = (linear,)
-        self.passive = linear.passive
+        self.passive, self.analytic_inverse = linear.passive, linear.analytic_inverse
 
     def _forward(self, x: Tensor) -> Tensor:
         return self._alpha * self._parts[0]._forward(x)
@@ -100,7 +100,7 @@ class Conjugate(LinearMap):
 
 
 class PartOf(LinearMap):
-    """Real or imaginary part of what a map gives, forwards, backwards or both (``op.toreal()``)."""
+    """Real or imaginary part of the result of a map, of its adjoint, or of both (``op.toreal()``)."""
 
     def __init__(self, linear: LinearMap, *, real: bool, forwards: bool, backwards: bool) -> None:
         super().__init__(linear.dims, linear.dimsd)
@@ -124,6 +124,7 @@ class Stack(LinearMap):
         self._parts = parts
         self._sizes = [math.prod(part.dimsd) for part in parts]
         self.passive = all(part.passive for part in parts)
+        self.analytic_inverse = common_inverse(parts)
 
     def _forward(self, x: Tensor) -> Tensor:
         rows = [part._forward(x.reshape(len(x), *part.dims)).flatten(1) for part in self._parts]
@@ -138,7 +139,7 @@ class Stack(LinearMap):
         return reduce(torch.add, columns).reshape(len(y), *self.dims)
 
     def filtered_adjoint(self, y: Tensor, filter: str = "ramp") -> Tensor:
-        """Coils or scans side by side: their inverses add up, as their adjoints do."""
+        """Add the inverses of the blocks, such as coils, as the adjoint adds their adjoints."""
         pieces = zip(self._parts, y.reshape(len(y), -1).split(self._sizes, dim=1), strict=True)
         parts = (
             p.filtered_adjoint(row.reshape(len(y), *p.dimsd), filter).reshape(len(y), -1) for p, row in pieces
@@ -167,7 +168,7 @@ class BlockDiagonal(LinearMap):
 
 
 def _joined(rows: list[Tensor]) -> Tensor:
-    """Concatenated; real blocks beside complex ones become complex."""
+    """Rows side by side; real ones beside complex ones become complex."""
     dtype = reduce(torch.promote_types, (row.dtype for row in rows))
     return torch.cat([row.to(dtype) for row in rows], dim=1)
 

@@ -1,4 +1,4 @@
-"""A check that an operator's adjoint belongs to it."""
+"""A check that an operator and its adjoint belong together."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pylops
 import torch
 from torch import Tensor
 
-from skinverse._batch import dot, norm
+from skinverse._tensors import dot, norm
 from skinverse.operators._lowering import as_torch
 
 
@@ -19,7 +19,8 @@ def dot_test(op: pylops.LinearOperator, *, tol: float | None = None, random_stat
     op : pylops.LinearOperator
         The operator.
     tol : float or None, default=None
-        Largest relative error allowed; None is 1e-4 for operators in single precision, 1e-8 in double.
+        Largest relative error that is allowed; None is 1e-4 for operators in single precision and 1e-8 in
+        double precision.
     random_state : int, default=0
         Seed of the images and data.
 
@@ -32,6 +33,8 @@ def dot_test(op: pylops.LinearOperator, *, tol: float | None = None, random_stat
     ------
     ValueError
         If the error is larger than ``tol``.
+    TypeError
+        If ``op`` is not a pylops operator.
 
     Examples
     --------
@@ -44,14 +47,15 @@ def dot_test(op: pylops.LinearOperator, *, tol: float | None = None, random_stat
 
     def draw(shape: tuple[int, ...], *, complex: bool) -> Tensor:
         dtype = A.precision().to_complex() if complex else A.precision()
-        return torch.randn((1, *shape), generator=generator, dtype=dtype)
+        return torch.randn((1, *shape), generator=generator, dtype=dtype, device="cpu")
 
     x = draw(A.dims, complex=False)
     y = draw(A.dimsd, complex=A(x).is_complex())
     if A.adjoint(y).is_complex():
         x = draw(A.dims, complex=True)
     Ax = A(x)
-    y = y + Ax * (norm(y) / norm(Ax).clamp_min(1e-30)).item()  # inner products as large as the norms allow
+    # Data near A x make the inner products as large as the norms allow, and so the relative error meaningful.
+    y = y + Ax * (norm(y) / norm(Ax).clamp_min(1e-30)).item()
     Ay = A.adjoint(y)
     size = torch.maximum(norm(Ax) * norm(y), norm(x) * norm(Ay)).item()
     error = abs((dot(Ax, y) - dot(x, Ay)).item()) / size if size else 0.0

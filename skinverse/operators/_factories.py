@@ -1,4 +1,4 @@
-"""Operators people measure with, each composed of pylops parts."""
+"""Operators of common measurements, composed of pylops operators."""
 
 from __future__ import annotations
 
@@ -17,30 +17,31 @@ def fourier_sampling(mask: ArrayLike, coil_maps: ArrayLike | None = None) -> Lin
     Parameters
     ----------
     mask : array_like of bool, shape (height, width)
-        Frequencies that are measured, as a spectrum is displayed: the zero frequency is
-        ``mask[height // 2, width // 2]``. A mask with it in the corner goes through
-        :func:`numpy.fft.fftshift` first.
+        Frequencies that are measured, in the order in which a spectrum is displayed: the zero frequency is
+        ``mask[height // 2, width // 2]``. Apply :func:`numpy.fft.fftshift` to a mask that has it in its
+        corner.
     coil_maps : array_like of shape (n_coils, height, width), default=None
         Complex sensitivities; None is one coil with sensitivity one everywhere.
 
     Returns
     -------
     pylops.LinearOperator
-        From complex images (height, width) to complex data (n_samples,), or (n_coils, n_samples) with
-        coil maps; the samples are in the order of ``mask.nonzero()``.
+        The operator from complex images (height, width) to complex data (n_samples,), or
+        (n_coils, n_samples) with coil maps. The samples are in the order of ``mask.nonzero()``. The precision
+        is that of the coil maps, double without them.
 
     Raises
     ------
     ValueError
-        If the mask is not a two-dimensional boolean array that measures something, or the coil maps do
-        not have its size.
+        If the mask is not a two-dimensional boolean array with at least one True, or the coil maps do not
+        have its size.
 
     Notes
     -----
     With the orthonormal Fourier transform :math:`F`, the rows :math:`M` of the identity that the mask
-    keeps, and the sensitivities :math:`S_c`, coil ``c`` measures :math:`M F S_c x`. Without coil maps the
-    rows are orthonormal, and the adjoint is the zero-filled inverse; so it is with coil maps that are
-    normalised, :math:`\sum_c |S_c|^2 = 1`.
+    selects, and the sensitivities :math:`S_c`, coil ``c`` measures :math:`M F S_c x`. Without coil maps the
+    rows are orthonormal, and the adjoint is the zero-filled inverse. This also holds for normalised coil
+    maps, :math:`\sum_c |S_c|^2 = 1`.
 
     Examples
     --------
@@ -51,7 +52,7 @@ def fourier_sampling(mask: ArrayLike, coil_maps: ArrayLike | None = None) -> Lin
     >>> A = fourier_sampling(mask)
     >>> A.shape
     (12, 24)
-    >>> (A @ np.ones((4, 6))).real.round(3)  # nothing but the zero frequency
+    >>> (A @ np.ones((4, 6))).real.round(3)  # a constant image has the zero frequency only
     array([0.   , 0.   , 0.   , 0.   , 0.   , 0.   , 0.   , 4.899, 0.   ,
            0.   , 0.   , 0.   ])
     """
@@ -61,26 +62,36 @@ def fourier_sampling(mask: ArrayLike, coil_maps: ArrayLike | None = None) -> Lin
     samples = np.flatnonzero(mask)
     if coil_maps is None:
         sample = pylops.Restriction(mask.size, samples, dtype="complex128")
-        return sample @ _spectrum(mask.shape)
+        return _with_int_sizes(sample @ _spectrum(mask.shape, "complex128"))
     coil_maps = np.asarray(coil_maps)
     if coil_maps.ndim != 3 or coil_maps.shape[1:] != mask.shape:
         expected = f"(n_coils, {mask.shape[0]}, {mask.shape[1]})"
         raise ValueError(f"coil_maps must be of shape {expected}, got {coil_maps.shape}")
-    n_coils = len(coil_maps)
-    sense = pylops.VStack([pylops.Diagonal(coil, dtype="complex128") for coil in coil_maps])
-    sample = pylops.Restriction((n_coils, mask.size), samples, axis=1, dtype="complex128")
-    return sample @ _spectrum(coil_maps.shape) @ sense
+    dtype = np.result_type(coil_maps, np.complex64).name
+    sense = pylops.VStack([pylops.Diagonal(coil, dtype=dtype) for coil in coil_maps])
+    sample = pylops.Restriction((len(coil_maps), mask.size), samples, axis=1, dtype=dtype)
+    return _with_int_sizes(sample @ _spectrum(coil_maps.shape, dtype) @ sense)
 
 
-def _spectrum(dims: tuple[int, ...]) -> LinearOperator:
-    """Orthonormal Fourier transform of the last two axes, zero frequency in the centre."""
-    return FFT2D(dims, axes=(-2, -1), norm="ortho", fftshift_after=True, dtype="complex128")
+def _spectrum(dims: tuple[int, ...], dtype: str) -> LinearOperator:
+    """Orthonormal Fourier transform of the last two axes, with the zero frequency in the centre."""
+    engine = (
+        "scipy" if dtype == "complex64" else "numpy"
+    )  # NumPy's warns that it computes in double precision
+    return FFT2D(dims, axes=(-2, -1), norm="ortho", fftshift_after=True, engine=engine, dtype=dtype)
+
+
+def _with_int_sizes(operator: LinearOperator) -> LinearOperator:
+    """The operator with Python integers where pylops computed NumPy's."""
+    for name in ("shape", "dims", "dimsd"):
+        setattr(operator, name, tuple(map(int, getattr(operator, name))))
+    return operator
 
 
 def structurally_random(
     dims: tuple[int, ...], n_measurements: int, *, random_state: int | np.random.Generator | None = None
 ) -> LinearOperator:
-    r"""Structurally random matrix for compressive sensing: as good as a random one, as fast as a transform.
+    r"""Structurally random matrix: compressive sensing at the cost of a fast transform.
 
     Parameters
     ----------
@@ -89,26 +100,27 @@ def structurally_random(
     n_measurements : int
         Number of measurements, at most the number of pixels.
     random_state : int, Generator or None, default=None
-        Randomness of permutation, signs and subsampling.
+        Seed or generator of the permutation, the signs and the subsampling.
 
     Returns
     -------
     pylops.LinearOperator
-        From images ``dims`` to data (n_measurements,).
+        The operator from images ``dims`` to data (n_measurements,).
 
     Raises
     ------
     ValueError
-        If there are no measurements, or more than pixels.
+        If ``n_measurements`` is less than one or more than the number of pixels.
 
     Notes
     -----
-    The pixels change their signs (:math:`R`) and places (:math:`P`) at random, are transformed by the
-    orthonormal discrete cosine transform (:math:`T`) and subsampled at random (:math:`D`),
+    Random signs (:math:`R`) and a random permutation (:math:`P`) of the pixels are followed by the
+    orthonormal discrete cosine transform (:math:`T`) and a random subsampling (:math:`D`),
 
     .. math:: A = D \, T \, P \, R, \qquad A A^T = I .
 
-    There is no factor :math:`\sqrt{n / m}`: rows are orthonormal, hence :math:`\|A\| = 1`.
+    Without the factor :math:`\sqrt{n / m}` of the reference the rows are orthonormal, hence
+    :math:`\|A\| = 1`.
 
     References
     ----------
@@ -132,35 +144,39 @@ def structurally_random(
     flip = pylops.Diagonal(rng.choice([-1.0, 1.0], dims))
     permute = pylops.Restriction(n, rng.permutation(n))
     subsample = pylops.Restriction(n, np.sort(rng.choice(n, n_measurements, replace=False)))
-    return subsample @ DCT(n) @ permute @ flip
+    return _with_int_sizes(subsample @ DCT(n) @ permute @ flip)
 
 
 def gaussian_blur(dims: tuple[int, ...], sigma: float, *, truncate: float = 4.0) -> LinearOperator:
-    r"""Blur by a Gaussian.
+    r"""Blur by a Gaussian of known width.
 
     Parameters
     ----------
     dims : tuple of int
         Shape of the image, (height, width) or (channels, height, width).
-    sigma : float
-        Standard deviation of the Gaussian in pixels.
-    truncate : float, default=4.0
-        Where the kernel ends, in standard deviations, rounded to pixels.
+    sigma : float in pixels
+        Standard deviation of the Gaussian.
+    truncate : float in standard deviations, default=4.0
+        Radius at which the kernel ends, rounded to pixels.
 
     Returns
     -------
     pylops.LinearOperator
-        From images ``dims`` to data ``dims``, symmetric.
+        The symmetric operator from images ``dims`` to data ``dims``.
 
     Raises
     ------
     ValueError
         If ``sigma`` or ``truncate`` is not positive, or the image has fewer than two dimensions.
 
+    See Also
+    --------
+    GaussianBlur : Blur whose width is a parameter that can be learned.
+
     Notes
     -----
-    The kernel sums to one, and there is zero outside of the image: what is blurred across the rim is lost,
-    and the image darkens towards it. So :math:`A = A^T` and :math:`\|A\| \le 1`.
+    The kernel sums to one, and the image is zero outside: what is blurred across the border is lost, and the
+    data are darker near it. Hence :math:`A = A^T` and :math:`\|A\| \le 1`.
 
     Examples
     --------
@@ -180,7 +196,7 @@ def gaussian_blur(dims: tuple[int, ...], sigma: float, *, truncate: float = 4.0)
     radius = int(truncate * sigma + 0.5)
     profile = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     kernel = np.outer(profile, profile) / profile.sum() ** 2
-    return Convolve2D(dims, kernel, offset=(radius, radius))
+    return _with_int_sizes(Convolve2D(dims, kernel, offset=(radius, radius)))
 
 
 def inpainting(mask: ArrayLike) -> LinearOperator:
@@ -189,12 +205,12 @@ def inpainting(mask: ArrayLike) -> LinearOperator:
     Parameters
     ----------
     mask : array_like of bool, any shape
-        Pixels that are known.
+        Mask that is True at the known pixels.
 
     Returns
     -------
     pylops.LinearOperator
-        From images of the mask's shape to data (n_known,), in the order of ``mask.nonzero()``.
+        The operator from images of the mask's shape to data (n_known,), in the order of ``mask.nonzero()``.
 
     Raises
     ------
@@ -210,11 +226,13 @@ def inpainting(mask: ArrayLike) -> LinearOperator:
     array([1., 3., 4.])
     """
     known = _mask(mask)
-    return pylops.Restriction(known.size, np.flatnonzero(known)) @ pylops.Identity(known.shape)
+    return _with_int_sizes(
+        pylops.Restriction(known.size, np.flatnonzero(known)) @ pylops.Identity(known.shape)
+    )
 
 
 def _mask(mask: ArrayLike) -> NDArray[np.bool_]:
-    """Refuse numbers: they may be indices, or densities."""
+    """A boolean array; numbers are refused, since they may be indices or densities."""
     mask = np.asarray(mask)
     if mask.dtype != bool:
         raise ValueError(f"mask must be boolean, got {mask.dtype}")

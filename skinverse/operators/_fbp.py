@@ -19,7 +19,7 @@ _WINDOWS: dict[str, Callable[[NDArray], NDArray]] = {  # of the frequency, in un
     "hamming": lambda f: 0.54 + 0.46 * np.cos(np.pi * f),
     "hann": lambda f: 0.5 + 0.5 * np.cos(np.pi * f),
 }
-_MISSING_WEDGE = 10  # times the usual gap between angles
+_MISSING_WEDGE = 10  # times the median gap between angles
 
 
 class FilteredBackProjectionMap(LinearMap):
@@ -60,7 +60,7 @@ class FilteredBackProjectionMap(LinearMap):
         self._angles = geometry.angles
 
     def _forward(self, x: Tensor) -> Tensor:
-        """Filter the data, then gather them along the rays through each pixel."""
+        """Filter the data, then sum them over the rays through each pixel."""
         views = self._filter(x) * self._constant("weights", x)[:, None]
         views = torch.nn.functional.pad(views, (1, 1)).permute(1, 2, 0).contiguous()
         image = x.new_zeros(int(np.prod(self.dimsd)), len(x))
@@ -70,7 +70,7 @@ class FilteredBackProjectionMap(LinearMap):
         return image.T.reshape(-1, *self.dimsd)
 
     def _adjoint(self, y: Tensor) -> Tensor:
-        """Scatter the image into the detectors, then filter."""
+        """Add each pixel to the detectors that it falls on, then filter."""
         pixels = y.flatten(1).T.contiguous()
         views = y.new_zeros(self.dims[0], self.dims[1] + 2, len(y))
         for angle, view in zip(self._angles, views, strict=True):
@@ -79,14 +79,14 @@ class FilteredBackProjectionMap(LinearMap):
         return self._filter(views[:, 1:-1].permute(2, 0, 1) * self._constant("weights", y)[:, None])
 
     def _filter(self, views: Tensor) -> Tensor:
-        """Convolve with the symmetric kernel; nothing wraps around."""
+        """Convolve with the symmetric kernel, padded so that the convolution is not periodic."""
         response = self._constant("response", views)
         padded = 2 * (len(response) - 1)
         spectrum = torch.fft.rfft(views, padded) * response
         return torch.fft.irfft(spectrum, padded)[..., : self.dims[1]]
 
     def _interpolation(self, angle: float, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Where each pixel falls between the detectors, of which there is one more, zero, at both ends."""
+        """Positions of the pixels between the detectors, to which a zero is added at both ends."""
         n_detectors = self.dims[1]
         u, v = self._constant("u", like), self._constant("v", like)
         position = (u * np.cos(angle) + v[:, None] * np.sin(angle)).flatten() + (n_detectors + 1) / 2
@@ -96,7 +96,7 @@ class FilteredBackProjectionMap(LinearMap):
 
 
 def _response(n_detectors: int, filter: str) -> NDArray[np.float64]:
-    """Transfer function of the windowed ramp at unit spacing, padded to twice the detector at least."""
+    """Transfer function of the windowed ramp at unit spacing, padded to at least twice the detector."""
     if filter not in _WINDOWS:
         raise ValueError(f"filter must be one of {', '.join(map(repr, _WINDOWS))}, got {filter!r}")
     padded = max(64, 2 ** int(np.ceil(np.log2(2 * n_detectors))))
@@ -108,10 +108,10 @@ def _response(n_detectors: int, filter: str) -> NDArray[np.float64]:
 
 
 def angular_weights(angles: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Share of the half circle that each angle stands for: half of the gaps to both of its neighbours.
+    """Part of the half circle for which each angle stands: half of the gaps to both of its neighbours.
 
-    Directions are taken modulo pi. A gap much wider than the usual one is a missing wedge; it counts as
-    a usual gap, for the views at its rims would otherwise outweigh all others.
+    Directions are taken modulo pi. A gap that is much wider than the median is a missing wedge and counts as
+    a median gap, since the views beside it would otherwise outweigh all others.
     """
     directions = np.mod(angles, np.pi)
     order = np.argsort(directions)

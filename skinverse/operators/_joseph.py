@@ -1,9 +1,9 @@
 """The matrix of the parallel-beam transform with linear interpolation (Joseph's projector).
 
-A ray nearer to the vertical crosses every row of pixels once: it collects there the image, linearly
-interpolated between the two neighbouring pixels of the row, times the length ``pixel_size / |cos|``
-of the ray from row to row. A ray nearer to the horizontal does the same with columns and ``|sin|``.
-Outside of the image there is zero.
+A ray nearer to the vertical crosses every row of pixels once. Each row contributes the image, linearly
+interpolated between the two neighbouring pixels, times the length ``pixel_size / |cos|`` of the ray from row
+to row. For a ray nearer to the horizontal, columns and ``|sin|`` take the place of rows and ``|cos|``. The
+image is zero outside.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import scipy.sparse as sp
 from numpy.typing import DTypeLike, NDArray
 
 MAX_STORED_BYTES = 2**31
-"""A larger matrix is not stored but built anew, a few angles at a time, whenever it is applied."""
+"""Limit of a matrix that is stored; a larger one is built anew, a few angles at a time, for every product."""
 CHUNK_BYTES = 2**27
-"""About the size of the matrix of those few angles."""
-_MAX_ENTRIES = 2**31 - 2**25  # of 32-bit indices, less the error of the estimate
+"""Approximate size of the matrix of those few angles."""
+_MAX_ENTRIES = 2**31 - 2**25  # that 32-bit indices can count, less the error of the estimate
 
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
-    """A parallel-beam scan: what the matrix is made from."""
+    """A parallel-beam scan: all that determines the matrix."""
 
     dims: tuple[int, int]
     angles: NDArray[np.float64]
@@ -33,8 +33,15 @@ class Geometry:
     pixel_size: float
     detector_spacing: float
 
+    def __post_init__(self) -> None:
+        self.angles.flags.writeable = False  # the matrix, once built, is that of these angles
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.__post_init__()
+
     def __getitem__(self, angles: slice) -> Geometry:
-        """The same scan, at some of its angles."""
+        """The same scan at some of its angles."""
         return replace(self, angles=self.angles[angles])
 
     @property
@@ -44,20 +51,20 @@ class Geometry:
 
     @property
     def detectors(self) -> NDArray[np.float64]:
-        """Where the detector elements lie, in pixels from the centre of rotation."""
+        """Positions of the detector elements, in pixels from the centre of rotation."""
         centred = np.arange(self.n_detectors, dtype=np.float64) - (self.n_detectors - 1) / 2
         return centred * (self.detector_spacing / self.pixel_size)
 
     @property
     def n_weights(self) -> int:
-        """Number of entries of the matrix, to about a row or column of pixels."""
+        """Number of entries of the matrix, exact up to about one row or column of pixels per angle."""
         reach = np.maximum(np.abs(np.cos(self.angles)), np.abs(np.sin(self.angles))).sum()
         wide_detector = 2 * np.prod(self.dims) * self.pixel_size / self.detector_spacing * reach
         return int(min(wide_detector, 2 * self.n_rays * max(self.dims)))
 
 
 class JosephMatrix:
-    """The matrix of a scan, rays by pixels, built when it is first needed; pickling leaves it behind.
+    """The matrix of a scan, rays by pixels, which is built when it is first needed and is not pickled.
 
     Parameters
     ----------
@@ -74,12 +81,12 @@ class JosephMatrix:
 
     @property
     def n_bytes(self) -> int:
-        """About the memory of the whole matrix: a weight and a 32-bit index for each entry."""
+        """Approximate memory of the whole matrix: a weight and a 32-bit index for each entry."""
         return self.geometry.n_weights * (self.dtype.itemsize + 4)
 
     @property
     def is_stored(self) -> bool:
-        """Whether the matrix is kept, once built."""
+        """Whether the matrix is kept once it is built."""
         return self.n_bytes <= MAX_STORED_BYTES
 
     def whole(self) -> sp.csr_array:
@@ -100,7 +107,7 @@ class JosephMatrix:
             yield angles, self.whole() if self.is_stored else _build(self.geometry[angles], self.dtype)
 
     def block(self, angles: slice) -> JosephMatrix:
-        """The rows of some neighbouring angles, which share their memory with the whole."""
+        """The rows of some neighbouring angles, which share the memory of the whole matrix."""
         block = JosephMatrix(self.geometry[angles], self.dtype)
         if self.is_stored:
             matrix, first = self.whole(), angles.indices(len(self.geometry.angles))[0]
@@ -117,7 +124,7 @@ class JosephMatrix:
 
 @dataclass(frozen=True, eq=False)
 class _Crossings:
-    """Where the rays of one angle cross the lines of pixels: ``position[ray, line]`` along the line."""
+    """Points ``position[ray, line]`` along each line of pixels where the rays of one angle cross it."""
 
     position: NDArray[np.float64]
     length: float  # of a ray from line to line
@@ -126,7 +133,7 @@ class _Crossings:
     starts: NDArray[np.int32]  # first pixel of every line, in the flat image
 
     def inside(self) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        """The lower pixel of each pair, and which pixels of the pair (rays, lines, 2) exist."""
+        """Index of the lower pixel of each pair; whether both pixels exist, (rays, lines, 2)."""
         low = np.floor(np.clip(self.position, -2, self.size)).astype(np.int32)
         inside = np.empty((*low.shape, 2), dtype=bool)
         np.less(low.view(np.uint32), self.size, out=inside[..., 0])  # negative is large when unsigned
@@ -167,7 +174,7 @@ def _row_lengths(geometry: Geometry, angle: float) -> NDArray[np.int64]:
 
 
 def _build(geometry: Geometry, dtype: DTypeLike) -> sp.csr_array:
-    """Count the entries, then fill them in: only the matrix and the work arrays of one angle are held."""
+    """Count the entries, then fill them in: memory holds the matrix and the work arrays of one angle."""
     if geometry.n_weights > _MAX_ENTRIES:
         raise ValueError(f"the matrix has {geometry.n_weights} entries, more than 32-bit indices can count")
     lengths = [_row_lengths(geometry, angle) for angle in geometry.angles]

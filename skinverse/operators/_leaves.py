@@ -1,17 +1,18 @@
-"""The operators people use, as torch code: algebra, indexing and stencils."""
+"""Elementary operators in torch code: diagonals, matrices, indexing and finite differences."""
 
 from __future__ import annotations
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from skinverse.operators._map import LinearMap
+from skinverse.operators._map import AnalyticInverse, LinearMap
 
 
 class Identity(LinearMap):
-    """The identity; between sizes that differ it cuts off or pads with zeros."""
+    """The identity; between unequal shapes it crops or pads with zeros at the end of each axis."""
+
+    analytic_inverse = AnalyticInverse.FILTERED_BACK_PROJECTION | AnalyticInverse.ZERO_FILLING
 
     def __init__(self, dims: tuple[int, ...], dimsd: tuple[int, ...]) -> None:
         super().__init__(dims, dimsd)
@@ -42,7 +43,7 @@ class Zero(LinearMap):
 
 
 class Diagonal(LinearMap):
-    """Multiplies by numbers; several sets of them make several data of one image."""
+    """Multiplies an image by a diagonal, pixel by pixel."""
 
     passive = True
 
@@ -58,7 +59,7 @@ class Diagonal(LinearMap):
 
 
 class Diagonals(LinearMap):
-    """Several diagonals above each other, such as the sensitivities of coils, in one product."""
+    """Several diagonals above each other, such as the sensitivities of coils, in one multiplication."""
 
     passive = True
 
@@ -76,7 +77,7 @@ class Diagonals(LinearMap):
 
 
 class Restriction(LinearMap):
-    """Picks entries along an axis, possibly several times."""
+    """Selects entries along an axis, possibly with repetitions."""
 
     passive = True
 
@@ -121,15 +122,14 @@ class Matrix(LinearMap):
 
 
 class Bands(LinearMap):
-    """A matrix with few diagonals along an axis: finite differences."""
+    """A matrix with few diagonals along an axis, by their offsets: finite differences."""
 
-    def __init__(self, matrix: np.ndarray, axis: int, dims: tuple[int, ...]) -> None:
+    def __init__(self, diagonals: dict[int, np.ndarray], axis: int, dims: tuple[int, ...]) -> None:
         super().__init__(dims, dims)
         self._axis = axis - len(dims)
-        bands = sp.dia_array(matrix)
-        self._offsets = [int(k) for k in bands.offsets]
+        self._offsets = sorted(diagonals)
         for k in self._offsets:
-            self._constants[str(k)] = torch.from_numpy(np.ascontiguousarray(np.diagonal(matrix, k)))
+            self._constants[str(k)] = torch.from_numpy(diagonals[k])
 
     def _forward(self, x: Tensor) -> Tensor:
         return self._add(x, transposed=False)
@@ -165,7 +165,7 @@ class Flip(LinearMap):
 
 
 class Roll(LinearMap):
-    """Shifts an axis periodically."""
+    """Shifts periodically along an axis."""
 
     passive = True
 
@@ -228,7 +228,7 @@ class Sum(LinearMap):
 
 
 class Real(LinearMap):
-    """Real part: images are complex, their adjoint images real."""
+    """Real part of complex images."""
 
     passive = True
 
@@ -240,7 +240,7 @@ class Real(LinearMap):
 
 
 class Imaginary(LinearMap):
-    """Imaginary part."""
+    """Imaginary part of complex images."""
 
     def _forward(self, x: Tensor) -> Tensor:
         return x.imag if x.is_complex() else torch.zeros_like(x)
@@ -251,7 +251,7 @@ class Imaginary(LinearMap):
 
 
 def _fitted(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Cut or padded with zeros at the end of each axis."""
+    """The image cropped or padded with zeros at the end of each axis."""
     widths = [
         width
         for new, old in zip(reversed(shape), reversed(x.shape[1:]), strict=True)

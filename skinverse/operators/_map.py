@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import enum
+import operator
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from functools import reduce
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from skinverse._batch import norm
+from skinverse._tensors import norm
 
 _COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 
 
+class AnalyticInverse(enum.Flag):
+    """Kinds of inverse that a map has in closed form; the identity has both."""
+
+    NONE = 0
+    FILTERED_BACK_PROJECTION = enum.auto()
+    ZERO_FILLING = enum.auto()
+
+
 class _Apply(torch.autograd.Function):
-    """``A x``, whose derivative is ``A^H g``: the same function with the roles swapped."""
+    """``A x``. Its derivative ``A^H g`` is the same function with the roles of both maps swapped."""
 
     @staticmethod
     def forward(x: Tensor, linear: LinearMap, adjoint: bool) -> Tensor:
@@ -38,9 +50,9 @@ class _Apply(torch.autograd.Function):
 class LinearMap(ABC):
     """A linear map between batches, ``(n, *dims) -> (n, *dimsd)``.
 
-    A subclass gives :meth:`_forward` and :meth:`_adjoint`: plain torch code, never asked for a
-    gradient. Constants live in ``_constants`` and are handed out by :meth:`_constant` on the device
-    and in the precision of the batch at hand, so float32 stays float32 and float64 stays float64.
+    A subclass implements :meth:`_forward` and :meth:`_adjoint` in plain torch code, which autograd never
+    follows. Its constants are stored in ``_constants``; :meth:`_constant` returns them on the device and in
+    the precision of a batch, so that float32 stays float32 and float64 stays float64.
 
     Parameters
     ----------
@@ -56,12 +68,15 @@ class LinearMap(ABC):
         self._cast: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
         self._norm: float | None = None
 
-    # A passive map selects or weighs: an analytic inverse of what it is composed with takes its adjoint.
+    # Whether the map selects or weights values only. Then the analytic inverse of a composition applies its
+    # adjoint in place of an inverse.
     passive = False
-    # The identity, for which some functionals know more.
+    # Whether the map is the identity, for which some functionals have closed forms.
     identity = False
-    # Whether it has parameters of which derivatives are wanted.
+    # Whether derivatives with respect to parameters of the map are wanted.
     requires_grad = False
+    # Kind of the inverse that `filtered_adjoint` applies.
+    analytic_inverse = AnalyticInverse.NONE
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply the map to a batch of images, (n, *dims) -> (n, *dimsd)."""
@@ -73,11 +88,16 @@ class LinearMap(ABC):
         check_shape(y, self.dimsd, "data", "dimsd")
         return _Apply.apply(y, self, True)
 
-    def filtered_adjoint(self, y: Tensor, filter: str = "ramp") -> Tensor:
-        """Analytic inverse where there is one.
+    @property
+    def has_analytic_inverse(self) -> bool:
+        """Whether :meth:`filtered_adjoint` is defined for this map."""
+        return bool(self.analytic_inverse)
 
-        Filtered back-projection for parallel-beam CT, the zero-filled inverse for sampled Fourier and
-        cosine transforms, the adjoint for the identity.
+    def filtered_adjoint(self, y: Tensor, filter: str = "ramp") -> Tensor:
+        """Apply the analytic inverse of a map that has one, see :attr:`has_analytic_inverse`.
+
+        It is the filtered back-projection for parallel-beam CT, the zero-filled inverse for sampled Fourier
+        and cosine transforms, and the adjoint for the identity.
 
         Parameters
         ----------
@@ -94,7 +114,7 @@ class LinearMap(ABC):
         Raises
         ------
         TypeError
-            If there is none.
+            If the map has no analytic inverse.
         """
         raise TypeError(
             f"filtered back-projection needs a parallel_beam, Fourier, cosine or identity operator, got "
@@ -102,24 +122,24 @@ class LinearMap(ABC):
         )
 
     def block(self, start: int, stop: int) -> LinearMap:
-        """The map to a part of the data, consecutive along their first axis.
+        """The map to a range of the data along their first axis.
 
-        Explicit matrices and projections keep only their rows; other maps do all their work.
+        Matrices and projections compute these rows only; all other maps compute all data and select.
 
         Parameters
         ----------
         start, stop : int
-            Range of the first data axis.
+            Range of indices along the first axis of the data.
 
         Returns
         -------
         LinearMap
-            To data of shape ``(stop - start, *dimsd[1:])``.
+            The map to data of shape ``(stop - start, *dimsd[1:])``.
         """
         return _Block(self, start, stop)
 
     def to(self, device: torch.device | str) -> Self:
-        """Keep the constants on this device, so that they need not travel there."""
+        """Move the constants to a device, so that no later call has to copy them."""
         self._constants = {name: value.to(device) for name, value in self._constants.items()}
         self._cast = {}
         for part in self._parts:
@@ -131,14 +151,14 @@ class LinearMap(ABC):
         return Composition((self, other))
 
     def norm(self) -> float:
-        """Spectral norm, by power iteration on ``A^H A``; computed once, to about 1e-3."""
+        """Spectral norm, computed once by power iteration on ``A^H A`` to about 1e-3."""
         if self._norm is None:
             with torch.no_grad():
                 self._norm = float(norm(self(leading(self))))
         return self._norm
 
     def precision(self) -> torch.dtype:
-        """float32 where a constant is stored so: checks in it need no second copy. Else float64."""
+        """float32 if a constant is stored in it, so that checks need no second copy; else float64."""
         kept = [
             c.dtype.to_real() for c in self._constants.values() if c.is_floating_point() or c.is_complex()
         ]
@@ -152,7 +172,7 @@ class LinearMap(ABC):
     def _adjoint(self, y: Tensor) -> Tensor: ...
 
     def _constant(self, name: str, like: Tensor) -> Tensor:
-        """The constant on the device and in the precision of ``like``; indices and masks keep their type."""
+        """A constant on the device and in the precision of ``like``; indices and masks keep their type."""
         stored = self._constants[name]
         real = like.dtype.to_real()
         dtype = (
@@ -170,10 +190,10 @@ class LinearMap(ABC):
 def leading(
     linear: LinearMap, start: Tensor | None = None, *, max_steps: int = 300, tol: float = 1e-5
 ) -> Tensor:
-    """The image of norm 1 that is enlarged most, (1, *dims), by power iteration on ``A^H A``."""
+    """The leading right singular vector, (1, *dims), by power iteration on ``A^H A``."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn((1, *linear.dims), generator=generator, dtype=linear.precision())
-    x, value = x if start is None else start, torch.zeros(1, dtype=x.dtype)
+    x = torch.randn((1, *linear.dims), generator=generator, dtype=linear.precision(), device="cpu")
+    x, value = x if start is None else start, x.new_zeros(1)
     for _ in range(max_steps):
         x = x / norm(x).clamp_min(torch.finfo(x.dtype).tiny).item()
         image = linear.adjoint(linear(x))
@@ -184,6 +204,17 @@ def leading(
     return x / norm(x).clamp_min(torch.finfo(x.dtype).tiny).item()
 
 
+def common_inverse(parts: Iterable[LinearMap]) -> AnalyticInverse:
+    """Kind of the inverse of maps that are inverted one by one; none if one of them has none.
+
+    Where projections meet transforms, the inverse is a filtered back-projection, for its filter counts.
+    """
+    kinds = [part.analytic_inverse for part in parts]
+    if not kinds or AnalyticInverse.NONE in kinds:
+        return AnalyticInverse.NONE
+    return reduce(operator.and_, kinds) or AnalyticInverse.FILTERED_BACK_PROJECTION
+
+
 def check_shape(batch: Tensor, dims: tuple[int, ...], what: str, source: str) -> None:
     if tuple(batch.shape[1:]) != dims:
         expected = ", ".join(["n", *map(str, dims)])
@@ -191,7 +222,7 @@ def check_shape(batch: Tensor, dims: tuple[int, ...], what: str, source: str) ->
 
 
 class _Block(LinearMap):
-    """Rows of another map."""
+    """A range of the data of another map."""
 
     def __init__(self, whole: LinearMap, start: int, stop: int) -> None:
         super().__init__(whole.dims, (stop - start, *whole.dimsd[1:]))
@@ -207,11 +238,12 @@ class _Block(LinearMap):
 
 
 class Composition(LinearMap):
-    """``A_1 A_2 ... A_k x``; where shapes differ, only by their cutting into axes, data are reshaped."""
+    """``A_1 A_2 ... A_k x``; between two maps, data are reshaped to the images that the next one takes."""
 
     def __init__(self, parts: tuple[LinearMap, ...]) -> None:
         super().__init__(parts[-1].dims, parts[0].dimsd)
         self._parts = parts
+        self.analytic_inverse = common_inverse(part for part in parts if not part.passive)
 
     def _forward(self, x: Tensor) -> Tensor:
         for part in reversed(self._parts):
@@ -224,7 +256,7 @@ class Composition(LinearMap):
         return y
 
     def filtered_adjoint(self, y: Tensor, filter: str = "ramp") -> Tensor:
-        if all(part.passive for part in self._parts):
+        if not self.has_analytic_inverse:
             return super().filtered_adjoint(y, filter)
         for part in self._parts:
             y = y.reshape(len(y), *part.dimsd)

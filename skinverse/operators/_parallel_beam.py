@@ -18,35 +18,12 @@ from torch import Tensor
 from skinverse.operators._fbp import FilteredBackProjectionMap
 from skinverse.operators._joseph import Geometry, JosephMatrix
 from skinverse.operators._lowering import register
-from skinverse.operators._map import LinearMap
+from skinverse.operators._map import AnalyticInverse, LinearMap
 from skinverse.operators._sparse import SparseMap
 
 
 class ParallelBeam(LinearOperator):
-    """Line integrals along parallel rays, the pylops operator that :func:`parallel_beam` describes.
-
-    Parameters
-    ----------
-    dims : tuple of int
-        Height and width of the image in pixels.
-    angles : array_like of shape (n_angles,)
-        Directions in radians.
-    n_detectors : int
-        Number of detector elements.
-    pixel_size : float, default=1.0
-        Side of a pixel.
-    detector_spacing : float, default=None
-        Distance between neighbouring elements; None is ``pixel_size``.
-    dtype : {"float32", "float64"}, default="float32"
-        Precision of the matrix.
-
-    Examples
-    --------
-    >>> from skinverse.operators import parallel_beam
-    >>> A = parallel_beam((4, 4), [0.1, 0.2], 6, pixel_size=0.5)
-    >>> A, A.detector_spacing
-    (<12x16 ParallelBeam with dtype=float32>, 0.5)
-    """
+    """Line integrals along parallel rays: the operator that :func:`parallel_beam` makes and documents."""
 
     def __init__(
         self,
@@ -91,14 +68,14 @@ class ParallelBeam(LinearOperator):
         return self._rows.geometry.detector_spacing
 
     def matrix(self) -> sp.csr_array:
-        """Return the matrix of shape (n_angles * n_detectors, height * width), which is not to be written to.
+        """Return the matrix of shape (n_angles * n_detectors, height * width), which must not be changed.
 
-        It is built by the first call; by every call if it is too large to be stored.
+        The first call builds it; every call does so if the matrix is too large to be stored.
 
         Returns
         -------
         scipy.sparse.csr_array
-            Weights in units of length, 32-bit indices.
+            Weights in units of length, with 32-bit indices.
 
         Raises
         ------
@@ -129,7 +106,9 @@ def _lower(operator: ParallelBeam) -> LinearMap:
 
 
 class _ParallelBeamMap(LinearMap):
-    """Batched products with the stored matrix, or with a few angles at a time of one too large."""
+    """Batched products with the stored matrix or, where it is too large, with a few angles at a time."""
+
+    analytic_inverse = AnalyticInverse.FILTERED_BACK_PROJECTION
 
     def __init__(self, rows: JosephMatrix) -> None:
         geometry = rows.geometry
@@ -156,7 +135,7 @@ class _ParallelBeamMap(LinearMap):
         return torch.float32 if self._rows.dtype == np.float32 else torch.float64
 
     def block(self, start: int, stop: int) -> LinearMap:
-        """Keep the angles ``start`` to ``stop``."""
+        """Keep the angles from ``start`` to ``stop``."""
         return _ParallelBeamMap(self._rows.block(slice(start, stop)))
 
     def filtered_adjoint(self, y: Tensor, filter: str = "ramp") -> Tensor:
@@ -178,28 +157,30 @@ def parallel_beam(
 ) -> ParallelBeam:
     r"""Two-dimensional parallel-beam transform: line integrals of an image.
 
-    Lengths are in the unit of ``pixel_size``: if that is mm and the image is an attenuation per mm, the
-    data are without unit.
+    Lengths are in the unit of ``pixel_size``. If that is mm, and the image an attenuation per mm, the data
+    have no unit.
 
     Parameters
     ----------
     dims : tuple of int
         Height and width of the image in pixels, odd or even.
-    angles : array_like of shape (n_angles,)
-        Directions :math:`\theta` in radians, in any order.
+    angles : array_like of shape (n_angles,), in radians
+        Directions :math:`\theta`, in any order.
     n_detectors : int
-        Number of detector elements; ``hypot(height, width)`` pixel sizes see the whole image.
+        Number of detector elements. The detector covers the whole image at every angle if it is
+        ``hypot(height, width)`` pixel sizes long.
     pixel_size : float, default=1.0
-        Side of a pixel.
+        Side of a pixel, in any unit of length.
     detector_spacing : float, default=None
-        Distance between neighbouring elements; None is ``pixel_size``.
+        Distance between neighbouring elements in the same unit; None is ``pixel_size``.
     dtype : {"float32", "float64"}, default="float32"
         Precision of the matrix.
 
     Returns
     -------
-    ParallelBeam
-        The pylops operator from images (height, width) to data (n_angles, n_detectors).
+    pylops.LinearOperator
+        The operator from images (height, width) to data (n_angles, n_detectors). It has the arguments as
+        attributes, and a method ``matrix()`` that returns its sparse matrix.
 
     Raises
     ------
@@ -223,21 +204,21 @@ def parallel_beam(
     .. math:: u_j = \bigl(j - \tfrac{W - 1}{2}\bigr) \cdot \text{pixel size} \text{ (to the right)},
        \qquad v_i = \bigl(\tfrac{H - 1}{2} - i\bigr) \cdot \text{pixel size} \text{ (upwards)}.
 
-    The centre of rotation is the geometric centre of the image and of the detector at every size, odd or
-    even: the corner of four pixels if both sides are even. At :math:`\theta = 0` the data are the sums of
-    the columns, at :math:`\pi / 2` those of the rows from the lowest to the uppermost. This is the
-    orientation of ASTRA's ``parallel`` geometry.
+    The centre of rotation is the geometric centre of the image and of the detector, whether their sizes are
+    odd or even; if both sides of the image are even, four pixels meet there. At :math:`\theta = 0` the data
+    are the sums of the columns, at :math:`\pi / 2` those of the rows from the lowest to the uppermost. This
+    is the orientation of ASTRA's ``parallel`` geometry.
 
-    **Weights.** A ray nearer to the vertical is sampled where it crosses the rows of pixel centres,
-    linearly interpolated between neighbouring pixels, zero outside of the image, and multiplied by its
-    length ``pixel_size / |cos|`` between rows; other rays likewise with columns [1]_. The adjoint is the
-    transposed matrix.
+    **Weights.** A ray that is nearer to the vertical is sampled where it crosses the rows of pixel centres,
+    by linear interpolation between neighbouring pixels with zeros outside of the image, and multiplied by
+    its length ``pixel_size / |cos|`` from row to row. For all other rays, columns take the place of rows
+    [1]_. The adjoint is the transposed matrix.
 
-    **Memory.** The sparse matrix is built on first use and kept: about
-    ``2 * height * width * n_angles * 0.9`` entries (at equal spacings) of 8 bytes in float32, and once
-    more for fast adjoints. Where it would exceed ``skinverse.operators._joseph.MAX_STORED_BYTES`` = 2 GiB
-    it is never stored: every application then builds it anew, a few angles at a time, which takes about ten
-    times as long.
+    **Memory.** The sparse matrix is built on first use and kept. It has about
+    ``2 * height * width * n_angles * 0.9`` entries (at equal spacings) of 8 bytes in float32, and is stored
+    twice for fast adjoints. A matrix larger than ``skinverse.operators._joseph.MAX_STORED_BYTES`` = 2 GiB is
+    not stored: every application builds it anew, a few angles at a time, which takes about ten times as
+    long.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""How each pylops operator is lowered."""
+"""The rules by which pylops operators are lowered."""
 
 from __future__ import annotations
 
@@ -91,8 +91,9 @@ def _(op: Any) -> LinearMap:
 
 @register(pylops.LinearOperator, pylops.Gradient, pylops.Laplacian, MRI2D, Convolve1D)
 def _(op: Any) -> LinearMap | None:
-    """Operators that wrap another."""
-    return lower(op.Op) if getattr(op, "Op", None) is not None else None
+    """Operators that wrap another one; one of SciPy is applied by pylops."""
+    inner = getattr(op, "Op", None)
+    return lower(inner) if isinstance(inner, pylops.LinearOperator) else None
 
 
 # ---------------------------------------------------------------- leaves
@@ -132,8 +133,22 @@ def _(op: Any) -> LinearMap:
     options = {"sampling": op.sampling, "kind": op.kind, "edge": op.edge}
     if type(op) is pylops.FirstDerivative:
         options["order"] = op.order
-    line = type(op)(n, **options)  # pylops itself says what the matrix along one axis is
-    return leaves.Bands(np.stack([line.matvec(column) for column in np.eye(n)], axis=1), op.axis, op.dims)
+    return leaves.Bands(_diagonals(type(op)(n, **options).matvec, n), op.axis, op.dims)
+
+
+def _diagonals(matvec: Any, n: int, reach: int = 4) -> dict[int, np.ndarray]:
+    """Diagonals of a band matrix by its products with combs, whose teeth are too far apart to overlap.
+
+    The stencils of pylops reach two pixels, at the border as well.
+    """
+    period = 2 * reach + 1
+    rows = np.arange(n)
+    products = np.stack([matvec((rows % period == k).astype(float)) for k in range(period)])
+    diagonals = {}
+    for k in range(-min(reach, n - 1), min(reach, n - 1) + 1):
+        i = rows[max(-k, 0) : n - max(k, 0)]
+        diagonals[k] = products[(i + k) % period, i]
+    return {k: diagonal for k, diagonal in diagonals.items() if diagonal.any()}
 
 
 @register(pylops.Flip)
@@ -243,7 +258,7 @@ def _(op: Any) -> LinearMap | None:
 
 
 def _reduce_ct2d(op: Any) -> tuple[Any, ...]:
-    """Rebuild from the parameters: astra's objects live in this process alone."""
+    """Rebuild from the parameters, since the objects of astra exist in this process only."""
     names = (
         "dims",
         "det_width",
@@ -266,5 +281,5 @@ def _rebuild_ct2d(values: dict[str, Any]) -> CT2D:
     return CT2D(**values)
 
 
-# Without this a copy shares the projector with its original and destroys it at its own end.
+# Otherwise a copy would share the projector of the original, and destroy it at its own end.
 copyreg.pickle(CT2D, _reduce_ct2d)

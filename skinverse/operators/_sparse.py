@@ -1,4 +1,4 @@
-"""Sparse matrices times batches."""
+"""Products of sparse matrices and batches."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from skinverse.operators._map import LinearMap
 class SparseMap(LinearMap):
     """A sparse matrix between flattened images and flattened data.
 
-    Kept in compressed rows with 32-bit indices, and transposed once more as soon as the adjoint is used:
-    products with compressed columns are several times slower.
+    It is stored in compressed rows with 32-bit indices. The first adjoint stores it once more, transposed,
+    since products with compressed columns are several times slower.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ class SparseMap(LinearMap):
         return torch.float32 if self._matrix.dtype in (np.float32, np.complex64) else torch.float64
 
     def block(self, start: int, stop: int) -> LinearMap:
-        """Keep the rows of the data ``start`` to ``stop`` of the first axis."""
+        """Keep the rows of the data from ``start`` to ``stop`` along their first axis."""
         width = int(np.prod(self.dimsd[1:]))
         return SparseMap(
             self._matrix[start * width : stop * width], self.dims, (stop - start, *self.dimsd[1:])
@@ -63,11 +63,12 @@ class SparseMap(LinearMap):
 
 
 def _csr(matrix: sp.csr_array) -> Tensor:
-    """The same memory as a torch tensor; torch's remark that these are in beta state is no user's concern."""
+    """The same memory as a torch tensor, without the warning that sparse tensors are in beta state."""
     small = max(matrix.nnz, *matrix.shape) < 2**31
     index = np.int32 if small else np.int64
     arrays = (matrix.indptr.astype(index, copy=False), matrix.indices.astype(index, copy=False), matrix.data)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         rows, columns, values = (torch.from_numpy(np.require(a, requirements="W")) for a in arrays)
-        return torch.sparse_csr_tensor(rows, columns, values, matrix.shape, check_invariants=False)
+        shape = tuple(map(int, matrix.shape))
+        return torch.sparse_csr_tensor(rows, columns, values, shape, check_invariants=False, device="cpu")

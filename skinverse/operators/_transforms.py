@@ -11,28 +11,32 @@ import torch
 from scipy.fft import next_fast_len
 from torch import Tensor
 
-from skinverse.operators._map import LinearMap
+from skinverse.operators._map import AnalyticInverse, LinearMap
 
 
 class Fourier(LinearMap):
-    """Discrete Fourier transform of some axes, cut or padded to ``sizes``, possibly shifted.
+    """Discrete Fourier transform of some axes, which are cropped or padded to ``sizes`` and may be shifted.
 
-    With ``half`` the images are real and only half of the spectrum is kept, weighted so that the transform
-    is an isometry up to its scale.
+    With ``half`` the images are real and only half of the spectrum is kept, with weights that make the
+    transform an isometry up to its scale.
 
     Parameters
     ----------
     dims, dimsd : tuple of int
         Shape of one image, shape of its data.
     axes, sizes : tuple of int
-        Axes transformed, negative, and their lengths in the transform.
+        Transformed axes as negative indices, and their lengths in the transform.
     scale : float
         Factor on the unnormalised transform.
-    half, real : bool
-        Half spectrum of real images; images are real.
+    half : bool
+        Whether half of the spectrum is kept.
+    real : bool
+        Whether the images are real.
     before, after : tuple of int
         Axes shifted before (``ifftshift``) and after (``fftshift``) the transform.
     """
+
+    analytic_inverse = AnalyticInverse.ZERO_FILLING
 
     def __init__(
         self,
@@ -50,7 +54,7 @@ class Fourier(LinearMap):
         super().__init__(dims, dimsd)
         self._axes, self._sizes, self._scale = axes, sizes, scale
         self._half, self._real = half, real
-        # Shifting the spectrum of an even number of samples by half is changing every other sign before it.
+        # To shift the spectrum of an even number of samples by half, change the sign of every other sample.
         length = dict(zip(axes, sizes, strict=True))
         even = tuple(axis for axis in after if length[axis] % 2 == 0)
         self._before, self._after = before, tuple(axis for axis in after if axis not in even)
@@ -61,7 +65,7 @@ class Fourier(LinearMap):
         x = x.real if self._real and x.is_complex() else x
         x = self._signed(x)
         transform = torch.fft.rfftn if self._half else torch.fft.fftn
-        # "ortho" is the scale in common use and costs nothing inside the transform.
+        # The transform applies the usual scale, "ortho", at no cost.
         y = transform(x, s=self._sizes, dim=self._axes, norm="ortho")
         y = self._weighted(self._rescaled(y), math.sqrt(2))
         return torch.fft.fftshift(y, dim=self._after) if self._after else y
@@ -76,7 +80,7 @@ class Fourier(LinearMap):
         return torch.fft.fftshift(x, dim=self._before) if self._before else x
 
     def filtered_adjoint(self, y: Tensor, filter: str = "ramp") -> Tensor:
-        """Zero-filled inverse: frequencies that were not measured count as zero."""
+        """Zero-filled inverse, with zeros for the frequencies that were not measured."""
         return self.adjoint(y) / (self._scale**2 * math.prod(self._sizes))
 
     def _signed(self, x: Tensor) -> Tensor:
@@ -88,7 +92,7 @@ class Fourier(LinearMap):
         return x if math.isclose(factor, 1, rel_tol=1e-14) else factor * x
 
     def _weighted(self, y: Tensor, weight: float) -> Tensor:
-        """Frequencies whose mirror image is left out of the half spectrum count twice."""
+        """Weight the frequencies of the half spectrum that also stand for a negative frequency."""
         if not self._half:
             return y
         weights = torch.ones(y.shape[self._axes[-1]], dtype=y.dtype.to_real(), device=y.device)
@@ -98,6 +102,8 @@ class Fourier(LinearMap):
 
 class Cosine(LinearMap):
     """Orthonormal discrete cosine transform (DCT-II) of some axes, by one FFT per axis."""
+
+    analytic_inverse = AnalyticInverse.ZERO_FILLING
 
     def __init__(self, dims: tuple[int, ...], axes: tuple[int, ...]) -> None:
         super().__init__(dims, dims)
@@ -115,7 +121,7 @@ class Cosine(LinearMap):
         return self._along_axes(y, self._synthesis)
 
     def filtered_adjoint(self, y: Tensor, filter: str = "ramp") -> Tensor:
-        """Zero-filled inverse: the transform is orthonormal."""
+        """Zero-filled inverse: that of an orthonormal transform is its adjoint."""
         return self.adjoint(y)
 
     def _along_axes(self, x: Tensor, one: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -137,7 +143,7 @@ class Cosine(LinearMap):
 
 
 class Convolution(LinearMap):
-    """Convolution with a kernel of odd or even size, zero beyond the border, same size, by FFT."""
+    """Convolution by FFT; the image is zero outside, the data have its size, the kernel has any size."""
 
     def __init__(self, kernel: np.ndarray, dims: tuple[int, ...]) -> None:
         super().__init__(dims, dims)
@@ -177,7 +183,7 @@ class Convolution(LinearMap):
 
 
 def _alternating(dims: tuple[int, ...], axes: tuple[int, ...]) -> np.ndarray:
-    """``(-1)^n`` along each of the axes, multiplied."""
+    """Product of the signs ``(-1)^n`` along the axes."""
     signs = np.ones([1] * len(dims))
     for axis in axes:
         signs = signs * (-1.0) ** np.arange(dims[axis]).reshape(-1, *[1] * (-axis - 1))
@@ -185,12 +191,12 @@ def _alternating(dims: tuple[int, ...], axes: tuple[int, ...]) -> np.ndarray:
 
 
 def _real_linear(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """A function for real images, applied to real and imaginary part."""
+    """Apply a real linear function to the real and the imaginary part."""
     return torch.complex(function(x.real), function(x.imag)) if x.is_complex() else function(x)
 
 
 def _fit(x: Tensor, axes: tuple[int, ...], sizes: tuple[int, ...]) -> Tensor:
-    """Cut at the end of each axis, or padded with zeros."""
+    """The image cropped or padded with zeros at the end of each axis."""
     for axis, size in zip(axes, sizes, strict=True):
         missing = size - x.shape[axis]
         if missing > 0:

@@ -66,6 +66,13 @@ def test_pylops_and_torch_agree_and_adjoints_are_exact(make: Callable[[], Linear
     assert_allclose(A.adjoint(y)[2].numpy(), (op.H @ y[2].numpy().ravel()).reshape(op.dims), atol=1e-12)
 
 
+@pytest.mark.parametrize("make", OPERATORS)
+def test_sizes_are_plain_integers(make: Callable[[], LinearOperator]) -> None:
+    op = make()
+    assert all(type(size) is int for size in (*op.dims, *op.dimsd, *op.shape))
+    assert (op.H @ op).shape == (op.shape[1], op.shape[1])
+
+
 # ---------------------------------------------------------------- Fourier
 @pytest.mark.parametrize("shape", SHAPES)
 def test_fourier_samples_of_the_centred_spectrum(shape: tuple[int, int]) -> None:
@@ -88,6 +95,28 @@ def test_every_coil_sees_its_own_image(shape: tuple[int, int]) -> None:
     expected = [np.fft.fftshift(np.fft.fft2(x * coil, norm="ortho"))[mask] for coil in coils]
     assert A.dimsd == (3, mask.sum())
     assert_allclose(A @ x, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("maps", "data"),
+    [
+        ("complex64", "complex64"),
+        ("complex128", "complex128"),
+        ("float32", "complex64"),
+        ("float64", "complex128"),
+    ],
+)
+def test_the_precision_is_that_of_the_coil_maps(maps: str, data: str) -> None:
+    mask, coils = random_mask((6, 5)), complex_array(3, 6, 5)
+    coils = coils.astype(maps) if maps[0] == "c" else coils.real.astype(maps)
+    A, B = fourier_sampling(mask, coils), fourier_sampling(mask, coils.astype("complex128"))
+    assert A.dtype == data
+    x = complex_array(6, 5).astype(data)
+    y = A @ x
+    assert y.dtype == data
+    assert_allclose(y, B @ x, rtol=1e-5 if data == "complex64" else 1e-14)
+    assert (A.H @ y.ravel()).dtype == data
+    dot_test(A)
 
 
 def test_fourier_rows_are_orthonormal() -> None:
