@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from skinverse._batch import expand, norm
+from skinverse._tensors import LinearMap, as_numbers, expand, norm
 
 
 class Functional(ABC):
     """A map from images to numbers, one per image: ``(n, *dims) -> (n,)``.
 
-    Sums and scalings compose: ``LeastSquares(A, y) + lam * TotalVariation()``. A solver asks for what
-    it needs: the value ``f(x)``; ``f.grad(x)`` where ``f.smooth``; ``f.prox(x, step)`` where
-    ``f.proximable``; ``f.split()`` where ``f`` is a simple functional of a linear map.
+    Sums and multiples of functionals are functionals, ``LeastSquares(A, y) + lam * TotalVariation()``. What
+    solvers use is the value ``f(x)``; ``f.grad(x)`` where ``f.smooth``; ``f.prox(x, step)`` where
+    ``f.proximable``; and ``f.split()`` where ``f`` is a proximable functional of a linear map.
 
     Attributes
     ----------
     smooth : bool
-        Differentiable everywhere.
+        Whether the functional is differentiable everywhere.
     proximable : bool
-        Has a prox in closed form.
+        Whether its prox has a closed form.
     weak_convexity : float or None
-        Smallest ``rho >= 0`` known with ``f + rho/2 ||x||^2`` convex: 0 for a convex functional, None
-        if unknown.
+        Smallest number ``rho >= 0`` for which ``f + rho/2 ||x||^2`` is known to be convex: 0 for a convex
+        functional, None if no such number is known.
     """
 
     smooth: bool = False
@@ -38,11 +37,11 @@ class Functional(ABC):
         """Value of each image, real, shape (n,)."""
 
     def grad(self, x: Tensor) -> Tensor:
-        """Gradient at each image; differentiable itself exactly when gradients are enabled."""
+        """Gradient at each image; it is itself differentiable where gradients are enabled."""
         return self.value_and_grad(x)[1]
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Value and gradient in one pass; by automatic differentiation unless a subclass knows better."""
+        """Value and gradient in one pass, by automatic differentiation where a subclass has no formula."""
         if not self.smooth:
             raise TypeError(f"{self!r} is not differentiable: it has a prox or a split, but no gradient")
         keep_graph = torch.is_grad_enabled()
@@ -65,7 +64,7 @@ class Functional(ABC):
         """Value of the convex conjugate, (n,), possibly inf; None where it has no closed form."""
         return None
 
-    def split(self) -> tuple[Functional, Any]:
+    def split(self) -> tuple[Functional, LinearMap | None]:
         """``(g, K)`` with ``f(x) = g(K x)`` and ``g`` proximable; ``K`` is None for the identity."""
         return self, None
 
@@ -75,7 +74,7 @@ class Functional(ABC):
 
     @property
     def summands(self) -> tuple[Functional, ...]:
-        """The terms of a sum; a functional that is none has one term, itself."""
+        """The terms of a sum; a functional that is not a sum is its own only term."""
         return (self,)
 
     def __add__(self, other: Functional) -> Functional:
@@ -89,20 +88,7 @@ class Functional(ABC):
 
 
 class Sum(Functional):
-    """Sum of functionals; ``f + g`` makes one.
-
-    Parameters
-    ----------
-    terms : tuple of Functional
-        The ``f_i``.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from skinverse.functionals import L1Norm, SquaredNorm
-    >>> (SquaredNorm() + L1Norm())(torch.tensor([[1.0, 1.0]]))
-    tensor([3.])
-    """
+    """Sum of functionals, ``f + g``."""
 
     def __init__(self, terms: tuple[Functional, ...]) -> None:
         self.terms = terms
@@ -121,7 +107,7 @@ class Sum(Functional):
         return Sum(tuple(f.select(index) for f in self.terms))
 
     def __rmul__(self, weight: float | Tensor) -> Functional:
-        return Sum(tuple(weight * f for f in self.terms))  # solvers look at the terms one by one
+        return Sum(tuple(weight * f for f in self.terms))  # solvers look at each term separately
 
     @property
     def summands(self) -> tuple[Functional, ...]:
@@ -132,30 +118,10 @@ class Sum(Functional):
 
 
 class Scaled(Functional):
-    """Multiple of a functional; ``weight * f`` makes one.
-
-    Parameters
-    ----------
-    weight : float >= 0 or Tensor of shape (n,)
-        A number, or one per image.
-    functional : Functional
-        The ``f``.
-
-    Raises
-    ------
-    ValueError
-        If a weight is negative or NaN.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from skinverse.functionals import L1Norm
-    >>> (0.5 * L1Norm())(torch.tensor([[1.0, 1.0]]))
-    tensor([1.])
-    """
+    """Multiple of a functional, ``weight * f``, for a number or one per image, (n,)."""
 
     def __init__(self, weight: float | Tensor, functional: Functional) -> None:
-        weights = torch.as_tensor(weight).detach()
+        weights = as_numbers(weight)
         if not bool((weights >= 0).all()):
             raise ValueError(f"expected a weight >= 0 of {functional!r}, got {weight}")
         self.weight, self.functional = weight, functional
@@ -180,10 +146,10 @@ class Scaled(Functional):
     def conjugate(self, u: Tensor) -> Tensor | None:
         weight, safe = self._safe_weight(u)
         value = self.functional.conjugate(u / expand(safe, u))
-        nothing = torch.where(norm(u) == 0, 0.0, torch.inf).to(weight.dtype)  # the conjugate of zero
-        return None if value is None else torch.where(weight == 0, nothing, weight * value)
+        of_zero = indicator(norm(u) == 0, weight.dtype)  # the conjugate of the functional zero
+        return None if value is None else torch.where(weight == 0, of_zero, weight * value)
 
-    def split(self) -> tuple[Functional, Any]:
+    def split(self) -> tuple[Functional, LinearMap | None]:
         outer, linear = self.functional.split()
         return Scaled(self.weight, outer), linear
 
@@ -192,9 +158,14 @@ class Scaled(Functional):
         return Scaled(weight, self.functional.select(index))
 
     def _safe_weight(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """The weight, and what to divide by instead."""
+        """The weight of each image, and the same with ones instead of zeros, to divide by."""
         weight = torch.as_tensor(self.weight, dtype=u.dtype.to_real(), device=u.device).expand(len(u))
         return weight, torch.where(weight == 0, 1.0, weight)
 
     def __repr__(self) -> str:
         return f"{self.weight} * {self.functional!r}"
+
+
+def indicator(inside: Tensor, dtype: torch.dtype) -> Tensor:
+    """Zero where the condition holds, infinite elsewhere."""
+    return torch.where(inside, 0.0, torch.inf).to(dtype)

@@ -7,31 +7,50 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skinverse._batch import dot, expand, norm
-from skinverse.functionals._base import Functional
+from skinverse._tensors import LinearMap, as_numbers, dot, expand, norm, real_like
+from skinverse.functionals._base import Functional, indicator
+
+# Relative excess of a distance over the radius of a ball that counts as rounding.
+_EXCESS = 1e-3
 
 
-def _apply(A: Any, x: Tensor) -> Tensor:
-    return x if A is None else A(x)
+class _Fidelity(Functional):
+    """``D(A x)`` for a distance ``D`` from the measurements; ``A`` None is the identity."""
+
+    def __init__(self, A: LinearMap | None, distance: Functional) -> None:
+        self.A, self.distance = A, distance
+        self.smooth, self.proximable = distance.smooth, A is None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.distance(x if self.A is None else self.A(x))
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.smooth:
+            return super().value_and_grad(x)  # says that there is no gradient
+        value, gradient = self.distance.value_and_grad(x if self.A is None else self.A(x))
+        return value, real_like(gradient if self.A is None else self.A.adjoint(gradient), x)
+
+    def prox(self, x: Tensor, step: Tensor | float) -> Tensor:
+        return self.distance.prox(x, step) if self.A is None else super().prox(x, step)
+
+    def conjugate(self, u: Tensor) -> Tensor | None:
+        return self.distance.conjugate(u) if self.A is None else None
+
+    def split(self) -> tuple[Functional, LinearMap | None]:
+        return self.distance, self.A
 
 
-def _back(A: Any, y: Tensor, x: Tensor) -> Tensor:
-    """Adjoint to images like ``x``: of real ones, also under a complex ``A``, only the real part counts."""
-    back = y if A is None else A.adjoint(y)
-    return back.real if back.is_complex() and not x.is_complex() else back
-
-
-class LeastSquares(Functional):
+class LeastSquares(_Fidelity):
     """Least squares, ``1/2 sum_i w_i |(A x - y)_i|^2``: Gaussian noise of variance ``1 / w``.
 
     Parameters
     ----------
     A : linear map or None
-        Batched: ``A(x)``, ``A.adjoint(y)``, ``A.norm()``; None is the identity.
+        Linear map of batches, with ``A(x)``, ``A.adjoint(y)`` and ``A.norm()``; None is the identity.
     y : Tensor of shape (n, *dimsd)
         Measurements.
-    weights : Tensor of shape (n, *dimsd) or broadcastable to it, optional
-        Non-negative weights.
+    weights : Tensor of shape (n, *dimsd) or broadcastable to it, or None, default=None
+        Non-negative weights ``w``; None is one.
 
     Raises
     ------
@@ -46,36 +65,17 @@ class LeastSquares(Functional):
     tensor([2.5000])
     """
 
-    smooth = True
-
-    def __init__(self, A: Any, y: Tensor, *, weights: Tensor | None = None) -> None:
+    def __init__(self, A: LinearMap | None, y: Tensor, *, weights: Tensor | None = None) -> None:
         if weights is not None and bool((weights < 0).any()):
             raise ValueError("LeastSquares: expected weights >= 0, got negative values")
-        self.A, self.y, self.weights = A, y, weights
-        self.outer = _SquaredDistance(y, weights)
-        self.proximable = A is None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.outer(_apply(self.A, x))
-
-    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        value, gradient = self.outer.value_and_grad(_apply(self.A, x))
-        return value, _back(self.A, gradient, x)
+        super().__init__(A, _SquaredDistance(y, weights))
+        self.y, self.weights = y, weights
 
     @property
     def lipschitz(self) -> float:
         """Lipschitz constant of the gradient, ``||A||^2 max w``."""
         largest = 1.0 if self.weights is None else float(self.weights.detach().max())
         return largest if self.A is None else largest * self.A.norm() ** 2
-
-    def prox(self, x: Tensor, step: Tensor | float) -> Tensor:
-        return self.outer.prox(x, step) if self.A is None else super().prox(x, step)
-
-    def conjugate(self, u: Tensor) -> Tensor | None:
-        return self.outer.conjugate(u) if self.A is None else None
-
-    def split(self) -> tuple[Functional, Any]:
-        return self.outer, self.A
 
     def select(self, index: Tensor) -> Functional:
         return LeastSquares(self.A, self.y[index], weights=_pick(self.weights, index, self.y.shape))
@@ -88,45 +88,45 @@ class _SquaredDistance(Functional):
 
     def __init__(self, y: Tensor, weights: Tensor | None) -> None:
         self.y, self.weights = y, weights
-        self._w: Tensor | float = 1.0 if weights is None else weights
+        self.w: Tensor | float = 1.0 if weights is None else weights
 
     def __call__(self, u: Tensor) -> Tensor:
         return self.value_and_grad(u)[0]
 
     def value_and_grad(self, u: Tensor) -> tuple[Tensor, Tensor]:
         residual = u - self.y
-        gradient = self._w * residual
+        gradient = self.w * residual
         return dot(residual, gradient) / 2, gradient
 
     def prox(self, u: Tensor, step: Tensor | float) -> Tensor:
-        s = expand(step, u) * self._w
+        s = expand(step, u) * self.w
         return (u + s * self.y) / (1 + s)
 
     def prox_conjugate(self, u: Tensor, step: Tensor | float) -> Tensor:
         s = expand(step, u)
-        return self._w * (u - s * self.y) / (self._w + s)
+        return self.w * (u - s * self.y) / (self.w + s)
 
     def conjugate(self, u: Tensor) -> Tensor | None:
-        square = torch.where(u == 0, 0, u.abs().square() / self._w)  # inf where a weight is zero, unless u is
+        square = torch.where(u == 0, 0, u.abs().square() / self.w)  # infinite where w is zero and u is not
         return dot(u, self.y) + square.flatten(1).sum(1) / 2
 
     def select(self, index: Tensor) -> Functional:
         return _SquaredDistance(self.y[index], _pick(self.weights, index, self.y.shape))
 
 
-class KullbackLeibler(Functional):
-    """Kullback-Leibler divergence of Poisson counts, ``sum_i (Ax+b)_i - y_i + y_i log(y_i / (Ax+b)_i)``.
+class KullbackLeibler(_Fidelity):
+    """Kullback-Leibler divergence, ``sum_i (Ax+b)_i - y_i + y_i log(y_i / (Ax+b)_i)``: Poisson counts.
 
-    Infinite where ``A x + b`` is negative, or zero under a positive count.
+    It is infinite where ``A x + b`` is negative, or zero under a positive count.
 
     Parameters
     ----------
     A : linear map or None
-        Batched; None is the identity.
+        Linear map of batches; None is the identity.
     y : Tensor of shape (n, *dimsd)
         Counts, real and non-negative.
     background : float or Tensor, default=0.0
-        The expected background ``b >= 0``, for example scatter and randoms in PET.
+        Expected background ``b >= 0``, for example scatter and randoms in PET.
 
     Raises
     ------
@@ -146,32 +146,13 @@ class KullbackLeibler(Functional):
     tensor([1.])
     """
 
-    smooth = True
-
-    def __init__(self, A: Any, y: Tensor, *, background: Tensor | float = 0.0) -> None:
+    def __init__(self, A: LinearMap | None, y: Tensor, *, background: Tensor | float = 0.0) -> None:
         if y.is_complex() or bool((y < 0).any()):
             raise ValueError("KullbackLeibler: expected real counts y >= 0, got negative or complex values")
-        if bool((torch.as_tensor(background) < 0).any()):
+        if bool((as_numbers(background) < 0).any()):
             raise ValueError("KullbackLeibler: expected a background >= 0, got negative values")
-        self.A, self.y, self.background = A, y, background
-        self.outer = _PoissonDistance(y, background)
-        self.proximable = A is None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.outer(_apply(self.A, x))
-
-    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        value, gradient = self.outer.value_and_grad(_apply(self.A, x))
-        return value, _back(self.A, gradient, x)
-
-    def prox(self, x: Tensor, step: Tensor | float) -> Tensor:
-        return self.outer.prox(x, step) if self.A is None else super().prox(x, step)
-
-    def conjugate(self, u: Tensor) -> Tensor | None:
-        return self.outer.conjugate(u) if self.A is None else None
-
-    def split(self) -> tuple[Functional, Any]:
-        return self.outer, self.A
+        super().__init__(A, _PoissonDistance(y, background))
+        self.y, self.background = y, background
 
     def select(self, index: Tensor) -> Functional:
         return KullbackLeibler(self.A, self.y[index], background=_pick(self.background, index, self.y.shape))
@@ -194,13 +175,13 @@ class _PoissonDistance(Functional):
         return self(u), 1 - self.y / self._counted(u + self.background)
 
     def prox(self, u: Tensor, step: Tensor | float) -> Tensor:
+        # The root v >= 0 of v^2 - p v - s y = 0 with p = u + b - s. Where p is negative its formula would
+        # cancel; there it comes from the other root, since the product of both is -s y.
         s = expand(step, u)
-        v = u + self.background - s  # the larger root of v^2 - (u + b - s) v - s y = 0 ...
-        q = (v.abs() + (v.square() + 4 * s * self.y).sqrt()) / 2
-        other = (
-            s * self.y / q.clamp_min(torch.finfo(q.dtype).tiny)
-        )  # ... from the product of both, lest it cancel
-        return torch.where(v < 0, other, q) - self.background
+        p = u + self.background - s
+        far = (p.abs() + (p.square() + 4 * s * self.y).sqrt()) / 2  # modulus of the root far from zero
+        near = s * self.y / far.clamp_min(torch.finfo(p.dtype).tiny)
+        return torch.where(p < 0, near, far) - self.background
 
     def conjugate(self, u: Tensor) -> Tensor | None:
         value = -torch.special.xlogy(self.y, (1 - u).clamp_min(0)) - self.background * u
@@ -210,21 +191,21 @@ class _PoissonDistance(Functional):
         return _PoissonDistance(self.y[index], _pick(self.background, index, self.y.shape))
 
     def _counted(self, v: Tensor) -> Tensor:
-        """The means ``v``, one where nothing was counted: there ``v = 0`` must not give 0/0."""
+        """The means ``v``, but one where nothing was counted: there ``v`` may be zero, and 0/0 is NaN."""
         return torch.where(self.y > 0, v, 1)
 
 
-class DataBall(Functional):
+class DataBall(_Fidelity):
     """Zero where ``||A x - y|| <= radius``, infinite elsewhere: the discrepancy principle as a constraint.
 
     Parameters
     ----------
     A : linear map or None
-        Batched; None is the identity.
+        Linear map of batches; None is the identity.
     y : Tensor of shape (n, *dimsd)
         Measurements.
     radius : Tensor of shape (n,) or float
-        Expected norm of the noise, ``sqrt(n_measurements) * noise_std``.
+        Radius of the ball: the expected norm of the noise, ``sqrt(n_measurements) * noise_std``.
 
     Raises
     ------
@@ -233,7 +214,7 @@ class DataBall(Functional):
 
     Notes
     -----
-    The value allows for rounding: a relative excess of 1e-3 counts as inside.
+    The value allows for rounding: a distance that exceeds the radius by a thousandth of it counts as inside.
 
     References
     ----------
@@ -247,24 +228,11 @@ class DataBall(Functional):
     tensor([0., inf])
     """
 
-    def __init__(self, A: Any, y: Tensor, radius: Tensor | float) -> None:
-        if bool((torch.as_tensor(radius) < 0).any()):
+    def __init__(self, A: LinearMap | None, y: Tensor, radius: Tensor | float) -> None:
+        if bool((as_numbers(radius) < 0).any()):
             raise ValueError(f"DataBall: expected a radius >= 0, got {radius}")
-        self.A, self.y, self.radius = A, y, radius
-        self.outer = _Ball(y, radius)
-        self.proximable = A is None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.outer(_apply(self.A, x))
-
-    def prox(self, x: Tensor, step: Tensor | float) -> Tensor:
-        return self.outer.prox(x, step) if self.A is None else super().prox(x, step)
-
-    def conjugate(self, u: Tensor) -> Tensor | None:
-        return self.outer.conjugate(u) if self.A is None else None
-
-    def split(self) -> tuple[Functional, Any]:
-        return self.outer, self.A
+        super().__init__(A, _Ball(y, radius))
+        self.y, self.radius = y, radius
 
     def select(self, index: Tensor) -> Functional:
         return DataBall(self.A, self.y[index], _pick(self.radius, index, self.y.shape[:1]))
@@ -280,7 +248,7 @@ class _Ball(Functional):
 
     def __call__(self, u: Tensor) -> Tensor:
         distance = norm(u - self.y)
-        return torch.where(distance <= 1.001 * self.radius, 0.0, torch.inf).to(distance.dtype)
+        return indicator(distance <= (1 + _EXCESS) * self.radius, distance.dtype)
 
     def prox(self, u: Tensor, step: Tensor | float) -> Tensor:
         offset = u - self.y
@@ -295,6 +263,6 @@ class _Ball(Functional):
 
 
 def _pick(value: Any, index: Tensor, shape: tuple[int, ...]) -> Any:
-    """What belongs to each image, as many axes and images as ``shape``, is indexed; what they share stays."""
+    """The entries of some images of a tensor that begins like ``shape``; what all images share stays."""
     per_image = isinstance(value, Tensor) and value.ndim == len(shape) and len(value) == shape[0]
     return value[index] if per_image else value

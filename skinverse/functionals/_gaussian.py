@@ -9,36 +9,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Planes are (..., n, H, W), factors (n, 1 + m, H, W): leading axes share a factor, offset 0 is the diagonal.
+# Below, planes are (..., n, H, W) and factors (n, 1 + m, H, W): planes that differ in the leading
+# axes share a factor. Entry o of a factor belongs to offset o, entry 0 is the diagonal.
 Offsets = tuple[tuple[int, int], ...]
 
 
 class SparseCholeskyGaussian:
     """Gaussian images with precision ``Sigma^-1 = L L^T``, where ``L`` couples neighbouring pixels only.
 
-    In raster order ``(L^T r)_p = d_p r_p + sum_o w_{o,p} r_{p+o}``, the ``o`` being the offsets to the pixels
-    of a ``k x k`` window that follow its centre; what leads out of the image is left out. ``L`` is lower
-    triangular, so ``log det Sigma = -2 sum log d``. Channels are independent of each other.
+    With pixels in raster order, ``(L^T r)_p = d_p r_p + sum_o w_{o,p} r_{p+o}``, where ``o`` runs over the
+    offsets to those pixels of a ``k x k`` window that follow its centre; pixels outside of the image are left
+    out. ``L`` is lower triangular, so ``log det Sigma = -2 sum log d``. Channels are independent.
 
     Parameters
     ----------
     mean : Tensor of shape (n, channels, height, width)
-        Means.
+        Means of the Gaussians.
     log_diag : Tensor of shape (n, channels, height, width)
         Logarithm of the diagonal ``d``.
     off : Tensor of shape (n, channels, m, height, width)
         Off-diagonals ``w``, ``m = (k^2 - 1) / 2`` for an odd ``k``, in raster order: first those in the
-        pixel's own row, then the rows below from left to right. ``m = 0`` is a diagonal covariance.
+        pixel's own row, then those in the rows below from left to right. With ``m = 0`` the covariance is
+        diagonal.
 
     Raises
     ------
     ValueError
-        If the shapes do not belong together or no window has ``m`` such offsets.
+        If the shapes do not fit together or no window has ``m`` such offsets.
 
     Notes
     -----
-    Products and solves are differentiable any number of times, with respect to all three parameters too.
-    Solves sweep over rows of pixels, images and samples at once.
+    Products and solves can be differentiated any number of times, also with respect to all three parameters.
+    A solve goes through the rows of pixels one by one, for all images and samples at once.
 
     References
     ----------
@@ -75,7 +77,7 @@ class SparseCholeskyGaussian:
         return SparseCholeskyGaussian(self.mean[index], self.log_diag[index], self.off[index])
 
     def whiten(self, x: Tensor) -> Tensor:
-        """``L^T (x - mean)``: white noise where the Gaussian is right.
+        """``L^T (x - mean)``: white noise if the Gaussian describes the images.
 
         Parameters
         ----------
@@ -85,7 +87,7 @@ class SparseCholeskyGaussian:
         Returns
         -------
         Tensor
-            Of the same shape.
+            Whitened images, of the same shape.
         """
         return self._apply(_Forward, x - self.mean)
 
@@ -100,7 +102,7 @@ class SparseCholeskyGaussian:
         Returns
         -------
         Tensor
-            Of the same shape.
+            Images, of the same shape.
         """
         return self.mean + self._apply(_Solve, noise)
 
@@ -132,7 +134,7 @@ class SparseCholeskyGaussian:
         Returns
         -------
         Tensor of shape (..., n)
-            In nats.
+            Logarithms of the density, in nats.
         """
         squares = self.whiten(x).square().flatten(-3).sum(-1)
         return -0.5 * (squares + self.log_det() + self.mean[0].numel() * math.log(2 * math.pi))
@@ -143,16 +145,20 @@ class SparseCholeskyGaussian:
         Parameters
         ----------
         n_samples : int, default=1
-            How many of each Gaussian.
+            Number of images of each Gaussian.
         generator : torch.Generator or None, default=None
-            On the device of the mean; None is torch's global one.
+            Generator on the device of the mean; None draws other images in each call, and not from torch's
+            global generator.
 
         Returns
         -------
         Tensor of shape (n_samples, n, channels, height, width)
-            The images.
+            Images.
         """
         shape, like = (n_samples, *self.mean.shape), self.mean
+        if generator is None:
+            generator = torch.Generator(like.device)
+            generator.seed()
         return self.color(torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device))
 
     def covariance_row(self, pixel: tuple[int, ...]) -> Tensor:
@@ -161,12 +167,12 @@ class SparseCholeskyGaussian:
         Parameters
         ----------
         pixel : tuple of int
-            (row, column) in the first channel, or (channel, row, column).
+            Position of the pixel: (row, column) in the first channel, or (channel, row, column).
 
         Returns
         -------
         Tensor of shape (n, channels, height, width)
-            Zero in the other channels.
+            Covariances, zero in the other channels.
 
         Raises
         ------

@@ -1,12 +1,12 @@
-"""Functionals with a formula for everything."""
+"""Simple functionals: value, prox and conjugate are one formula each."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from skinverse._batch import dot, expand
-from skinverse.functionals._base import Functional
+from skinverse._tensors import dot, expand
+from skinverse.functionals._base import Functional, indicator
 
 
 class SquaredNorm(Functional):
@@ -41,7 +41,7 @@ class Box(Functional):
     Parameters
     ----------
     low, high : float or None, default=None
-        The bounds; None is no bound, ``Box(0)`` is non-negativity.
+        Bounds of the values; None is no bound. ``Box(0)`` is non-negativity.
 
     Raises
     ------
@@ -64,8 +64,8 @@ class Box(Functional):
         self.low, self.high = low, high
 
     def __call__(self, x: Tensor) -> Tensor:
-        outside = (x != self.prox(x, 1.0)).flatten(1).any(1)
-        return torch.where(outside, torch.inf, 0.0).to(x.dtype)
+        inside = (x == self.prox(x, 1.0)).flatten(1).all(1)
+        return indicator(inside, x.dtype)
 
     def prox(self, x: Tensor, step: Tensor | float) -> Tensor:
         if x.is_complex():
@@ -73,16 +73,11 @@ class Box(Functional):
         return x if self.low is None and self.high is None else x.clamp(self.low, self.high)
 
     def conjugate(self, u: Tensor) -> Tensor | None:
-        low, high = (
-            (-torch.inf if self.low is None else self.low),
-            (torch.inf if self.high is None else self.high),
-        )
-        below, above = u.clamp_max(0), u.clamp_min(0)
-        return (
-            (torch.where(below < 0, low * below, 0) + torch.where(above > 0, high * above, 0))
-            .flatten(1)
-            .sum(1)
-        )
+        low = -torch.inf if self.low is None else self.low
+        high = torch.inf if self.high is None else self.high
+        # An infinite bound times zero is NaN: where the product is not needed, it is zero.
+        below, above = torch.where(u < 0, low * u, 0), torch.where(u > 0, high * u, 0)
+        return (below + above).flatten(1).sum(1)
 
     def __repr__(self) -> str:
         return f"Box({self.low}, {self.high})"
@@ -121,5 +116,5 @@ def shrink(x: Tensor, length: Tensor, step: Tensor | float) -> Tensor:
 
 
 def unit_ball(largest: Tensor) -> Tensor:
-    """Indicator of ``largest <= 1``, up to rounding."""
-    return torch.where(largest <= 1 + 1e-5, 0.0, torch.inf).to(largest.dtype)
+    """Indicator of ``largest <= 1``, up to the rounding of single precision."""
+    return indicator(largest <= 1 + 1e-5, largest.dtype)

@@ -2,39 +2,62 @@
 
 from __future__ import annotations
 
-import math
-from abc import abstractmethod
-from functools import lru_cache
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 
-import numpy as np
+import pywt
 import torch
 from torch import Tensor
 
+from skinverse._cosines import cosine_transform, inverse_cosine_transform
+from skinverse._differences import image_axes
 from skinverse.functionals._base import Functional
-from skinverse.functionals._differences import image_axes
 from skinverse.functionals._simple import L1Norm
 
+# Levels of a wavelet transform if nobody says: after five, a sample of the approximation covers 32 pixels.
+_MOST_LEVELS = 5
 
-class WaveletTransform:
+
+class Transform(ABC):
+    """An orthonormal transform of the image axes."""
+
+    @abstractmethod
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def adjoint(self, c: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def approximation(self, c: Tensor) -> Tensor:
+        """The coefficients of the coarsest approximation, as a view of all of them."""
+
+    def norm(self) -> float:
+        """One, since the transform is orthonormal."""
+        return 1.0
+
+
+class WaveletTransform(Transform):
     """Orthonormal periodic Daubechies wavelet transform of the image axes.
 
-    Lengths may be any: of an odd number of samples the last one passes to the next coarser level as it is,
-    which keeps the transform orthonormal. Coefficients stand where Mallat's pyramid puts them: the
-    approximation at the start of each axis, details behind it.
+    An axis may have any length. Of an odd number of samples the last one passes to the next coarser level
+    unchanged, which keeps the transform orthonormal; PyWavelets, whose filters these are, would extend the
+    signal instead. Coefficients are ordered as in Mallat's pyramid: along each axis the approximation comes
+    first, details behind it.
 
     Parameters
     ----------
     order : int from 1 to 10, default=4
-        Vanishing moments; 1 is Haar.
+        Number of vanishing moments; 1 is Haar.
     n_levels : int or None, default=None
-        Levels of the pyramid; None goes on while an axis has at least ``2 * order`` samples, at most 5.
+        Number of levels; None goes on while an axis has at least ``2 * order`` samples, at most 5 times.
     """
 
     def __init__(self, order: int = 4, n_levels: int | None = None) -> None:
         if order not in range(1, 11):
             raise ValueError(f"order: expected an integer from 1 to 10, got {order!r}")
         self.order, self.n_levels = order, n_levels
+        wavelet = pywt.Wavelet(f"db{order}")
+        self._low, self._high = wavelet.rec_lo, wavelet.rec_hi
 
     def __call__(self, x: Tensor) -> Tensor:
         c = x.clone()
@@ -52,49 +75,42 @@ class WaveletTransform:
                 block.copy_(_along(axis, block, self._synthesis))
         return x
 
-    def norm(self) -> float:
-        """One, the transform is orthonormal."""
-        return 1.0
-
-    def approximation(self, x: Tensor) -> Tensor:
-        """The coarsest approximation, a view into the coefficients ``x``."""
-        pyramid = self._pyramid(x)
-        sizes = pyramid[-1] if pyramid else ()
-        return _corner(x, tuple(-(-size // 2) if size > 1 else 1 for size in sizes)) if pyramid else x
+    def approximation(self, c: Tensor) -> Tensor:
+        pyramid = self._pyramid(c)
+        return _corner(c, _halved(pyramid[-1])) if pyramid else c
 
     def _pyramid(self, x: Tensor) -> list[tuple[int, ...]]:
         """Shape of the block that each level transforms."""
         shape = tuple(x.shape[axis] for axis in image_axes(x.ndim))
         shapes: list[tuple[int, ...]] = []
-        most = 5 if self.n_levels is None else self.n_levels
+        most = _MOST_LEVELS if self.n_levels is None else self.n_levels
         least = 2 * self.order if self.n_levels is None else 2
         while len(shapes) < most and max(shape) >= least:
             shapes.append(shape)
-            shape = tuple(-(-size // 2) for size in shape)
+            shape = _halved(shape)
         return shapes
 
     def _analysis(self, x: Tensor) -> Tensor:
-        """One level along the last axis: approximations, the odd sample, details."""
+        """One level along the last axis: approximations, the odd sample if there is one, details."""
         half, odd = divmod(x.shape[-1], 2)
         if half == 0:
             return x
         c = torch.zeros_like(x)
         c[..., half : half + odd] = x[..., 2 * half :]
         samples = _periodic(x[..., : 2 * half], 0, 2 * self.order - 2)
-        low, high = _daubechies(self.order)
-        for taps, part in ((low, c[..., :half]), (high, c[..., half + odd :])):
+        for taps, part in ((self._low, c[..., :half]), (self._high, c[..., half + odd :])):
             for k, tap in enumerate(taps):  # coefficient j sees sample 2 j + k through tap k
                 part.add_(samples[..., k : k + 2 * half - 1 : 2], alpha=tap)
         return c
 
     def _synthesis(self, c: Tensor) -> Tensor:
+        """The adjoint of :meth:`_analysis`."""
         half, odd = divmod(c.shape[-1], 2)
         if half == 0:
             return c
         x, before = torch.zeros_like(c), self.order - 1
         x[..., 2 * half :] = c[..., half : half + odd]
-        low, high = _daubechies(self.order)
-        for taps, part in ((low, c[..., :half]), (high, c[..., half + odd :])):
+        for taps, part in ((self._low, c[..., :half]), (self._high, c[..., half + odd :])):
             coefficients = _periodic(part, before, 0)
             for k, tap in enumerate(taps):
                 shifted = coefficients.narrow(-1, before - k // 2, half)
@@ -102,61 +118,56 @@ class WaveletTransform:
         return x
 
 
-class CosineTransform:
-    """Orthonormal discrete cosine transform (DCT-II) of the image axes, by one real FFT per axis."""
+class CosineTransform(Transform):
+    """Orthonormal discrete cosine transform (DCT-II) of the image axes; the mean is the approximation."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        for axis in image_axes(x.ndim):
-            x = _along(axis, x, _cosines)
-        return x
+        return cosine_transform(x, image_axes(x.ndim))
 
     def adjoint(self, c: Tensor) -> Tensor:
-        for axis in image_axes(c.ndim):
-            c = _along(axis, c, _from_cosines)
-        return c
-
-    def norm(self) -> float:
-        """One, the transform is orthonormal."""
-        return 1.0
+        return inverse_cosine_transform(c, image_axes(c.ndim))
 
     def approximation(self, c: Tensor) -> Tensor:
-        """The mean's coefficient, a view."""
         return _corner(c, (1,) * len(image_axes(c.ndim)))
 
 
 class _Sparsity(Functional):
-    """``sum |W x|`` over all but the coarsest coefficients, ``W`` orthonormal."""
+    """``sum |W x|`` over all coefficients but the approximation, for an orthonormal transform ``W``."""
 
     proximable = True
-    _transform: Any
 
-    @abstractmethod
-    def __init__(self) -> None: ...
+    def __init__(self, transform: Transform) -> None:
+        self.transform = transform
 
     def __call__(self, x: Tensor) -> Tensor:
-        c = self._transform(x)
-        self._transform.approximation(c).zero_()
+        c = self.transform(x)
+        self.transform.approximation(c).zero_()
         return c.abs().flatten(1).sum(1)
 
     def prox(self, x: Tensor, step: Tensor | float) -> Tensor:
-        c = self._transform(x)
+        c = self.transform(x)
         shrunk = L1Norm().prox(c, step)
-        self._transform.approximation(shrunk).copy_(self._transform.approximation(c))
-        return self._transform.adjoint(shrunk)
+        self.transform.approximation(shrunk).copy_(self.transform.approximation(c))
+        return self.transform.adjoint(shrunk)
 
 
 class WaveletSparsity(_Sparsity):
     """Wavelet sparsity, ``sum |W x|`` over the details of an orthonormal Daubechies transform.
 
-    The coarsest approximation is not penalised. Images of any size; the border is periodic. Complex images
-    count by the modulus of their coefficients.
+    The coarsest approximation is not penalised. Images may have any size, and are continued periodically. Of
+    complex images the moduli of the coefficients count.
 
     Parameters
     ----------
     order : int from 1 to 10, default=4
-        Vanishing moments of the wavelet; 1 is Haar.
+        Number of vanishing moments of the wavelet; 1 is Haar.
     n_levels : int or None, default=None
-        Levels of the pyramid; None goes on while an axis has at least ``2 * order`` samples, at most 5.
+        Number of levels; None goes on while an axis has at least ``2 * order`` samples, at most 5 times.
+
+    Attributes
+    ----------
+    transform : linear map
+        The transform ``W``: ``transform(x)``, and its adjoint and inverse, ``transform.adjoint(c)``.
 
     References
     ----------
@@ -171,14 +182,22 @@ class WaveletSparsity(_Sparsity):
     """
 
     def __init__(self, order: int = 4, n_levels: int | None = None) -> None:
-        self._transform = WaveletTransform(order, n_levels)
+        super().__init__(WaveletTransform(order, n_levels))
+        self.order, self.n_levels = order, n_levels
 
     def __repr__(self) -> str:
-        return f"WaveletSparsity(order={self._transform.order}, n_levels={self._transform.n_levels})"
+        return f"WaveletSparsity(order={self.order}, n_levels={self.n_levels})"
 
 
 class CosineSparsity(_Sparsity):
-    """Sparsity in the orthonormal cosine transform (DCT-II), whose mean is not penalised.
+    """Sparsity in cosines, ``sum |C x|`` for the orthonormal cosine transform ``C`` (DCT-II).
+
+    The mean of an image is not penalised.
+
+    Attributes
+    ----------
+    transform : linear map
+        The transform ``C``: ``transform(x)``, and its adjoint and inverse, ``transform.adjoint(c)``.
 
     Examples
     --------
@@ -189,14 +208,21 @@ class CosineSparsity(_Sparsity):
     """
 
     def __init__(self) -> None:
-        self._transform = CosineTransform()
+        super().__init__(CosineTransform())
 
 
-def _along(axis: int, x: Tensor, function: Any) -> Tensor:
+def _along(axis: int, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """Apply a function of the last axis to another axis."""
     return function(x) if axis == -1 else function(x.transpose(axis, -1)).transpose(axis, -1)
 
 
+def _halved(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of the approximation of a block; odd sizes are rounded up."""
+    return tuple(-(-size // 2) for size in shape)
+
+
 def _corner(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The first entries along the image axes, as a view."""
     for axis, size in zip(image_axes(x.ndim), shape, strict=True):
         x = x.narrow(axis, 0, size)
     return x
@@ -205,48 +231,3 @@ def _corner(x: Tensor, shape: tuple[int, ...]) -> Tensor:
 def _periodic(x: Tensor, before: int, after: int) -> Tensor:
     """Continue the last axis periodically by so many samples, also over several periods."""
     return x[..., torch.arange(-before, x.shape[-1] + after, device=x.device) % x.shape[-1]]
-
-
-def _cosines(x: Tensor) -> Tensor:
-    """DCT-II of the last axis: coefficient k is the real part of ``z_k``, n - k minus its imaginary part."""
-    if x.is_complex():
-        return torch.complex(_cosines(x.real), _cosines(x.imag))
-    n = x.shape[-1]
-    folded = torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], dim=-1)
-    z = torch.fft.rfft(folded) * _half_sample_shift(n, x)
-    return torch.cat([z.real, -z.imag[..., 1 : (n + 1) // 2].flip(-1)], dim=-1)
-
-
-def _from_cosines(c: Tensor) -> Tensor:
-    """Inverse of :func:`_cosines`."""
-    if c.is_complex():
-        return torch.complex(_from_cosines(c.real), _from_cosines(c.imag))
-    n = c.shape[-1]
-    mirrored = torch.nn.functional.pad(c, (0, 1)).flip(-1)  # coefficient n - k, zero for k = 0
-    z = torch.complex(c, -mirrored[..., :n])[..., : n // 2 + 1]
-    folded = torch.fft.irfft(z / _half_sample_shift(n, c), n)
-    x = torch.empty_like(c)
-    x[..., ::2], x[..., 1::2] = folded[..., : (n + 1) // 2], folded[..., (n + 1) // 2 :].flip(-1)
-    return x
-
-
-def _half_sample_shift(n: int, like: Tensor) -> Tensor:
-    """``exp(-i pi k / 2n)`` for the half spectrum, scaled so that the transform is orthonormal."""
-    k = torch.arange(n // 2 + 1, dtype=like.dtype, device=like.device)
-    scale = torch.full_like(k, math.sqrt(2 / n))
-    scale[0] = math.sqrt(1 / n)
-    return torch.polar(scale, -math.pi / (2 * n) * k)
-
-
-@lru_cache(maxsize=10)
-def _daubechies(order: int) -> tuple[list[float], list[float]]:
-    """Low- and high-pass filter by spectral factorisation of Daubechies' half-band polynomial."""
-    p = np.poly1d([math.comb(order - 1 + k, k) for k in range(order)][::-1])  # P(y), y = sin^2(w/2)
-    roots = []
-    for y in p.roots:  # y = (2 - z - 1/z) / 4: of the pair z, 1/z take the one inside the unit circle
-        z = np.roots([1, 4 * y - 2, 1])
-        roots.append(z[np.argmin(np.abs(z))])
-    low = np.real(np.poly([-1.0] * order + roots))
-    low *= math.sqrt(2) / low.sum()
-    high = low[::-1] * (-1) ** np.arange(len(low))
-    return low.tolist(), high.tolist()

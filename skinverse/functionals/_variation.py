@@ -4,32 +4,22 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
 
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from skinverse._batch import dot, expand
+from skinverse._differences import image_axes
+from skinverse._tensors import LinearMap, dot, expand
 from skinverse.functionals._base import Functional
-from skinverse.functionals._differences import Gradient, SymmetrizedDerivative, image_axes, on_differences
+from skinverse.functionals._derivatives import Gradient, SymmetrizedDerivative, on_differences
 from skinverse.functionals._simple import L1Norm, shrink, unit_ball
 
 
 class GroupNorm(Functional):
     """``sum_pixels |p|``, the Euclidean length of each pixel's channels, (n, channels, *dims).
 
-    Parameters
-    ----------
-    sizes : tuple of int or None, default=None
-        Cut the channels into groups of these sizes and add their lengths; None is one group.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from skinverse.functionals import GroupNorm
-    >>> GroupNorm()(torch.tensor([[[3.0], [4.0]]]))
-    tensor([5.])
+    With ``sizes`` the channels are cut into groups of these sizes, whose lengths add up; None is one group.
     """
 
     proximable = True
@@ -60,7 +50,7 @@ class GroupNorm(Functional):
 
 
 def _squares(p: Tensor) -> Tensor:
-    """Squared length over the channels; torch's own norm is many times slower along a short axis."""
+    """Squared length over the channels; torch's own norm is many times slower along so short an axis."""
     squares = p.real.square() + p.imag.square() if p.is_complex() else p.square()
     return squares.sum(1, keepdim=True)
 
@@ -73,14 +63,15 @@ def _root(squares: Tensor) -> Tensor:
 class TotalVariation(Functional):
     """Total variation, ``TV(x) = sum_pixels |grad x|``.
 
-    Forward differences, zero beyond the border (Neumann). The image axes are the last two of (n, H, W) and
-    (n, C, H, W), whose channels add up, and the last of (n, L). Complex images count by the modulus.
+    The gradient consists of forward differences, which are zero across the border (Neumann). The image axes
+    are the last two of (n, H, W) and of (n, C, H, W), whose channels add up, and the last one of (n, L). Of
+    complex images the moduli of the differences count.
 
     Parameters
     ----------
     isotropic : bool, default=True
-        ``|.|`` is the Euclidean length of the gradient in each pixel; otherwise the sum of its entries'
-        moduli, which is invariant under rotations by 90 degrees and flips.
+        Whether ``|.|`` is the Euclidean length of the gradient in each pixel. Otherwise it is the sum of the
+        moduli of the gradient's entries, which is invariant under rotations by 90 degrees and flips.
 
     References
     ----------
@@ -104,7 +95,7 @@ class TotalVariation(Functional):
         outer, gradient = self.split()
         return outer(gradient(x))
 
-    def split(self) -> tuple[Functional, Any]:
+    def split(self) -> tuple[Functional, LinearMap]:
         return GroupNorm() if self.isotropic else L1Norm(), Gradient()
 
     def __repr__(self) -> str:
@@ -114,21 +105,21 @@ class TotalVariation(Functional):
 class TotalGeneralizedVariation(Functional):
     """Second-order total generalized variation.
 
-    ``TGV(x) = min_v sum_pixels |grad x - v| + alpha |E v|`` with the symmetrized derivative ``E``: zero for
-    affine images, where total variation is not, so that slopes do not turn into stairs. The field ``v``
-    lives on the forward differences; dimensions and border as in :class:`TotalVariation`.
+    ``TGV(x) = min_v sum_pixels |grad x - v| + alpha |E v|`` with the symmetrised derivative ``E``. It is zero
+    for affine images, where total variation is not, so that slopes do not turn into stairs. The field ``v``
+    has one entry per forward difference; dimensions and border are those of :class:`TotalVariation`.
 
     Parameters
     ----------
     alpha : float > 0, default=2.0
-        Weight of the second order against the first.
+        Weight of the second order relative to the first.
 
     Notes
     -----
     There is no formula for the minimum over ``v``. The value is computed iteratively, to a relative duality
     gap of 1e-4, or with a ``ConvergenceWarning`` after 50 000 steps. To reconstruct, minimise over image and
-    field together: :meth:`lifted` is the term as a functional of ``z = (x, v)``, packed as
-    (n, 1 + d, *dims), and :class:`OfImage` makes any functional of ``x`` one of ``z``.
+    field together, ``z = (x, v)`` of shape (n, 1 + d, *dims): :meth:`pack` makes a start, :meth:`lifted` is
+    the variation and :meth:`lift` any functional of ``x`` as a functional of ``z``.
 
     References
     ----------
@@ -153,11 +144,15 @@ class TotalGeneralizedVariation(Functional):
         return _minimum_over_fields(Gradient()(x.detach()), self.alpha)
 
     def lifted(self) -> Functional:
-        """The same term, before the minimum, as a functional of image and field."""
+        """``sum_pixels |grad x - v| + alpha |E v|`` as a functional of image and field."""
         return _LiftedVariation(self.alpha)
 
+    def lift(self, functional: Functional, n_axes: int = 2) -> Functional:
+        """A functional of the image as one of image and field; the field has ``n_axes`` components."""
+        return OfImage(functional, n_axes)
+
     def pack(self, x: Tensor) -> Tensor:
-        """Images packed with a zero field, (n, *dims) -> (n, 1 + d, *dims)."""
+        """Images with the field zero, (n, *dims) -> (n, 1 + d, *dims)."""
         field = x.new_zeros((len(x), len(image_axes(x.ndim)), *x.shape[1:]))
         return torch.cat([x[:, None], field], dim=1)
 
@@ -168,19 +163,7 @@ class TotalGeneralizedVariation(Functional):
 class OfImage(Functional):
     """A functional of the image as a functional of image and field: ``f(x)`` at ``z = (x, v)``.
 
-    Parameters
-    ----------
-    functional : Functional
-        The ``f``; what it can do, this can.
-    n_axes : int
-        Components of the field: 2 for images, 1 for signals.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from skinverse.functionals import OfImage, SquaredNorm
-    >>> OfImage(SquaredNorm(), 2)(torch.ones(1, 3, 2, 2))
-    tensor([2.])
+    The field has ``n_axes`` components: 2 for images, 1 for signals.
     """
 
     def __init__(self, functional: Functional, n_axes: int) -> None:
@@ -198,7 +181,7 @@ class OfImage(Functional):
     def prox(self, z: Tensor, step: Tensor | float) -> Tensor:
         return torch.cat([self.functional.prox(z[:, 0], step)[:, None], z[:, 1:]], dim=1)
 
-    def split(self) -> tuple[Functional, Any]:
+    def split(self) -> tuple[Functional, LinearMap | None]:
         outer, linear = self.functional.split()
         return (self, None) if linear is None else (outer, _ImagePart(linear, self.n_axes))
 
@@ -217,7 +200,7 @@ class OfImage(Functional):
 class _ImagePart:
     """``z = (x, v) -> K x``."""
 
-    def __init__(self, linear: Any, n_axes: int) -> None:
+    def __init__(self, linear: LinearMap, n_axes: int) -> None:
         self.linear, self.n_axes = linear, n_axes
 
     def __call__(self, z: Tensor) -> Tensor:
@@ -231,6 +214,7 @@ class _ImagePart:
 
 
 def _embed(x: Tensor, n_axes: int) -> Tensor:
+    """``x -> (x, 0)``."""
     z = x.new_zeros((len(x), 1 + n_axes, *x.shape[1:]))
     z[:, 0] = x
     return z
@@ -246,7 +230,7 @@ class _LiftedVariation(Functional):
         outer, linear = self.split()
         return outer(linear(z))
 
-    def split(self) -> tuple[Functional, Any]:
+    def split(self) -> tuple[Functional, LinearMap]:
         return _JointNorm(), _Joint(self.alpha)
 
 
@@ -269,11 +253,12 @@ class _Joint:
     def norm(self) -> float:
         """``||K (x, v)|| <= ||M (||x||, ||v||)||`` for the small matrix of the blocks' bounds."""
         bound = SymmetrizedDerivative().norm()
-        return float(torch.linalg.matrix_norm(torch.tensor([[bound, 1.0], [0.0, self.alpha * bound]]), 2))
+        blocks = [[bound, 1.0], [0.0, self.alpha * bound]]
+        return float(torch.linalg.matrix_norm(torch.tensor(blocks, dtype=torch.float32, device="cpu"), 2))
 
 
 class _JointNorm(Functional):
-    """First-order channels are one group, second-order channels the other."""
+    """Group norm whose groups are the channels of first order and those of second order."""
 
     proximable = True
 
@@ -297,8 +282,9 @@ class _JointNorm(Functional):
 def _minimum_over_fields(g: Tensor, alpha: float, *, gap: float = 1e-4, max_steps: int = 50_000) -> Tensor:
     """``min_v ||g - v|| + alpha ||E v||`` for gradients ``g``, by primal-dual steps to a relative gap.
 
-    The dual is ``max <g, alpha E^T w>`` over ``|w| <= 1, |alpha E^T w| <= 1``; a dual iterate is scaled
-    into it, so the gap is a certificate. Gradients are brought to mean length one, which suits the steps.
+    The dual problem is ``max <g, alpha E^T w>`` over ``|w| <= 1, |alpha E^T w| <= 1``. A dual iterate divided
+    by its largest ``|alpha E^T w|`` is feasible, so the gap is a certificate. The gradients are scaled to a
+    mean length of one, which suits steps of equal size.
     """
     E, norm = SymmetrizedDerivative(), GroupNorm()
     mean = norm(g) / math.prod(g.shape[2:])
@@ -306,17 +292,17 @@ def _minimum_over_fields(g: Tensor, alpha: float, *, gap: float = 1e-4, max_step
     g = g / expand(unit, g)
     step = 1 / (alpha * E.norm())
     v, w = g.clone(), torch.zeros_like(E(g))
-    v_bar, upper, lower = v, norm(g), torch.zeros_like(unit)  # the bounds of v = 0 and w = 0
+    v_bar, upper, lower = v, norm(g), torch.zeros_like(unit)  # the bounds of v = 0 and of w = 0
     for k in range(max_steps):
         w = norm.prox_conjugate(w + step * alpha * E(v_bar), step)
-        pull = alpha * E.adjoint(w)
-        new = on_differences(g + norm.prox(v - step * pull - g, step))
+        slope = alpha * E.adjoint(w)
+        new = on_differences(g + norm.prox(v - step * slope - g, step))
         v_bar, v = 2 * new - v, new
         if k % 10 == 9:
-            longest = _squares(pull).flatten(1).amax(1).clamp_min(1).sqrt()
-            done = ~(upper - lower > gap * upper + torch.finfo(g.dtype).eps * norm(g))  # NaN is done, too
+            longest = _squares(slope).flatten(1).amax(1).clamp_min(1).sqrt()
+            done = ~(upper - lower > gap * upper + torch.finfo(g.dtype).eps * norm(g))  # also where it is NaN
             upper = torch.where(done, upper, torch.minimum(upper, norm(g - v) + alpha * norm(E(v))))
-            lower = torch.where(done, lower, torch.maximum(lower, dot(g, pull) / longest))
+            lower = torch.where(done, lower, torch.maximum(lower, dot(g, slope) / longest))
             if bool(done.all()):
                 break
     else:

@@ -30,7 +30,7 @@ class Network(nn.Module, ABC):
 
 
 def prepared(network: nn.Module) -> Images:
-    """A network ready to be called many times between two steps of its training.
+    """Prepare a network for many calls between two steps of its training.
 
     Parameters
     ----------

@@ -9,34 +9,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skinverse._batch import wrap
 from skinverse._filters import analyse, spectral_bound, synthesise
+from skinverse._tensors import wrap
 from skinverse.networks._base import Images, Network
 from skinverse.networks._groups import GroupConv, LiftConv, ProjectConv, elements, transform
 
-# The last convolution of a residual network begins so much smaller than the others.
+# Factor on the initial weights of the last convolution of a residual network: it begins near the identity.
 _LAST = 0.1
-# Levels stay numbers, and positive, for all weights.
-_WIDE = 20.0
+# Bound on the logarithm of a level, beyond which its exponential would leave single precision.
+_MAX_LOG_LEVEL = 20.0
 
 
 class DnCNN(Network):
     """Residual denoiser, ``h(x) = x - N(x)``: 3 x 3 convolutions with SiLU, (n, channels, h, w) to the same.
 
-    Periodic at the borders and without batch normalisation, so an image's result depends on it alone; smooth,
-    so it can be differentiated twice. With a group it commutes exactly with turning and flipping images of
-    any size: ``h(g x) = g h(x)``. Evaluation costs the same for every group; a larger one has fewer weights.
+    It continues images periodically. It has no batch normalisation, so that the result for one image does not
+    depend on the others, and it is smooth, so that it can be differentiated twice. With a group it commutes
+    exactly with turning and flipping images of any size: ``h(g x) = g h(x)``. Evaluation costs the same for
+    every group; a larger one has fewer weights.
 
     Parameters
     ----------
     n_channels : int, default=1
         Channels of the images.
     n_features : int, default=32
-        Width, a multiple of the number of transformations of the group.
+        Number of features, a multiple of the number of transformations of the group.
     n_layers : int, default=5
-        Convolutions, at least two; each pixel sees ``2 n_layers + 1`` pixels in each direction.
+        Number of convolutions, at least two; each pixel sees ``2 n_layers + 1`` pixels in each direction.
     group : {"C1", "D1", "C2", "C4", "D4"}, default="C1"
-        Nothing, a flip, half turns, quarter turns, quarter turns and flips.
+        Symmetry of the network: none, a flip, half turns, quarter turns, quarter turns and flips.
 
     Raises
     ------
@@ -94,20 +95,20 @@ class GradientStepCNN(Network):
 
     ``sigma(t) = c tanh(t / c)`` has slopes between 0 and 1 and ``||W|| <= 1``, so that each layer is a
     gradient step on a convex function with ``0 < s < 2`` and cannot enlarge a distance, for all weights. It
-    takes away small responses of the filters, which are noise, and leaves large ones, which are edges.
+    removes small responses of the filters, mostly noise, and keeps large ones, mostly edges.
 
     Parameters
     ----------
     n_channels : int, default=1
         Channels of the images.
     n_features : int, default=32
-        Filters of each layer, a multiple of the number of transformations of the group.
+        Number of filters of each layer, a multiple of the number of transformations of the group.
     n_layers : int, default=5
-        Steps.
+        Number of layers.
     kernel_size : int, default=5
         Side of the filters in pixels, odd.
     group : {"C1", "D1", "C2", "C4", "D4"}, default="C1"
-        The filters come in all orientations of the group, and the network commutes with it.
+        Symmetry of the network: the filters come in all orientations of the group.
 
     Attributes
     ----------
@@ -154,10 +155,8 @@ class GradientStepCNN(Network):
         self.step = nn.Parameter(torch.zeros(n_layers))
 
     def prepared(self) -> Images:
-        layers = [
-            self._layer(*parts)
-            for parts in zip(self.filters, self.log_level.clamp(-_WIDE, _WIDE).exp(), self.step, strict=True)
-        ]
+        levels = self.log_level.clamp(-_MAX_LOG_LEVEL, _MAX_LOG_LEVEL).exp()
+        layers = [self._layer(*parts) for parts in zip(self.filters, levels, self.step, strict=True)]
 
         def h(x: Tensor) -> Tensor:
             for W, level, step in layers:
@@ -175,17 +174,17 @@ class GradientStepCNN(Network):
 class UNet(Network):
     """Residual U-Net, ``h(x) = x - N(x)``, without normalisation, for images of every size.
 
-    Two 3 x 3 convolutions with SiLU at each resolution, averages downwards, nearest neighbours upwards,
-    periodic at the borders.
+    It has two 3 x 3 convolutions with SiLU at each resolution, takes averages on the way down and nearest
+    neighbours on the way up, and continues images periodically.
 
     Parameters
     ----------
     n_channels : int, default=1
         Channels of the images.
     n_features : int, default=32
-        Width at full resolution; it doubles with each halving.
+        Number of features at full resolution; it doubles with each halving.
     n_levels : int, default=3
-        Resolutions.
+        Number of resolutions.
 
     References
     ----------

@@ -20,7 +20,7 @@ GROUPS: dict[str, tuple[Element, ...]] = {
 
 
 def transform(x: Tensor, element: Element) -> Tensor:
-    """Images, or kernels, flipped and turned.
+    """Flip and turn images or kernels.
 
     Parameters
     ----------
@@ -32,12 +32,12 @@ def transform(x: Tensor, element: Element) -> Tensor:
     Returns
     -------
     Tensor
-        Of the same values.
+        The same values, flipped and turned.
 
     Examples
     --------
     >>> import torch
-    >>> from skinverse.networks import transform
+    >>> from skinverse.networks._groups import transform
     >>> transform(torch.tensor([[1, 2], [3, 4]]), (1, False))
     tensor([[2, 4],
             [1, 3]])
@@ -58,8 +58,8 @@ def quotients(group: str) -> Tensor:
     known, probe = elements(group), torch.arange(9).reshape(3, 3)
     moved = torch.stack([transform(probe, g) for g in known])
     products = torch.stack([transform(moved, g) for g in known])  # [g, k] is g k
-    found = (products[:, :, None] == moved[None, None]).all((-1, -2)).int().argmax(-1)
-    return found.argsort(1)
+    index = (products[:, :, None] == moved[None, None]).all((-1, -2)).int().argmax(-1)
+    return index.argsort(1)
 
 
 class GroupConv(nn.Module):
@@ -72,11 +72,11 @@ class GroupConv(nn.Module):
     Parameters
     ----------
     n_in, n_out : int
-        Fields.
+        Numbers of fields.
     kernel_size : int, default=3
         Side of the kernel in pixels.
     group : {"C1", "D1", "C2", "C4", "D4"}, default="C4"
-        Nothing, a flip, half turns, quarter turns, quarter turns and flips.
+        Symmetry: none, a flip, half turns, quarter turns, quarter turns and flips.
 
     References
     ----------
@@ -115,7 +115,7 @@ class GroupConv(nn.Module):
 
 
 class LiftConv(nn.Module):
-    """From images to fields; see :class:`GroupConv`.
+    """Convolution from images to fields; see :class:`GroupConv`.
 
     Parameters
     ----------
@@ -149,7 +149,7 @@ class LiftConv(nn.Module):
 
 
 class ProjectConv(nn.Module):
-    """From fields to images; see :class:`GroupConv`.
+    """Convolution from fields to images; see :class:`GroupConv`.
 
     Parameters
     ----------

@@ -7,23 +7,23 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skinverse._batch import wrap
+from skinverse._tensors import wrap
 
 
 class LocalCNN(nn.Module):
-    """Smooth network that sees a neighbourhood of each pixel, (n, channels, h, w) -> (n, 1, h, w).
+    """Smooth network of the neighbourhood of each pixel, (n, channels, h, w) -> (n, 1, h, w).
 
-    3 x 3 convolutions with SiLU between them; the image is continued periodically. Of a constant it sees
-    nothing: the filters of the first layer have zero mean.
+    It consists of 3 x 3 convolutions with SiLU between them; the image is continued periodically. The filters
+    of the first layer have zero mean, so that a constant added to the image changes nothing.
 
     Parameters
     ----------
     n_channels : int, default=1
         Channels of the images.
     n_features : int, default=32
-        Width.
+        Number of features.
     n_layers : int, default=5
-        Convolutions; each pixel sees ``2 n_layers + 1`` pixels in each direction.
+        Number of convolutions; each pixel sees ``2 n_layers + 1`` pixels in each direction.
 
     Examples
     --------

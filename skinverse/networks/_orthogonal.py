@@ -1,4 +1,4 @@
-"""Convolutions that keep or cannot enlarge a norm, and networks of them: 1-Lipschitz by construction."""
+"""Orthogonal and nonexpansive convolutions, and networks of them: 1-Lipschitz by construction."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skinverse._batch import wrap
+from skinverse._tensors import wrap
 
 
 class OrthogonalConv2d(nn.Module):
@@ -19,7 +19,7 @@ class OrthogonalConv2d(nn.Module):
     Parameters
     ----------
     n_features : int
-        Channels, in and out.
+        Number of channels, in and out.
     kernel_size : int, default=3
         Side of the kernel in pixels, odd.
 
@@ -70,13 +70,13 @@ class AOLConv2d(nn.Module):
     """Circular convolution that cannot enlarge a norm, from any channels to any: almost orthogonal.
 
     The weight of each input channel is divided by the root of the sum of ``|K^T K|`` over its row, so that by
-    diagonal dominance ``||W x|| <= ||x||`` for all weights and images of every size. Cheaper than an
-    orthogonal convolution, but what passes through several of them grows weaker.
+    diagonal dominance ``||W x|| <= ||x||`` for all weights and images of every size. It is cheaper than an
+    orthogonal convolution, but signals lose strength in a chain of such layers.
 
     Parameters
     ----------
     n_in, n_out : int
-        Channels.
+        Numbers of channels.
     kernel_size : int, default=3
         Side of the kernel in pixels, odd.
 
@@ -113,12 +113,12 @@ class AOLConv2d(nn.Module):
 class SmoothMaxMin(nn.Module):
     """Sorts pairs of channels, smoothly: ``(a, b)`` becomes its mean plus and minus half of ``|a - b|``.
 
-    1-Lipschitz for every ``width``, and nearly keeping the norm of gradients away from ``a = b``.
+    It is 1-Lipschitz for every ``width``, and nearly keeps the norm of gradients away from ``a = b``.
 
     Parameters
     ----------
     width : float > 0, default=0.1
-        Where ``|t|`` is rounded: ``sqrt(t^2 + width^2)``.
+        Width of the rounding of ``|t|``, which becomes ``sqrt(t^2 + width^2)``.
 
     References
     ----------
@@ -145,16 +145,16 @@ class SmoothMaxMin(nn.Module):
 class LipschitzCNN(nn.Module):
     """1-Lipschitz network, (n, channels, h, w) -> (n, 1, h, w), of orthogonal convolutions and sorting.
 
-    A unit vector makes one channel of the last ones.
+    The output is the product of the last channels with a learned unit vector.
 
     Parameters
     ----------
     n_channels : int, default=1
         Channels of the images.
     n_features : int, default=16
-        Width, even and at least ``n_channels``; the other channels of the input are zero.
+        Number of features, even and at least ``n_channels``; the other channels of the input are zero.
     n_layers : int, default=4
-        Orthogonal convolutions of 3 x 3 pixels.
+        Number of orthogonal convolutions of 3 x 3 pixels.
 
     Attributes
     ----------

@@ -1,6 +1,7 @@
 """Solvers, start -> image: batched, stopping image by image."""
 
-from skinverse.solvers._equilibrium import fixed_point, join, neumann, part
+from skinverse.solvers._coordinate_search import coordinate_search as coordinate_search
+from skinverse.solvers._equilibrium import fixed_point, neumann
 from skinverse.solvers._fixed_point import anderson, broyden, picard
 from skinverse.solvers._gradient import accelerated_gradient, gradient_descent, proximal_gradient
 from skinverse.solvers._implicit import Hessian, implicit, jacobian_free
@@ -21,11 +22,9 @@ __all__ = [
     "gradient_descent",
     "implicit",
     "jacobian_free",
-    "join",
     "lbfgs",
     "minres",
     "neumann",
-    "part",
     "picard",
     "primal_dual",
     "proximal_gradient",

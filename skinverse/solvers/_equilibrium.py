@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -27,32 +26,34 @@ def fixed_point(
     backward_steps: int = 50,
     backward_tol: float = 1e-4,
 ) -> Solution:
-    """The solution of ``z = f(z, theta)``, differentiable in ``theta`` and in what is ``given``.
+    """The solution of ``z = f(z, theta)``, differentiable in ``theta`` and in ``given``.
 
-    Backwards a cotangent ``v`` becomes ``(df/dtheta)^T (I - J^T)^-1 v`` with the Jacobian ``J`` of ``f`` at
-    the solution: one linear system per image, whatever found the solution; nothing is stored per step.
+    The backward pass maps a cotangent ``v`` to ``(df/dtheta)^T (I - J^T)^-1 v``, where ``J`` is the Jacobian
+    of ``f`` at the solution. It solves one linear system per image, whichever solver found the solution, and
+    the forward pass stores nothing per step.
 
     Parameters
     ----------
     f : callable
-        ``f(z, *given)``, batches to batches, (n, *dims) -> (n, *dims), image by image.
+        Map ``f(z, *given)`` of batches, (n, *dims) -> (n, *dims), which treats images separately.
     z0 : Tensor of shape (n, *dims)
-        Start.
+        Starting points.
     given : tuple of Tensor of shape (n, ...), default=()
-        What else ``f`` sees of each image.
+        Further arguments of ``f``, one entry per image.
     forward : callable, default=anderson
-        :func:`picard`, :func:`anderson` or :func:`broyden`.
+        Solver of the equation: :func:`picard`, :func:`anderson` or :func:`broyden`.
     backward : callable, default=gmres
-        Solves ``(I - J^T) w = v``: :func:`gmres`, or :func:`neumann` with one of the forward solvers.
+        Solver of ``(I - J^T) w = v``: :func:`gmres`, or :func:`neumann` with one of the forward solvers.
     max_steps, tol : int and float, default=100 and 1e-5
-        Limits of ``forward``.
+        Largest number of steps and tolerance of ``forward``.
     backward_steps, backward_tol : int and float, default=50 and 1e-4
-        Limits of ``backward``. No steps of :func:`neumann` are the Jacobian-free derivative, ``w = v``.
+        Largest number of steps and tolerance of ``backward``. With :func:`neumann`, zero steps give the
+        Jacobian-free derivative, ``w = v``.
 
     Returns
     -------
     Solution
-        Its ``x`` carries the derivative where gradients are enabled.
+        The solution and how each image ended; ``x`` carries the derivative where gradients are enabled.
 
     References
     ----------
@@ -91,20 +92,20 @@ def neumann(
     max_steps: int = 50,
     tol: float = 1e-4,
 ) -> Solution:
-    """Solve ``B x = b`` as a fixed point, ``x = x + b - B x``; plain steps sum the Neumann series.
+    """Solve ``B x = b`` as the fixed point of ``x + b - B x``; Picard's steps sum the Neumann series.
 
     Parameters
     ----------
     linear : callable
-        ``B`` on batches.
+        The map ``B`` of batches, (n, *dims) -> (n, *dims), which treats images separately.
     b : Tensor of shape (n, *dims)
-        Right-hand sides, and the start.
+        Right-hand sides, which are also the starting points.
     forward : callable, default=picard
-        Also :func:`anderson` or :func:`broyden`.
+        Solver of the fixed-point equation: :func:`picard`, :func:`anderson` or :func:`broyden`.
     max_steps : int, default=50
-        Most steps.
+        Largest number of steps.
     tol : float, default=1e-4
-        Relative change at which an image stops.
+        Tolerance: an image stops when a step changes it by less, relative to its norm.
 
     Returns
     -------
@@ -119,58 +120,10 @@ def neumann(
     tensor([[2.]])
     """
 
-    def f(x: Tensor, members: Tensor) -> Tensor:
-        everyone = torch.zeros_like(b).index_copy(0, members, x)
-        return x + (b - linear(everyone))[members]
+    def f(x: Tensor, index: Tensor) -> Tensor:
+        # `linear` takes whole batches only, as the Jacobian of a batch does: finished images are zero.
+        whole = torch.zeros_like(b).index_copy(0, index, x)
+        return x + (b - linear(whole))[index]
 
-    members = torch.arange(len(b), device=b.device)
-    return forward(f, b, given=(members,), max_steps=max_steps, tol=tol)
-
-
-def join(*variables: Tensor) -> Tensor:
-    """Several variables of each image as one vector, (n, ...) each -> (n, size).
-
-    Parameters
-    ----------
-    *variables : Tensor of shape (n, ...)
-        All real or all complex.
-
-    Returns
-    -------
-    Tensor of shape (n, size)
-        To be taken apart by :func:`part`.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from skinverse.solvers import join
-    >>> join(torch.zeros(5, 2, 3), torch.zeros(5, 4)).shape
-    torch.Size([5, 10])
-    """
-    return torch.cat([v.flatten(1) for v in variables], 1)
-
-
-def part(z: Tensor, *shapes: tuple[int, ...]) -> list[Tensor]:
-    """Undo :func:`join`: variables of these shapes, each without its first axis.
-
-    Parameters
-    ----------
-    z : Tensor of shape (n, size)
-        What was joined.
-    *shapes : tuple of int
-        Shapes of the variables of one image.
-
-    Returns
-    -------
-    list of Tensor
-        The variables.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from skinverse.solvers import part
-    >>> [v.shape for v in part(torch.zeros(5, 10), (2, 3), (4,))]
-    [torch.Size([5, 2, 3]), torch.Size([5, 4])]
-    """
-    sizes = [math.prod(shape) for shape in shapes]
-    return [v.unflatten(1, shape) for v, shape in zip(z.split(sizes, 1), shapes, strict=True)]
+    index = torch.arange(len(b), device=b.device)
+    return forward(f, b, given=(index,), max_steps=max_steps, tol=tol)

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from skinverse._batch import expand, norm
-from skinverse.solvers._loop import Callback, State, iterate
+from skinverse._tensors import expand, norm
+from skinverse.solvers._loop import Callback, Record, iterate, unknown
 from skinverse.solvers._solution import Solution
 
-# `f(z, *given)`: a map of batches; the images in `given` belong to those in `z`.
+# `f(z, *given)`: a map of batches; the entries of `given` belong to the images in `z`.
 Map = Callable[..., Tensor]
-# From what is remembered, the last changes of `z` and of `g = f(z) - z`, and `g`: the next change of `z`, and
-# what to remember. Everything is flat and real.
-Propose = Callable[[State, Tensor, Tensor, Tensor], tuple[Tensor, State]]
 
 FixedPointSolver = Callable[..., Solution]
 
-# A residual so much larger than the least one, or no number, starts anew from there with half of the step.
+# Where ||f(z) - z|| exceeds the least one met by this factor, or is not finite, the iteration is lost. On 400
+# random contractions of 3 to 60 unknowns, accelerated iterations rose to 1.8 times the least one at most.
 _GROWTH = 100.0
-# Ridge of Anderson's least squares, relative to the length of each column.
+# Ridge of Anderson's least squares problem, relative to the squared length of each column: some way above the
+# rounding of their products, so that columns that have become parallel do no harm.
 _RIDGE = {torch.float64: 1e-10, torch.float32: 1e-6}
 
 
@@ -39,23 +41,23 @@ def picard(
     Parameters
     ----------
     f : callable
-        ``f(z, *given)``, batches to batches, (n, *dims) -> (n, *dims), image by image.
+        Map ``f(z, *given)`` of batches, (n, *dims) -> (n, *dims), which treats images separately.
     z0 : Tensor of shape (n, *dims)
-        Start, real or complex.
+        Starting points, real or complex.
     given : tuple of Tensor of shape (n, ...), default=()
-        What else ``f`` sees of each image; finished images leave it too.
+        Further arguments of ``f``, one entry per image. ``f`` sees those of the unfinished images only.
     max_steps : int, default=100
-        Most evaluations of ``f``.
+        Largest number of evaluations of ``f``.
     tol : float, default=1e-5
-        An image stops when ``||f(z) - z|| < tol ||f(z)||``.
+        Tolerance: an image stops when ``||f(z) - z|| < tol ||f(z)||``.
     callback : callable or None, default=None
-        ``callback(step, x)`` after each step, with all images.
+        Function called as ``callback(step, x)`` after each step, with all images.
 
     Returns
     -------
     Solution
-        ``f(z)`` for the ``z`` with the least ``||f(z) - z||`` met; where that grows a hundredfold or is no
-        number the iteration starts anew from there, with half of the step.
+        ``f(z)`` at the ``z`` with the least ``||f(z) - z||`` met. Where ``||f(z) - z||`` grows a hundredfold
+        or is not finite, the iteration starts again from that ``z``, with half of the step.
 
     Examples
     --------
@@ -64,7 +66,7 @@ def picard(
     >>> picard(lambda z: z / 2 + 1, torch.zeros(1, 1)).x.round(decimals=3)
     tensor([[2.]])
     """
-    return _solve(f, z0, given, _picard, {}, max_steps, tol, callback)
+    return _solve(_Picard(), f, z0, given, max_steps, tol, callback)
 
 
 def anderson(
@@ -79,25 +81,25 @@ def anderson(
 ) -> Solution:
     """Solve ``z = f(z)`` by Anderson's acceleration.
 
-    With the last changes ``dz`` and ``dg`` of ``z`` and ``g = f(z) - z`` as columns,
-    ``z <- z + g - (dz + dg) c`` where ``c`` minimises ``||g - dg c||``, with a ridge relative to each column.
+    Let ``g = f(z) - z``, and let the columns of ``dZ`` and ``dG`` be the last changes of ``z`` and of ``g``.
+    Then ``z <- z + g - (dZ + dG) c``, where ``c`` minimises ``||g - dG c||`` with a small ridge.
 
     Parameters
     ----------
     f : callable
-        ``f(z, *given)``, batches to batches, (n, *dims) -> (n, *dims), image by image.
+        Map ``f(z, *given)`` of batches, (n, *dims) -> (n, *dims), which treats images separately.
     z0 : Tensor of shape (n, *dims)
-        Start, real or complex.
+        Starting points, real or complex.
     given : tuple of Tensor of shape (n, ...), default=()
-        What else ``f`` sees of each image.
+        Further arguments of ``f``, one entry per image.
     window : int, default=5
-        How many changes are remembered; memory is ``2 window`` images per image.
+        Number of changes to remember; they take the memory of ``2 window`` images per image.
     max_steps : int, default=100
-        Most evaluations of ``f``.
+        Largest number of evaluations of ``f``.
     tol : float, default=1e-5
-        An image stops when ``||f(z) - z|| < tol ||f(z)||``.
+        Tolerance: an image stops when ``||f(z) - z|| < tol ||f(z)||``.
     callback : callable or None, default=None
-        ``callback(step, x)`` after each step, with all images.
+        Function called as ``callback(step, x)`` after each step, with all images.
 
     Returns
     -------
@@ -117,7 +119,7 @@ def anderson(
     >>> anderson(lambda z: z / 2 + 1, torch.zeros(1, 1)).x.round(decimals=3)
     tensor([[2.]])
     """
-    return _solve(f, z0, given, _anderson, _history(z0, window, "dz", "dg"), max_steps, tol, callback)
+    return _solve(_Anderson(*_zeros(z0, window)), f, z0, given, max_steps, tol, callback)
 
 
 def broyden(
@@ -132,25 +134,25 @@ def broyden(
 ) -> Solution:
     """Solve ``z = f(z)`` by Broyden's method, ``z <- z - B g`` with ``g = f(z) - z``.
 
-    ``B``, which approximates the inverse Jacobian of ``g``, is minus the identity and ``window`` corrections
-    of rank one, the oldest of which is forgotten.
+    ``B`` approximates the inverse Jacobian of ``g``. It is minus the identity plus the last ``window``
+    corrections of rank one.
 
     Parameters
     ----------
     f : callable
-        ``f(z, *given)``, batches to batches, (n, *dims) -> (n, *dims), image by image.
+        Map ``f(z, *given)`` of batches, (n, *dims) -> (n, *dims), which treats images separately.
     z0 : Tensor of shape (n, *dims)
-        Start, real or complex.
+        Starting points, real or complex.
     given : tuple of Tensor of shape (n, ...), default=()
-        What else ``f`` sees of each image.
+        Further arguments of ``f``, one entry per image.
     window : int, default=20
-        How many corrections are remembered; memory is ``2 window`` images per image.
+        Number of corrections to remember; they take the memory of ``2 window`` images per image.
     max_steps : int, default=100
-        Most evaluations of ``f``.
+        Largest number of evaluations of ``f``.
     tol : float, default=1e-5
-        An image stops when ``||f(z) - z|| < tol ||f(z)||``.
+        Tolerance: an image stops when ``||f(z) - z|| < tol ||f(z)||``.
     callback : callable or None, default=None
-        ``callback(step, x)`` after each step, with all images.
+        Function called as ``callback(step, x)`` after each step, with all images.
 
     Returns
     -------
@@ -169,111 +171,194 @@ def broyden(
     >>> broyden(lambda z: z / 2 + 1, torch.zeros(1, 1)).x.round(decimals=3)
     tensor([[2.]])
     """
-    return _solve(f, z0, given, _broyden, _history(z0, window, "u", "v"), max_steps, tol, callback)
+    return _solve(_Broyden(*_zeros(z0, window)), f, z0, given, max_steps, tol, callback)
 
 
-class _Nothing:
-    """What the loop takes for the objective: nothing is minimised."""
+class _Equation:
+    """The equation ``z = f(z, *given)`` of some images. Nothing is minimised: its objective is NaN."""
 
-    def __call__(self, z: Tensor) -> Tensor:
-        return torch.full((len(z),), torch.nan, dtype=z.dtype.to_real(), device=z.device)
+    def __init__(self, f: Map, given: tuple[Tensor, ...]) -> None:
+        self.f, self.given = f, given
 
-    def select(self, index: Tensor) -> _Nothing:
-        return self
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.full_like(unknown(x), torch.nan)
+
+    def image(self, z: Tensor) -> Tensor:
+        """``f(z)``."""
+        return self.f(z, *self.given)
+
+    def select(self, index: Tensor) -> _Equation:
+        return _Equation(self.f, tuple(value[index] for value in self.given))
+
+
+@dataclass(frozen=True)
+class _Acceleration(Record, ABC):
+    """What a method remembers of the iterates, and how it chooses the next one from that."""
+
+    @abstractmethod
+    def propose(self, dz: Tensor, dg: Tensor, g: Tensor, damping: Tensor) -> tuple[Tensor, Self]:
+        """The next change of ``z`` and the new memory, from the last changes of ``z`` and ``g``, and ``g``.
+
+        Vectors are flat and real, (n, size); the damping is (n, 1).
+        """
+
+
+@dataclass(frozen=True)
+class _Best(Record):
+    """The point with the least ``||f(z) - z||`` met."""
+
+    z: Tensor
+    fz: Tensor
+    length: Tensor  # ||f(z) - z||
+    residual: Tensor  # relative to ||f(z)||
+
+
+@dataclass(frozen=True)
+class _Walk(Record):
+    """Where the iteration stands."""
+
+    best: _Best
+    z: Tensor  # where f is evaluated next
+    z_old: Tensor  # where f was evaluated last, flat and real
+    g_old: Tensor  # f(z) - z there
+    damping: Tensor  # factor on the steps
+    fresh: Tensor  # whether z is a new start and has no predecessor
+    memory: _Acceleration
+
+    @property
+    def x(self) -> Tensor:
+        return self.best.fz
+
+    @property
+    def residual(self) -> Tensor:
+        return self.best.residual
 
 
 def _solve(
+    method: _Acceleration,
     f: Map,
     z0: Tensor,
     given: tuple[Tensor, ...],
-    propose: Propose,
-    memory: State,
     max_steps: int,
     tol: float,
     callback: Callback | None,
 ) -> Solution:
-    """The frame of all methods; ``x`` is the image under ``f`` of the best iterate ``z_best`` so far."""
-    names = [f"given {i}" for i in range(len(given))]
-    state = memory | dict(zip(names, given, strict=True)) | _begin(z0.detach())
-    tiny = torch.finfo(z0.dtype).tiny
-
-    def step(_: _Nothing, s: State) -> State:
-        z = s["z"]
-        fz = f(z, *(s[name] for name in names))
-        g = _flat(fz - z)
-        # What is compared is ||g||: relative to an image that explodes it would fall.
-        size, length = norm(fz), norm(g)
-        better = torch.isfinite(size) & (length < s["length"])
-        found = {"x": fz, "z_best": z, "length": length, "residual": length / size.clamp_min(tiny)}
-        new = s | {name: _where(better, a, s[name]) for name, a in found.items()}
-        lost = ~(torch.isfinite(size) & (length <= _GROWTH * new["length"]))
-        # Half of the step where an image is lost, and back to the whole one as it gets better.
-        grown = torch.where(better, (2 * s["step"]).clamp_max(1), s["step"])
-        new["step"] = torch.where(lost, s["step"] / 2, grown)
-        # From a fresh start no change is known yet.
-        changes = (_where(s["fresh"], 0, _flat(z) - s["z_old"]), _where(s["fresh"], 0, g - s["g_old"]))
-        change, remembered = propose(s, *changes, g)
-        new |= {name: _where(lost, 0, a) for name, a in remembered.items()}
-        back = new["z_best"] + expand(new["step"], z) * (new["x"] - new["z_best"])
-        new["z"] = _where(lost, back, z + _shaped(change, z))
-        return new | {"z_old": _flat(z), "g_old": g, "fresh": lost}
-
-    return iterate(step, _Nothing(), state, max_steps=max_steps, tol=tol, callback=callback)
+    z, infinite = z0.detach(), unknown(z0)
+    start = _Walk(
+        best=_Best(z, z, infinite, infinite),
+        z=z,
+        z_old=_flat(z),
+        g_old=_flat(z),
+        damping=torch.ones_like(infinite),
+        fresh=torch.ones_like(infinite, dtype=torch.bool),
+        memory=method,
+    )
+    return iterate(_step, _Equation(f, given), start, max_steps=max_steps, tol=tol, callback=callback)
 
 
-def _begin(z0: Tensor) -> State:
-    unknown = torch.full((len(z0),), torch.inf, dtype=z0.dtype.to_real(), device=z0.device)
-    images = {"x": z0, "z": z0, "z_best": z0, "z_old": _flat(z0), "g_old": _flat(z0)}
-    numbers = {"residual": unknown, "length": unknown, "step": torch.ones_like(unknown)}
-    return images | numbers | {"fresh": torch.ones_like(unknown, dtype=torch.bool)}
+def _step(equation: _Equation, s: _Walk) -> _Walk:
+    """Evaluate ``f``, note the best point so far, and move on; return to the best point where lost."""
+    z, fz = s.z, equation.image(s.z)
+    g = _flat(fz - z)
+    # Points are compared by ||g||: relative to ||f(z)|| it would fall while an image explodes.
+    size, length = norm(fz), norm(g)
+    better = torch.isfinite(size) & (length < s.best.length)
+    residual = length / size.clamp_min(torch.finfo(size.dtype).tiny)
+    best = _Best(z, fz, length, residual).where(better, s.best)
+
+    # Half of the step where the iteration is lost, and back to the whole step as it gets better.
+    lost = ~(torch.isfinite(size) & (length <= _GROWTH * best.length))
+    recovered = torch.where(better, (2 * s.damping).clamp_max(1), s.damping)
+    damping = torch.where(lost, s.damping / 2, recovered)
+
+    new_start = expand(s.fresh, g)
+    dz, dg = torch.where(new_start, 0, _flat(z) - s.z_old), torch.where(new_start, 0, g - s.g_old)
+    change, memory = s.memory.propose(dz, dg, g, expand(s.damping, g))
+    onwards = z + _shaped(change, z)
+    back = best.z + expand(damping, z) * (best.fz - best.z)
+    return _Walk(
+        best=best,
+        z=torch.where(expand(lost, z), back, onwards),
+        z_old=_flat(z),
+        g_old=g,
+        damping=damping,
+        fresh=lost,
+        memory=memory.cleared(lost) if lost.any() else memory,
+    )
 
 
-def _picard(s: State, dz: Tensor, dg: Tensor, g: Tensor) -> tuple[Tensor, State]:
-    return expand(s["step"], g) * g, {}
+@dataclass(frozen=True)
+class _Picard(_Acceleration):
+    """Nothing is remembered."""
+
+    def propose(self, dz: Tensor, dg: Tensor, g: Tensor, damping: Tensor) -> tuple[Tensor, Self]:
+        return damping * g, self
 
 
-def _anderson(s: State, dz: Tensor, dg: Tensor, g: Tensor) -> tuple[Tensor, State]:
-    history = {"dz": _remember(s["dz"], dz), "dg": _remember(s["dg"], dg)}
-    lengths = torch.linalg.vector_norm(history["dg"], dim=2).clamp_min(torch.finfo(g.dtype).tiny)
-    # Columns of length 1, so that the ridge is relative to each; it also takes columns of zeros.
-    unit = history["dg"] / lengths[:, :, None]
-    ridge = _RIDGE[g.dtype] * torch.eye(unit.shape[1], dtype=g.dtype, device=g.device)
-    c = torch.linalg.solve_ex(unit @ unit.mT + ridge, _products(unit, g))[0] / lengths
-    step = expand(s["step"], g)
-    change = step * (g - _combine(c, history["dg"])) - _combine(c, history["dz"])
-    return change, history
+@dataclass(frozen=True)
+class _Anderson(_Acceleration):
+    """The last changes of ``z`` and of ``g`` as rows, (n, window, size), the newest last."""
+
+    dZ: Tensor
+    dG: Tensor
+
+    def propose(self, dz: Tensor, dg: Tensor, g: Tensor, damping: Tensor) -> tuple[Tensor, Self]:
+        new = replace(self, dZ=_append(self.dZ, dz), dG=_append(self.dG, dg))
+        c = new._coefficients(g)
+        return damping * (g - _combine(c, new.dG)) - _combine(c, new.dZ), new
+
+    def _coefficients(self, g: Tensor) -> Tensor:
+        """``argmin_c ||g - sum_i c_i dG_i||`` the ``gamma`` of Walker and Ni, by normal equations."""
+        lengths = torch.linalg.vector_norm(self.dG, dim=2).clamp_min(torch.finfo(g.dtype).tiny)
+        # Of rows of length 1 the ridge is relative to each; it also makes rows of zeros harmless.
+        unit = self.dG / lengths[:, :, None]
+        ridge = _RIDGE[g.dtype] * torch.eye(unit.shape[1], dtype=g.dtype, device=g.device)
+        return torch.linalg.solve_ex(unit @ unit.mT + ridge, _products(unit, g))[0] / lengths
 
 
-def _broyden(s: State, dz: Tensor, dg: Tensor, g: Tensor) -> tuple[Tensor, State]:
-    # B = sum u v^T - I; the correction makes B dg = dz.
-    u, v = s["u"], s["v"]
-    B_dg = _combine(_products(v, dg), u) - dg
-    Bt_dz = _combine(_products(u, dz), v) - dz
-    curvature = (dz * B_dg).sum(1, keepdim=True)
-    small = curvature.abs() <= torch.finfo(g.dtype).eps * norm(dz)[:, None] * norm(B_dg)[:, None]
-    correction = torch.where(small, 0, (dz - B_dg) / torch.where(small, 1, curvature))
-    history = {"u": _remember(u, correction), "v": _remember(v, Bt_dz)}
-    B_g = _combine(_products(history["v"], g), history["u"]) - g
-    return -expand(s["step"], g) * B_g, history
+@dataclass(frozen=True)
+class _Broyden(_Acceleration):
+    """``B = sum_i u_i v_i^T - I``, the ``u_i`` and ``v_i`` as rows, (n, window, size), the newest last."""
+
+    u: Tensor
+    v: Tensor
+
+    def propose(self, dz: Tensor, dg: Tensor, g: Tensor, damping: Tensor) -> tuple[Tensor, Self]:
+        # Sherman and Morrison: B <- B + (dz - B dg) (B^T dz)^T / <dz, B dg>, after which B dg = dz.
+        B_dg, Bt_dz = self._apply(dg), self._apply_transposed(dz)
+        curvature = (dz * B_dg).sum(1, keepdim=True)
+        small = curvature.abs() <= torch.finfo(g.dtype).eps * norm(dz)[:, None] * norm(B_dg)[:, None]
+        u = torch.where(small, 0, (dz - B_dg) / torch.where(small, 1, curvature))
+        new = replace(self, u=_append(self.u, u), v=_append(self.v, Bt_dz))
+        return -damping * new._apply(g), new
+
+    def _apply(self, a: Tensor) -> Tensor:
+        return _combine(_products(self.v, a), self.u) - a
+
+    def _apply_transposed(self, a: Tensor) -> Tensor:
+        return _combine(_products(self.u, a), self.v) - a
+
+
+def _zeros(z0: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    """Two empty memories for as many vectors per image."""
+    n_values = _flat(z0[:1]).shape[1] if len(z0) else 0
+    rows = torch.zeros(len(z0), window, n_values, dtype=z0.dtype.to_real(), device=z0.device)
+    return rows, rows
+
+
+def _append(rows: Tensor, new: Tensor) -> Tensor:
+    """The rows without the first, and a new one behind them."""
+    return torch.cat([rows[:, 1:], new[:, None]], 1)
 
 
 def _products(rows: Tensor, a: Tensor) -> Tensor:
+    """Inner product of each row with a vector."""
     return (rows @ a[:, :, None])[:, :, 0]
 
 
 def _combine(c: Tensor, rows: Tensor) -> Tensor:
+    """Linear combination of the rows."""
     return (c[:, None, :] @ rows)[:, 0]
-
-
-def _remember(rows: Tensor, new: Tensor) -> Tensor:
-    """The rows without the oldest, then the new one."""
-    return torch.cat([rows[:, 1:], new[:, None]], 1)
-
-
-def _history(z0: Tensor, window: int, *names: str) -> State:
-    n_values = _flat(z0[:1]).shape[1] if len(z0) else 0
-    rows = torch.zeros(len(z0), window, n_values, dtype=z0.dtype.to_real(), device=z0.device)
-    return dict.fromkeys(names, rows)
 
 
 def _flat(z: Tensor) -> Tensor:
@@ -282,11 +367,7 @@ def _flat(z: Tensor) -> Tensor:
 
 
 def _shaped(flat: Tensor, like: Tensor) -> Tensor:
+    """Undo :func:`_flat`."""
     if like.is_complex():
         return torch.view_as_complex(flat.reshape(*like.shape, 2))
     return flat.reshape(like.shape)
-
-
-def _where(condition: Tensor, a: Tensor | float, b: Tensor) -> Tensor:
-    """Image by image."""
-    return torch.where(condition.reshape(-1, *[1] * (b.ndim - 1)), a, b)

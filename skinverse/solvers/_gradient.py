@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from skinverse._batch import dot, expand, norm
-from skinverse.solvers._loop import Callback, State, first_step, iterate
+from skinverse._tensors import dot, expand, norm, relative_change
+from skinverse.solvers._loop import Callback, Record, first_step, iterate, unknown
+from skinverse.solvers._objective import Objective
 from skinverse.solvers._solution import Solution
 
-# A refused step is halved; an accepted one may grow in the next iteration.
+# A refused step is halved; after an accepted one the next iteration tries a longer one. Sixty halvings are a
+# factor of 1e-18, at which no image moves in double precision.
 _SHRINK, _GROW, _MOST_TRIALS = 0.5, 1.25, 60
 
 
 def gradient_descent(
-    objective: Any,
+    objective: Objective,
     x0: Tensor,
     *,
     max_steps: int = 1000,
@@ -25,20 +28,20 @@ def gradient_descent(
 ) -> Solution:
     """Minimise a smooth functional by gradient descent, ``x <- x - t grad f(x)``.
 
-    The step ``t`` of each image is found by backtracking and grows again after success.
+    The step ``t`` of each image is found by backtracking, and grows again after a step that was accepted.
 
     Parameters
     ----------
     objective : Functional
-        Smooth.
+        Functional to minimise, all of whose terms are smooth.
     x0 : Tensor of shape (n, *dims)
-        Start.
+        Starting points.
     max_steps : int, default=1000
-        Most steps.
+        Largest number of steps.
     tol : float, default=1e-5
-        An image stops when a step changes it by less than ``tol`` relative to its norm.
+        Tolerance: an image stops when a step changes it by less than ``tol`` relative to its norm.
     callback : callable or None, default=None
-        ``callback(step, x)`` after each step, with all images.
+        Function called as ``callback(step, x)`` after each step, with all images.
 
     Returns
     -------
@@ -58,7 +61,7 @@ def gradient_descent(
     >>> gradient_descent(LeastSquares(None, torch.ones(1, 2)), torch.zeros(1, 2)).x.round(decimals=3)
     tensor([[1., 1.]])
     """
-    rough = [f for f in objective.summands if not f.smooth]
+    rough = _rough(objective.summands)
     if rough:
         raise TypeError(
             f"gradient_descent needs a gradient and {rough[0]!r} has none: "
@@ -68,7 +71,7 @@ def gradient_descent(
 
 
 def proximal_gradient(
-    objective: Any,
+    objective: Objective,
     x0: Tensor,
     *,
     max_steps: int = 1000,
@@ -77,21 +80,21 @@ def proximal_gradient(
 ) -> Solution:
     """Minimise ``f + g``, smooth plus proximable, by ``x <- prox_(t g)(x - t grad f(x))``.
 
-    The summands of the objective are sorted: smooth ones form ``f``, at most one other is ``g``. The step
-    ``t`` of each image is found by backtracking and grows again after success; the objective never rises.
+    The smooth summands of the objective form ``f``; at most one other is ``g``. The step ``t`` of each image
+    is found by backtracking, and grows again after a step that was accepted. The objective never rises.
 
     Parameters
     ----------
     objective : Functional
-        A sum.
+        Functional to minimise: a sum of smooth terms and at most one proximable one.
     x0 : Tensor of shape (n, *dims)
-        Start.
+        Starting points.
     max_steps : int, default=1000
-        Most steps.
+        Largest number of steps.
     tol : float, default=1e-5
-        An image stops when a step changes it by less than ``tol`` relative to its norm.
+        Tolerance: an image stops when a step changes it by less than ``tol`` relative to its norm.
     callback : callable or None, default=None
-        ``callback(step, x)`` after each step, with all images.
+        Function called as ``callback(step, x)`` after each step, with all images.
 
     Returns
     -------
@@ -122,31 +125,32 @@ def proximal_gradient(
 
 
 def accelerated_gradient(
-    objective: Any,
+    objective: Objective,
     x0: Tensor,
     *,
     max_steps: int = 1000,
     tol: float = 1e-5,
     callback: Callback | None = None,
 ) -> Solution:
-    """Minimise ``f + g`` by proximal gradient steps with momentum, safe for non-convex smooth ``f``.
+    """Minimise ``f + g`` by proximal gradient steps with momentum; ``f`` need not be convex.
 
-    Each image extrapolates, ``z = x + beta (x - x_old)``, and takes a proximal gradient step from ``z``.
-    Momentum starts anew when the step points against it; where the step from ``z`` does not decrease the
-    objective, the plain step from ``x`` is taken, so the objective never rises.
+    Each image is extrapolated to ``z = x + beta (x - x_old)`` and takes a proximal gradient step from ``z``.
+    The momentum is reset when the step points against it. Where the step from ``z`` would raise the
+    objective, the step from ``x`` is taken instead, so the objective never rises.
 
     Parameters
     ----------
     objective : Functional
-        A sum: smooth terms and at most one proximable one.
+        Functional to minimise: a sum of smooth terms and at most one proximable one.
     x0 : Tensor of shape (n, *dims)
-        Start.
+        Starting points.
     max_steps : int, default=1000
-        Most steps.
+        Largest number of steps.
     tol : float, default=1e-5
-        An image stops when a proximal gradient step changes it by less than ``tol`` relative to its norm.
+        Tolerance: an image stops when a proximal gradient step changes it by less than ``tol`` relative to
+        its norm.
     callback : callable or None, default=None
-        ``callback(step, x)`` after each step, with all images.
+        Function called as ``callback(step, x)`` after each step, with all images.
 
     Returns
     -------
@@ -178,43 +182,58 @@ def accelerated_gradient(
     return _descend(_accelerated_step, objective, x0, max_steps, tol, callback)
 
 
+@dataclass(frozen=True)
 class _Parts:
-    """The objective as smooth plus proximable, for the images still active."""
+    """The objective ``f + g`` of the active images: the smooth terms of ``f``, and ``g``, None for zero."""
 
-    def __init__(self, objective: Any) -> None:
-        self.smooth = [f for f in objective.summands if f.smooth]
-        self.rough = [f for f in objective.summands if not f.smooth]
+    smooth: tuple[Objective, ...]
+    rough: Objective | None
 
     def select(self, index: Tensor) -> _Parts:
-        chosen = _Parts.__new__(_Parts)
-        chosen.smooth = [f.select(index) for f in self.smooth]
-        chosen.rough = [f.select(index) for f in self.rough]
-        return chosen
-
-    def value(self, x: Tensor) -> Tensor:
-        """Value of the smooth part."""
-        zero = torch.zeros(len(x), dtype=x.dtype.to_real(), device=x.device)
-        return sum((f(x) for f in self.smooth), zero)
-
-    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The same with its gradient."""
-        pairs = [f.value_and_grad(x) for f in self.smooth]
-        zero = torch.zeros(len(x), dtype=x.dtype.to_real(), device=x.device)
-        return sum((v for v, _ in pairs), zero), sum((g for _, g in pairs), torch.zeros_like(x))
-
-    def prox(self, x: Tensor, step: Tensor) -> Tensor:
-        return self.rough[0].prox(x, step) if self.rough else x
-
-    def rest(self, x: Tensor) -> Tensor | float:
-        """Value of the proximable part."""
-        return self.rough[0](x) if self.rough else 0.0
+        rough = None if self.rough is None else self.rough.select(index)
+        return _Parts(tuple(f.select(index) for f in self.smooth), rough)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.value(x) + self.rest(x)
 
+    def value(self, x: Tensor) -> Tensor:
+        """``f(x)``."""
+        return sum((f(x) for f in self.smooth), _zero(x))
 
-def _check(objective: Any, solver: str) -> None:
-    rough = [f for f in objective.summands if not f.smooth]
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``f(x)`` and its gradient."""
+        pairs = [f.value_and_grad(x) for f in self.smooth]
+        return sum((v for v, _ in pairs), _zero(x)), sum((g for _, g in pairs), torch.zeros_like(x))
+
+    def rest(self, x: Tensor) -> Tensor | float:
+        """``g(x)``."""
+        return 0.0 if self.rough is None else self.rough(x)
+
+    def prox(self, x: Tensor, step: Tensor) -> Tensor:
+        """Prox of ``step g``."""
+        return x if self.rough is None else self.rough.prox(x, step)
+
+
+def _zero(x: Tensor) -> Tensor:
+    """The number zero for each image."""
+    return torch.zeros(len(x), dtype=x.dtype.to_real(), device=x.device)
+
+
+@dataclass(frozen=True)
+class _Descent(Record):
+    """Where the descent stands."""
+
+    x: Tensor
+    residual: Tensor  # relative change by the last step
+    value: Tensor  # f(x)
+    step: Tensor  # t of the last step
+    trial: Tensor  # t to try next
+    old: Tensor  # x before the last step
+    momentum: Tensor  # t_k of Beck and Teboulle
+
+
+def _check(objective: Objective, solver: str) -> None:
+    rough = _rough(objective.summands)
     for f in rough:
         if not f.proximable:
             raise TypeError(f"{solver} needs a gradient or a prox and {f!r} has neither: use primal_dual")
@@ -224,44 +243,61 @@ def _check(objective: Any, solver: str) -> None:
         )
 
 
+def _rough(terms: Iterable[Objective]) -> list[Objective]:
+    return [f for f in terms if not f.smooth]
+
+
 def _descend(
-    step: Any, objective: Any, x0: Tensor, max_steps: int, tol: float, callback: Callback | None
+    step: Callable[[_Parts, _Descent], _Descent],
+    objective: Objective,
+    x0: Tensor,
+    max_steps: int,
+    tol: float,
+    callback: Callback | None,
 ) -> Solution:
-    parts = _Parts(objective)
+    terms = objective.summands
+    parts = _Parts(tuple(f for f in terms if f.smooth), next(iter(_rough(terms)), None))
     with torch.no_grad():
         value, gradient = parts.value_and_grad(x0)
         t = first_step(parts, x0, gradient)
-    state = {"x": x0, "old": x0, "value": value, "t": t, "momentum": torch.ones_like(t)}
-    return iterate(step, parts, state, max_steps=max_steps, tol=tol, callback=callback, report=("step",))
+    start = _Descent(x0, unknown(x0), value, step=t, trial=t, old=x0, momentum=torch.ones_like(t))
+    return iterate(
+        step,
+        parts,
+        start,
+        max_steps=max_steps,
+        tol=tol,
+        callback=callback,
+        report=lambda state: {"step": state.step},
+    )
 
 
-def _proximal_step(parts: _Parts, state: State) -> State:
-    x = state["x"]
-    new, value, t = _line_search(parts, x, *parts.value_and_grad(x), state["t"])
-    return {**state, "x": new, "value": value, "step": t, "t": _GROW * t, "residual": _change(new, x)}
+def _proximal_step(parts: _Parts, s: _Descent) -> _Descent:
+    """``x <- prox_(t g)(x - t grad f(x))``."""
+    x, value, t = _line_search(parts, s.x, *parts.value_and_grad(s.x), s.trial)
+    return replace(s, x=x, value=value, step=t, trial=_GROW * t, residual=relative_change(x, s.x))
 
 
-def _accelerated_step(parts: _Parts, state: State) -> State:
-    x, old, m = state["x"], state["old"], state["momentum"]
-    next_m = (1 + (1 + 4 * m.square()).sqrt()) / 2
-    z = x + expand((m - 1) / next_m, x) * (x - old)
-    new, value, t = _line_search(parts, z, *parts.value_and_grad(z), state["t"])
-    before = state["value"] + parts.rest(x)
+def _accelerated_step(parts: _Parts, s: _Descent) -> _Descent:
+    """A proximal gradient step from an extrapolated point, or from ``x`` where that raises the objective."""
+    momentum = (1 + (1 + 4 * s.momentum.square()).sqrt()) / 2
+    z = s.x + expand((s.momentum - 1) / momentum, s.x) * (s.x - s.old)
+    new = _proximal_step(parts, replace(s, x=z))
+    before = s.value + parts.rest(s.x)
+    # Values that differ by rounding count as equal.
     bound = before + 4 * torch.finfo(before.dtype).eps * before.abs()
-    rises = ~(value + parts.rest(new) <= bound) | ~torch.isfinite(norm(new))
-    against = dot(z - new, new - x) > 0
-    found = {"x": new, "value": value, "step": t, "t": _GROW * t, "residual": _change(new, z)}
+    rises = ~(new.value + parts.rest(new.x) <= bound) | ~torch.isfinite(norm(new.x))
+    against = dot(z - new.x, new.x - s.x) > 0  # the gradient scheme of O'Donoghue and Candes
     worse = rises.nonzero()[:, 0]
     if len(worse):
-        plain = _proximal_step(parts.select(worse), {name: state[name][worse] for name in ("x", "t")})
-        found = {name: value.index_copy(0, worse, plain[name]) for name, value in found.items()}
-    return {**found, "old": x, "momentum": torch.where(rises | against, 1.0, next_m)}
+        new = new.replaced(worse, _proximal_step(parts.select(worse), s.select(worse)))
+    return replace(new, old=s.x, momentum=torch.where(rises | against, 1.0, momentum))
 
 
 def _line_search(
     parts: _Parts, x: Tensor, value: Tensor, gradient: Tensor, t: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Proximal gradient step from ``x`` whose quadratic model bounds ``f``; halved where it does not."""
+    """Proximal gradient step from ``x``, halved until its quadratic model bounds ``f``: new x, f(x), t."""
     new, new_value, t = x.clone(), value.clone(), t.clone()
     trying = torch.arange(len(x), device=x.device)
     for _ in range(_MOST_TRIALS):
@@ -276,14 +312,18 @@ def _line_search(
         if len(trying) == 0:
             break
         t[trying] *= _SHRINK
-    new[trying] = torch.nan  # no step is short enough: there are no numbers to compare
+    new[trying] = torch.nan  # no step is short enough, so there are no numbers to compare
     return new, new_value, t
 
 
 def _bounded(
     parts: _Parts, x: Tensor, value: Tensor, gradient: Tensor, t: Tensor, new: Tensor, new_value: Tensor
 ) -> Tensor:
-    """``f(new) <= f(x) + <grad f(x), d> + ||d||^2 / 2t``; by gradients where values only round."""
+    """``f(new) <= f(x) + <grad f(x), d> + ||d||^2 / 2t`` with ``d = new - x``.
+
+    Where both values agree up to rounding, their gradients are compared instead: the bound holds if
+    ``<grad f(new) - grad f(x), d> <= ||d||^2 / t`` and the curvature is constant along ``d``.
+    """
     d = new - x
     square = dot(d, d)
     below = new_value <= value + dot(gradient, d) + square / (2 * t)
@@ -293,7 +333,3 @@ def _bounded(
         change = parts.select(level).value_and_grad(new[level])[1] - gradient[level]
         below[level] = dot(change, d[level]) <= square[level] / t[level]
     return below
-
-
-def _change(new: Tensor, x: Tensor) -> Tensor:
-    return norm(new - x) / norm(new).clamp_min(torch.finfo(x.dtype).tiny)

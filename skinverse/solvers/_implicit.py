@@ -8,25 +8,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skinverse._batch import expand
+from skinverse._tensors import expand
 from skinverse.solvers._krylov import minres
+from skinverse.solvers._objective import Objective
 from skinverse.solvers._solution import Solution
 
 LinearSolver = Callable[..., Solution]
 PullBack = Callable[[Tensor], tuple[Tensor | None, ...]]
 
+# What torch calls the node of a leaf in its graph.
+_LEAF = "torch::autograd::AccumulateGrad"
+
 
 class Hessian:
-    """Second derivative of ``J`` at ``x``, as a linear map on batches; its graph is built once.
+    """Second derivative of ``J`` at ``x`` as a linear map of batches.
+
+    The gradient is recorded once; each product is one pass backwards through it.
 
     Parameters
     ----------
     objective : Functional
-        ``J``, smooth.
+        The functional ``J``, twice differentiable near ``x``.
     x : Tensor of shape (n, *dims)
-        Where to differentiate.
+        Images at which to differentiate.
     free : Tensor of bool, shape (n, *dims), or None, default=None
-        The pixels that may move; the others sit on a bound. On them the map is the identity.
+        Pixels that may move; None is all. The others are held by a bound, and there the map is the identity.
 
     Examples
     --------
@@ -37,7 +43,7 @@ class Hessian:
     tensor([[1., 1.]])
     """
 
-    def __init__(self, objective: Any, x: Tensor, *, free: Tensor | None = None) -> None:
+    def __init__(self, objective: Objective, x: Tensor, *, free: Tensor | None = None) -> None:
         self.free = free
         with torch.enable_grad():
             self.x = x.detach().requires_grad_()
@@ -54,7 +60,7 @@ class Hessian:
 
 
 def implicit(
-    objective: Any,
+    objective: Objective,
     x: Tensor,
     *,
     free: Tensor | None = None,
@@ -62,31 +68,31 @@ def implicit(
     max_steps: int = 1000,
     tol: float = 1e-6,
 ) -> Tensor:
-    """The minimiser ``x`` of ``J(., theta)`` again, as a differentiable function of ``theta``.
+    """The minimiser ``x`` of ``J(., theta)`` as a differentiable function of ``theta``.
 
-    Backwards, a cotangent ``v`` becomes ``-(d/dtheta grad J)^T H^-1 v`` with the Hessian ``H`` of ``J`` at
-    ``x``: one linear system per image, whatever solver and however many steps found ``x``; nothing is
-    stored per step.
+    The backward pass maps a cotangent ``v`` to ``-(d/dtheta grad J)^T H^-1 v``, where ``H`` is the Hessian of
+    ``J`` at ``x``. It solves one linear system per image, whichever solver found ``x`` in however many steps.
 
     Parameters
     ----------
     objective : Functional
-        ``J``, twice differentiable near ``x``, whose parameters require gradients.
+        The functional ``J``, twice differentiable near ``x``, whose parameters require gradients.
     x : Tensor of shape (n, *dims)
-        A minimiser; the derivative is as accurate as it is.
+        Minimiser of ``J``; the derivative is as accurate as the minimiser is.
     free : Tensor of bool, shape (n, *dims), or None, default=None
-        Pixels that are not held by a bound; by default all.
+        Pixels that are not held by a bound; None is all.
     solve : callable, default=minres
-        :func:`~skinverse.solvers.conjugate_gradient` where the Hessian is known to be positive definite.
+        Solver of the linear systems. Where the Hessian is known to be positive definite,
+        :func:`~skinverse.solvers.conjugate_gradient` may be used.
     max_steps : int, default=1000
-        Most steps of ``solve``.
+        Largest number of steps of ``solve``.
     tol : float, default=1e-6
-        Its relative residual.
+        Tolerance of ``solve``, a relative residual.
 
     Returns
     -------
     Tensor of shape (n, *dims)
-        Equal to ``x``.
+        A tensor equal to ``x`` that carries the derivative.
 
     References
     ----------
@@ -113,27 +119,29 @@ def implicit(
     return attach(hessian.gradient, hessian.x, inverse)
 
 
-def jacobian_free(objective: Any, x: Tensor, step: Tensor | float, *, free: Tensor | None = None) -> Tensor:
-    """The minimiser ``x`` again, differentiated through one gradient step only.
+def jacobian_free(
+    objective: Objective, x: Tensor, step: Tensor | float, *, free: Tensor | None = None
+) -> Tensor:
+    """The minimiser ``x`` of ``J``, differentiated through one gradient step only.
 
-    The inverse Hessian of :func:`implicit` is replaced by the step ``t`` of the last iteration: cheaper, and
-    a descent direction where the iteration contracts.
+    The inverse Hessian of :func:`implicit` is replaced by the step ``t`` of the last iteration. No linear
+    system is solved; where the iteration contracts, the result is still a direction of descent.
 
     Parameters
     ----------
     objective : Functional
-        ``J``, whose parameters require gradients.
+        The functional ``J``, whose parameters require gradients.
     x : Tensor of shape (n, *dims)
-        A minimiser.
+        Minimiser of ``J``.
     step : float or Tensor of shape (n,)
-        The ``t``.
+        Step ``t`` of the gradient method at ``x``.
     free : Tensor of bool, shape (n, *dims), or None, default=None
-        Pixels that are not held by a bound; by default all.
+        Pixels that are not held by a bound; None is all.
 
     Returns
     -------
     Tensor of shape (n, *dims)
-        Equal to ``x``.
+        A tensor equal to ``x`` that carries the derivative.
 
     References
     ----------
@@ -152,17 +160,25 @@ def jacobian_free(objective: Any, x: Tensor, step: Tensor | float, *, free: Tens
     with torch.enable_grad():
         z = x.detach().requires_grad_()
         gradient = objective.grad(z)
-    return attach(gradient, z, lambda v: expand(step, v) * (v if free is None else torch.where(free, v, 0)))
+
+    def inverse(v: Tensor) -> Tensor:
+        return expand(step, v) * (v if free is None else torch.where(free, v, 0))
+
+    return attach(gradient, z, inverse)
 
 
-def attach(gradient: Tensor, x: Tensor, inverse: Callable[[Tensor], Tensor]) -> Tensor:
-    """``x``, whose cotangents ``v`` go to the parameters of ``grad J(x, theta)`` as ``-inverse(v)``."""
-    parameters = tuple(_leaves(gradient) - {x})
+def attach(equation: Tensor, x: Tensor, inverse: Callable[[Tensor], Tensor]) -> Tensor:
+    """A copy of ``x`` as the solution of ``equation(x, theta) = 0``, differentiable in ``theta``.
+
+    By the implicit function theorem, a cotangent ``v`` of ``x`` becomes the cotangent ``-inverse(v)`` of the
+    equation, where ``inverse`` is the inverse of the transposed derivative of the equation by ``x``.
+    """
+    parameters = tuple(_leaves(equation) - {x})
     if not parameters:
         return x.detach()
 
     def pull_back(v: Tensor) -> tuple[Tensor | None, ...]:
-        return torch.autograd.grad(gradient, parameters, -inverse(v), retain_graph=True, allow_unused=True)
+        return torch.autograd.grad(equation, parameters, -inverse(v), retain_graph=True, allow_unused=True)
 
     with torch.enable_grad():
         attached: Tensor = _Attached.apply(x.detach(), pull_back, *parameters)
@@ -170,7 +186,7 @@ def attach(gradient: Tensor, x: Tensor, inverse: Callable[[Tensor], Tensor]) -> 
 
 
 class _Attached(torch.autograd.Function):
-    """The identity, with a derivative of its own in parameters that it does not look at."""
+    """The identity in ``x`` with a given derivative by the parameters, which its value does not depend on."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, pull_back: PullBack, *parameters: Tensor) -> Tensor:
@@ -183,14 +199,15 @@ class _Attached(torch.autograd.Function):
 
 
 def _leaves(x: Tensor) -> set[Tensor]:
-    """The tensors that a gradient of ``x`` would end in."""
-    waiting, seen, found = [x.grad_fn], set(), set()
+    """The leaves of the graph of ``x``, in which torch accumulates gradients."""
+    waiting: list[Any] = [x.grad_fn]
+    seen, leaves = set(), set()
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        if hasattr(node, "variable"):
-            found.add(node.variable)
+        if node.name() == _LEAF:
+            leaves.add(node.variable)
         waiting += [following for following, _ in node.next_functions]
-    return found
+    return leaves

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from skinverse._batch import expand, norm
-from skinverse.solvers._loop import Callback, State, iterate
+from skinverse._tensors import LinearMap, expand, norm
+from skinverse.solvers._loop import Callback, Record, iterate, unknown
+from skinverse.solvers._objective import Objective
 from skinverse.solvers._solution import Solution
 
-_RELAXATION = 1.8  # over-relaxation, anything below 2 converges
+# Over-relaxation: the iteration converges for every factor below 2 (Condat, 2013).
+_RELAXATION = 1.8
+# The gap is computed in the steps 2 to 9 and then in every tenth, since it costs as much as one or two steps.
 _GAP_EVERY = 10
-_LAST_BALANCE = 4096  # from then on the weight is fixed, and the iteration a contraction in one norm
+# From this step on the weight is fixed: only then is the iteration a contraction in one norm, and converges.
+_LAST_BALANCE = 4096
 
 
 def primal_dual(
-    objective: Any,
+    objective: Objective,
     x0: Tensor,
     *,
     max_steps: int = 2000,
@@ -27,33 +31,33 @@ def primal_dual(
 ) -> Solution:
     """Minimise ``g(x) + sum_i f_i(K_i x)``, all convex and proximable, by primal-dual hybrid gradients.
 
-    Each summand of the objective is split into ``f_i`` and ``K_i``; one without linear map is ``g``, the last
-    if there are several, and holds exactly if it is a constraint. With
-    ``nu_i = ||K_i||`` and ``m`` maps the steps are ``tau = 1 / omega`` and
+    Each summand of the objective is split into ``f_i`` and ``K_i``. One summand without a linear map is
+    ``g``: the last one that is not smooth, else the last one. Where ``g`` is a constraint, all images satisfy
+    it exactly. With ``nu_i = ||K_i||`` and ``m`` maps, the steps are ``tau = 1 / omega`` and
     ``sigma_i = omega / (m nu_i^2)``::
 
         x <- prox_(tau g)(x - tau sum_i K_i^* u_i)
         u_i <- prox_(sigma_i f_i^*)(u_i + sigma_i K_i (2 x_new - x_old))
 
-    over-relaxed. The weight ``omega`` of each image balances the ways that primal and dual variables have
-    gone from their start; it is adapted at the steps 1, 2, 4, ..., 4096. Operators of any scale need the same
-    number of steps.
+    with over-relaxation. The weight ``omega`` of each image balances the distances of the primal and the dual
+    variables from where they started; it is adapted at the steps 1, 2, 4, ..., 4096. The number of steps does
+    not depend on the scale of the operators.
 
     Parameters
     ----------
     objective : Functional
-        A sum of terms, each with a split or a prox.
+        Functional to minimise: a sum of terms, each with a split or a prox.
     x0 : Tensor of shape (n, *dims)
-        Start.
+        Starting points.
     max_steps : int, default=2000
-        Most steps.
+        Largest number of steps.
     tol : float, default=1e-3
-        Where the primal-dual gap can be computed (``g`` with finite conjugate: denoising, bounded images),
-        an image stops at that gap relative to the objective. Elsewhere it stops when a step changes
-        primal and dual variables by less than a tenth of ``tol`` in the norm in which the iteration
-        contracts, relative to their own norm.
+        Tolerance. Where the primal-dual gap can be computed (``g`` has a finite conjugate, as in denoising
+        and for bounded images), an image stops when the gap is below ``tol`` times the objective. Elsewhere
+        it stops when a step changes primal and dual variables by less than a tenth of ``tol``, relative to
+        their own norm, in the norm in which the iteration contracts.
     callback : callable or None, default=None
-        ``callback(step, x)`` after each step, with all images.
+        Function called as ``callback(step, x)`` after each step, with all images.
 
     Returns
     -------
@@ -63,12 +67,14 @@ def primal_dual(
     Raises
     ------
     TypeError
-        If a term has neither split nor prox.
+        If a term has neither a split nor a prox.
 
     References
     ----------
     A. Chambolle and T. Pock, A first-order primal-dual algorithm for convex problems with applications to
     imaging, Journal of Mathematical Imaging and Vision 40, 2011, algorithm 1.
+    L. Condat, A primal-dual splitting method for convex optimization involving Lipschitzian, proximable and
+    linear composite terms, Journal of Optimization Theory and Applications 158, 2013 (the relaxation).
     D. Applegate et al., Practical large-scale linear programming using primal-dual hybrid gradient,
     NeurIPS, 2021, section 3.3 (the weight).
 
@@ -81,125 +87,168 @@ def primal_dual(
     >>> primal_dual(LeastSquares(None, y) + 0.1 * TotalVariation(), y, tol=1e-6).x
     tensor([[0.0500, 0.0500, 0.9500, 0.9500]])
     """
-    saddle = _Saddle(objective)
+    saddle = _saddle(objective)
     with torch.no_grad():
-        state = saddle.start(x0)
-    return iterate(_step, saddle, state, max_steps=max_steps, tol=tol, callback=callback)
+        start = _start(saddle, x0)
+    return iterate(_step, saddle, start, max_steps=max_steps, tol=tol, callback=callback)
 
 
+@dataclass(frozen=True)
+class _Block:
+    """One term ``f(K x)`` with its dual variable ``u``; ``K`` is None for the identity."""
+
+    f: Objective
+    K: LinearMap | None
+    nu: float  # ||K||
+
+    def select(self, index: Tensor) -> _Block:
+        return replace(self, f=self.f.select(index))
+
+    def apply(self, x: Tensor) -> Tensor:
+        """``K x``."""
+        return x if self.K is None else self.K(x)
+
+    def adjoint(self, u: Tensor) -> Tensor:
+        """``K^* u``."""
+        return u if self.K is None else self.K.adjoint(u)
+
+    def dual_step(self, u: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        """``prox_(sigma f^*)(u + sigma K x)``."""
+        return self.f.prox_conjugate(u + expand(sigma, u) * self.apply(x), sigma)
+
+
+@dataclass(frozen=True)
 class _Saddle:
-    """``min_x max_u g(x) + sum_i <K_i x, u_i> - f_i^*(u_i)`` for the images still active."""
+    """``min_x max_u g(x) + sum_i <K_i x, u_i> - f_i^*(u_i)`` for the active images; ``g`` None is zero."""
 
-    def __init__(self, objective: Any) -> None:
-        pairs = [(term, *term.split()) for term in objective.summands]
-        for term, outer, _ in pairs:
-            if not outer.proximable:
-                raise TypeError(
-                    f"primal_dual needs a prox or a split and {term!r} has neither: use accelerated_gradient "
-                    "if it is smooth, lifted() if it is a TotalGeneralizedVariation"
-                )
-        plain = [outer for _, outer, linear in pairs if linear is None]
-        # Every iterate is a result of the prox of g: that goes to a constraint, which is written last.
-        self.primal = min(reversed(plain), key=lambda f: f.smooth, default=None)
-        self.blocks = [(f, K) for _, f, K in pairs if f is not self.primal]
-        self.norms = [1.0 if K is None else K.norm() or 1.0 for _, K in self.blocks]
-        self.objective = objective
-
-    def select(self, index: Tensor) -> _Saddle:
-        chosen = _Saddle.__new__(_Saddle)
-        chosen.primal = None if self.primal is None else self.primal.select(index)
-        chosen.blocks = [(f.select(index), K) for f, K in self.blocks]
-        chosen.norms, chosen.objective = self.norms, self.objective.select(index)
-        return chosen
+    g: Objective | None
+    blocks: tuple[_Block, ...]
+    objective: Objective
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.objective(x)
 
-    def start(self, x0: Tensor) -> State:
-        scale = max((nu**2 for nu in self.norms), default=1.0)
-        omega = torch.full((len(x0),), scale, dtype=x0.dtype.to_real(), device=x0.device)
-        duals = {f"u{i}": torch.zeros_like(v) for i, v in enumerate(self.apply(x0))}
-        k, residual = torch.zeros_like(omega), torch.full_like(omega, torch.inf)
-        return {"x": x0, "z": x0, "start": x0, "omega": omega, "k": k, "residual": residual, **duals}
-
-    def apply(self, x: Tensor) -> list[Tensor]:
-        """All ``K_i x``."""
-        return [x if K is None else K(x) for _, K in self.blocks]
-
-    def pull(self, u: list[Tensor], like: Tensor) -> Tensor:
-        """``sum_i K_i^* u_i``."""
-        parts = [v if K is None else K.adjoint(v) for (_, K), v in zip(self.blocks, u, strict=True)]
-        return sum(parts[1:], parts[0]) if parts else torch.zeros_like(like)
+    def select(self, index: Tensor) -> _Saddle:
+        g = None if self.g is None else self.g.select(index)
+        return _Saddle(g, tuple(block.select(index) for block in self.blocks), self.objective.select(index))
 
     def prox(self, x: Tensor, tau: Tensor) -> Tensor:
-        return x if self.primal is None else self.primal.prox(x, tau)
+        """Prox of ``tau g``."""
+        return x if self.g is None else self.g.prox(x, tau)
 
-    def length(self, u: list[Tensor]) -> Tensor:
-        """Norm of the duals in the units of ``K x``: ``sqrt(m sum_i nu_i^2 ||u_i||^2)``."""
-        squares = [len(u) * nu**2 * norm(v).square() for nu, v in zip(self.norms, u, strict=True)]
-        return torch.stack(squares).sum(0).sqrt() if squares else torch.zeros(())
+    def adjoint(self, u: tuple[Tensor, ...], like: Tensor) -> Tensor:
+        """``sum_i K_i^* u_i``."""
+        parts = [block.adjoint(v) for block, v in zip(self.blocks, u, strict=True)]
+        return sum(parts[1:], parts[0]) if parts else torch.zeros_like(like)
 
-    def way(self, x: Tensor, start: Tensor, dual: Tensor) -> Tensor:
-        """How far the images have gone; of those still at zero, how far the objective lets them go."""
-        gone = torch.maximum(norm(x - start), norm(x) / 10)
-        ahead = self.objective(x) / dual if bool((gone == 0).any()) else gone
-        return torch.where((gone == 0) & torch.isfinite(ahead), ahead, gone)
+    def dual_length(self, u: tuple[Tensor, ...], like: Tensor) -> Tensor:
+        """Norm of the dual variables in the units of ``K x``: ``sqrt(m sum_i nu_i^2 ||u_i||^2)``."""
+        squares = [len(u) * b.nu**2 * norm(v).square() for b, v in zip(self.blocks, u, strict=True)]
+        return torch.stack(squares).sum(0).sqrt() if squares else torch.zeros_like(like)
 
-    def gap(self, x: Tensor, u: list[Tensor], rounding: Tensor) -> Tensor:
-        """Primal minus dual value over their size; NaN or inf where it says nothing."""
-        conjugates = [f.conjugate(v) for (f, _), v in zip(self.blocks, u, strict=True)]
-        low = None if self.primal is None else self.primal.conjugate(-self.pull(u, x))
-        if low is None or any(c is None for c in conjugates):
-            return torch.full((len(x),), torch.nan, dtype=x.dtype.to_real(), device=x.device)
-        assert self.primal is not None  # it has a conjugate
-        value = self.primal(x) + sum(f(v) for (f, _), v in zip(self.blocks, self.apply(x), strict=True))
-        dual = -low - sum(c for c in conjugates if c is not None)
+    def gap(self, x: Tensor, u: tuple[Tensor, ...], rounding: Tensor) -> Tensor:
+        """Difference of primal and dual value relative to their size; NaN or infinite where unknown."""
+        conjugates = [block.f.conjugate(v) for block, v in zip(self.blocks, u, strict=True)]
+        known = [c for c in conjugates if c is not None]
+        low = None if self.g is None else self.g.conjugate(-self.adjoint(u, x))
+        if self.g is None or low is None or len(known) < len(conjugates):
+            return torch.full_like(rounding, torch.nan)
+        value = self.g(x) + sum(block.f(block.apply(x)) for block in self.blocks)
+        dual = -low - sum(known)
         return (value - dual) / (torch.maximum(value.abs(), dual.abs()) + rounding)
 
 
-def _step(saddle: _Saddle, state: State) -> State:
-    z, omega, m = state["z"], state["omega"], len(saddle.blocks)
-    u = [state[f"u{i}"] for i in range(m)]
-    x = saddle.prox(z - expand(1 / omega, z) * saddle.pull(u, z), 1 / omega)
-    v = [
-        f.prox_conjugate(ui + expand(omega / (m * nu**2), ui) * Kx, omega / (m * nu**2))
-        for (f, _), ui, nu, Kx in zip(saddle.blocks, u, saddle.norms, saddle.apply(2 * x - z), strict=True)
-    ]
-    dx, du = x - z, [vi - ui for vi, ui in zip(v, u, strict=True)]
-    k = int(state["k"][0]) + 1
+@dataclass(frozen=True)
+class _Iterate(Record):
+    """Where the iteration stands."""
+
+    x: Tensor  # images as the prox of g leaves them
+    residual: Tensor
+    z: Tensor  # images, over-relaxed
+    u: tuple[Tensor, ...]  # dual variables, over-relaxed
+    x0: Tensor
+    omega: Tensor  # weight of the primal against the dual steps
+    k: int  # number of steps taken
+
+
+def _saddle(objective: Objective) -> _Saddle:
+    pairs = [(term, *term.split()) for term in objective.summands]
+    for term, f, _ in pairs:
+        if not f.proximable:
+            raise TypeError(
+                f"primal_dual needs a prox or a split and {term!r} has neither: use accelerated_gradient "
+                "if it is smooth, lifted() if it is a TotalGeneralizedVariation"
+            )
+    plain = [f for _, f, K in pairs if K is None]
+    # Every image is a result of the prox of g. A constraint, which people write last, is therefore g.
+    g = min(reversed(plain), key=lambda f: f.smooth, default=None)
+    blocks = [_Block(f, K, 1.0 if K is None else K.norm() or 1.0) for _, f, K in pairs if f is not g]
+    return _Saddle(g, tuple(blocks), objective)
+
+
+def _start(saddle: _Saddle, x0: Tensor) -> _Iterate:
+    infinite = unknown(x0)
+    omega = torch.full_like(infinite, max((block.nu**2 for block in saddle.blocks), default=1.0))
+    u = tuple(torch.zeros_like(block.apply(x0)) for block in saddle.blocks)
+    return _Iterate(x0, infinite, z=x0, u=u, x0=x0, omega=omega, k=0)
+
+
+def _step(saddle: _Saddle, s: _Iterate) -> _Iterate:
+    z, k, m = s.z, s.k + 1, len(saddle.blocks)
+    tau, sigmas = 1 / s.omega, [s.omega / (m * block.nu**2) for block in saddle.blocks]
+    x = saddle.prox(z - expand(tau, z) * saddle.adjoint(s.u, z), tau)
+    steps = zip(saddle.blocks, s.u, sigmas, strict=True)
+    u = tuple(block.dual_step(old, 2 * x - z, sigma) for block, old, sigma in steps)
+    dx, du = x - z, tuple(new - old for new, old in zip(u, s.u, strict=True))
     # Not after the first step, whose weight knows nothing yet of the scale of data and images.
     checked = 1 < k < _GAP_EVERY or k % _GAP_EVERY == 0
-    residual = _residual(saddle, omega, x, v, dx, du) if checked else state["residual"]
-    duals = {f"u{i}": ui + _RELAXATION * di for i, (ui, di) in enumerate(zip(u, du, strict=True))}
-    if k <= _LAST_BALANCE and k & (k - 1) == 0:  # a power of two
-        dual = saddle.length(v)
-        omega = _balanced(omega, saddle.way(x, state["start"], dual), dual)
-    return {
-        "x": x,
-        "z": z + _RELAXATION * dx,
-        "start": state["start"],
-        "omega": omega,
-        "k": state["k"] + 1,
-        "residual": residual,
-        **duals,
-    }
+    balanced = k <= _LAST_BALANCE and k & (k - 1) == 0  # a power of two
+    return replace(
+        s,
+        x=x,
+        residual=_residual(saddle, s.omega, x, u, dx, du) if checked else s.residual,
+        z=z + _RELAXATION * dx,
+        u=tuple(old + _RELAXATION * d for old, d in zip(s.u, du, strict=True)),
+        omega=_balanced(saddle, s, x, u) if balanced else s.omega,
+        k=k,
+    )
 
 
 def _residual(
-    saddle: _Saddle, omega: Tensor, x: Tensor, u: list[Tensor], dx: Tensor, du: list[Tensor]
+    saddle: _Saddle,
+    omega: Tensor,
+    x: Tensor,
+    u: tuple[Tensor, ...],
+    dx: Tensor,
+    du: tuple[Tensor, ...],
 ) -> Tensor:
-    """Relative gap where there is one, else ten times the relative change in the norm of the iteration."""
+    """Relative gap where it is known, else ten times the relative change in the norm of the iteration."""
 
-    def size(x: Tensor, u: list[Tensor]) -> Tensor:
-        return (omega * norm(x).square() + saddle.length(u).square() / omega).sqrt()
+    def size(x: Tensor, u: tuple[Tensor, ...]) -> Tensor:
+        return (omega * norm(x).square() + saddle.dual_length(u, omega).square() / omega).sqrt()
 
     change = 10 * size(dx, du) / size(x, u).clamp_min(torch.finfo(omega.dtype).tiny)
+    # A gap relative to values that are themselves rounding errors would never become small.
     rounding = math.sqrt(torch.finfo(omega.dtype).eps) * omega * norm(x).square()
     gap = saddle.gap(x, u, rounding)
     return torch.where(torch.isfinite(gap), gap.clamp_min(0), change)
 
 
-def _balanced(omega: Tensor, primal: Tensor, dual: Tensor) -> Tensor:
-    """The weight that lets the dual variables go twice the way of the image: fastest in practice."""
-    tiny = math.sqrt(torch.finfo(omega.dtype).tiny)
-    return torch.where((primal > tiny) & (dual > tiny), 2 * dual / primal.clamp_min(tiny), omega)
+def _balanced(saddle: _Saddle, s: _Iterate, x: Tensor, u: tuple[Tensor, ...]) -> Tensor:
+    """The weight with which the dual variables go twice as far as the image: the fastest in practice."""
+    dual = saddle.dual_length(u, s.omega)
+    primal = _distance(saddle, s.x0, x, dual)
+    tiny = math.sqrt(torch.finfo(dual.dtype).tiny)
+    return torch.where((primal > tiny) & (dual > tiny), 2 * dual / primal.clamp_min(tiny), s.omega)
+
+
+def _distance(saddle: _Saddle, x0: Tensor, x: Tensor, dual: Tensor) -> Tensor:
+    """How far the images are from their start; of those that are still zero, how far they may have to go.
+
+    For an objective of the value ``f(0)`` and dual variables of length ``r`` that is ``f(0) / r``.
+    """
+    gone = torch.maximum(norm(x - x0), norm(x) / 10)
+    if not bool((gone == 0).any()):
+        return gone
+    ahead = saddle(x) / dual
+    return torch.where((gone == 0) & torch.isfinite(ahead), ahead, gone)

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from skinverse._batch import dot, expand, norm
-from skinverse.solvers._loop import Callback, State, first_step, iterate
+from skinverse._tensors import dot, expand, relative_change
+from skinverse.solvers._loop import Callback, Record, first_step, iterate, unknown
+from skinverse.solvers._objective import SmoothObjective
 from skinverse.solvers._solution import Solution
 
-# Decrease wanted, relative to the slope; shrinkage of a step and how often; least curvature to learn from.
-_DECREASE, _SHRINK, _MOST_TRIALS, _CURVATURE = 1e-4, 0.3, 12, 1e-8
+# Armijo's condition: decrease relative to the one that the slope predicts (Nocedal and Wright, section 3.1).
+_DECREASE = 1e-4
+# Factor on a refused step, and the number of steps tried: the last one is 0.3**11, about 1e-6.
+_SHRINK, _MOST_TRIALS = 0.3, 12
+# Cosine between the changes of image and gradient below which the pair is left out: it would make the
+# approximate inverse Hessian nearly singular, or indefinite.
+_CURVATURE = 1e-8
 
 
 def lbfgs(
-    objective: Any,
+    objective: SmoothObjective,
     x0: Tensor,
     *,
     max_steps: int = 200,
@@ -29,18 +35,18 @@ def lbfgs(
     Parameters
     ----------
     objective : Functional
-        What has ``value_and_grad`` and ``select``.
+        Functional to minimise; it needs ``value_and_grad`` and ``select`` only.
     x0 : Tensor of shape (n, *dims)
-        Start, real.
+        Starting points, real.
     max_steps : int, default=200
-        Most steps.
+        Largest number of steps.
     tol : float, default=1e-5
-        An image stops when a step changes it by less than ``tol`` relative to its norm, or when there is no
-        descent left along the gradient.
+        Tolerance: an image stops when a step changes it by less than ``tol`` relative to its norm, or when
+        no step along the negative gradient lowers the objective.
     n_pairs : int, default=10
-        Changes of image and gradient to remember.
+        Number of changes of image and gradient to remember.
     callback : callable or None, default=None
-        ``callback(step, x)`` after each step, with all images.
+        Function called as ``callback(step, x)`` after each step, with all images.
 
     Returns
     -------
@@ -68,66 +74,100 @@ def lbfgs(
     if n_pairs < 1:
         raise ValueError(f"n_pairs: expected at least 1, got {n_pairs}")
     value, gradient = objective.value_and_grad(x0)
-    pairs = x0.new_zeros(len(x0), n_pairs, 2, x0[0].numel())
-    first = first_step(objective, x0, gradient)
-    state = {"x": x0, "value": value, "gradient": gradient, "pairs": pairs, "first": first}
-    return iterate(_step, objective, state, max_steps=max_steps, tol=tol, callback=callback)
+    start = _Descent(
+        x=x0,
+        residual=unknown(x0),
+        value=value,
+        gradient=gradient,
+        pairs=x0.new_zeros(len(x0), n_pairs, 2, x0[0].numel()),
+        scale=first_step(objective, x0, gradient),
+    )
+    return iterate(_step, objective, start, max_steps=max_steps, tol=tol, callback=callback)
 
 
-def _step(objective: Any, state: State) -> State:
-    x, gradient = state["x"], state["gradient"]
-    direction = -_inverse_hessian(state["pairs"], gradient.flatten(1), state["first"]).view_as(x)
-    uphill = ~(dot(direction, gradient) < 0)
-    direction = torch.where(expand(uphill, x), -gradient, direction)
-    new = _line_search(objective, state, direction)
-    change = torch.stack([(new["x"] - x).flatten(1), (new["gradient"] - gradient).flatten(1)], 1)
+@dataclass(frozen=True)
+class _Point(Record):
+    """Images with their values and gradients."""
+
+    x: Tensor
+    value: Tensor
+    gradient: Tensor
+
+
+@dataclass(frozen=True)
+class _Descent(Record):
+    """Where the descent stands."""
+
+    x: Tensor
+    residual: Tensor  # relative change by the last step
+    value: Tensor
+    gradient: Tensor
+    pairs: Tensor  # (n, n_pairs, 2, size): the last changes (s, y) of image and gradient, the newest last
+    scale: Tensor  # inverse Hessian, a multiple of the identity, while no pair is known
+
+    def point(self) -> _Point:
+        """The images, without what was learned."""
+        return _Point(self.x, self.value, self.gradient)
+
+
+def _step(objective: SmoothObjective, s: _Descent) -> _Descent:
+    direction = -_inverse_hessian(s.pairs, s.gradient.flatten(1), s.scale).view_as(s.x)
+    uphill = ~(dot(direction, s.gradient) < 0)
+    direction = torch.where(expand(uphill, s.x), -s.gradient, direction)
+    new = _line_search(objective, s.point(), direction)
+    moved = relative_change(new.x, s.x)
+    # Where nothing moves, what was learned is forgotten, and the next step is one along the gradient; where
+    # that does not move either, the image has converged.
+    stuck = (moved == 0) & s.pairs.flatten(1).any(1)
+    residual = torch.where(torch.isnan(new.value), torch.nan, torch.where(stuck, torch.inf, moved))
+    pairs = torch.where(expand(stuck, s.pairs), 0, _learned(s, new))
+    return replace(s, x=new.x, value=new.value, gradient=new.gradient, pairs=pairs, residual=residual)
+
+
+def _learned(s: _Descent, new: _Point) -> Tensor:
+    """The pairs with the newest change, where it shows positive curvature."""
+    change = torch.stack([(new.x - s.x).flatten(1), (new.gradient - s.gradient).flatten(1)], 1)
     lengths = change.norm(dim=2)
     curved = _inner(change[:, 0], change[:, 1]) > _CURVATURE * lengths[:, 0] * lengths[:, 1]
-    learned = torch.cat([state["pairs"][:, 1:], change[:, None]], 1)
-    pairs = torch.where(curved[:, None, None, None], learned, state["pairs"])
-    moved = norm(new["x"] - x) / norm(new["x"]).clamp_min(torch.finfo(x.dtype).tiny)
-    # Where nothing moves, what was learned is forgotten once, before there is said to be no descent.
-    stuck = (moved == 0) & state["pairs"].flatten(1).any(1)
-    residual = torch.where(torch.isnan(new["value"]), torch.nan, torch.where(stuck, torch.inf, moved))
-    pairs = torch.where(stuck[:, None, None, None], 0, pairs)
-    return {**new, "pairs": pairs, "first": state["first"], "residual": residual}
+    return torch.where(expand(curved, s.pairs), torch.cat([s.pairs[:, 1:], change[:, None]], 1), s.pairs)
+
+
+def _inverse_hessian(pairs: Tensor, gradient: Tensor, scale: Tensor) -> Tensor:
+    """Inverse Hessian times gradient by the two-loop recursion (Nocedal and Wright, algorithm 7.4).
+
+    Pairs that are zero change nothing.
+    """
+    q, weights = gradient, []
+    changes = [(pair[:, 0], pair[:, 1]) for pair in pairs.unbind(1)]
+    for s, y in reversed(changes):
+        curvature = _inner(s, y)
+        alpha = torch.where(curvature > 0, _inner(s, q) / curvature, 0)
+        weights.append((alpha, curvature))
+        q = q - alpha[:, None] * y
+    s, y = changes[-1]
+    square = _inner(y, y)
+    r = torch.where(square > 0, _inner(s, y) / square, scale)[:, None] * q
+    for (s, y), (alpha, curvature) in zip(changes, reversed(weights), strict=True):
+        back = torch.where(curvature > 0, alpha - _inner(y, r) / curvature, 0)
+        r = r + back[:, None] * s
+    return r
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(1)
 
 
-def _inverse_hessian(pairs: Tensor, gradient: Tensor, first: Tensor) -> Tensor:
-    """Two loops over the pairs, newest first and back; an empty pair changes nothing."""
-    q, weights = gradient, []
-    changes = [(pair[:, 0], pair[:, 1]) for pair in pairs.unbind(1)]
-    for s, y in reversed(changes):
-        curvature = _inner(s, y)
-        weight = torch.where(curvature > 0, _inner(s, q) / curvature, 0)
-        weights.append((weight, curvature))
-        q = q - weight[:, None] * y
-    s, y = changes[-1]
-    square = _inner(y, y)
-    q = torch.where(square > 0, _inner(s, y) / square, first)[:, None] * q
-    for (s, y), (weight, curvature) in zip(changes, reversed(weights), strict=True):
-        back = torch.where(curvature > 0, weight - _inner(y, q) / curvature, 0)
-        q = q + back[:, None] * s
-    return q
-
-
-def _line_search(objective: Any, state: State, direction: Tensor) -> State:
+def _line_search(objective: SmoothObjective, old: _Point, direction: Tensor) -> _Point:
     """The first of the steps 1, 0.3, 0.09, ... that decreases the objective enough, or none."""
-    x, slope = state["x"], dot(state["gradient"], direction)
-    new = {name: state[name].clone() for name in ("x", "value", "gradient")}
-    trying, t = torch.arange(len(x), device=x.device), 1.0
+    slope, new = dot(old.gradient, direction), old
+    trying, t = torch.arange(len(old.x), device=old.x.device), 1.0
     for _ in range(_MOST_TRIALS):
         part = objective if t == 1.0 else objective.select(trying)
-        trial = x[trying] + t * direction[trying]
-        value, gradient = part.value_and_grad(trial)
-        good = value <= state["value"][trying] + _DECREASE * t * slope[trying]
-        better = trying[good]
-        for name, found in (("x", trial), ("value", value), ("gradient", gradient)):
-            new[name][better] = found[good]
+        x = old.x[trying] + t * direction[trying]
+        trial = _Point(x, *part.value_and_grad(x))
+        good = trial.value <= old.value[trying] + _DECREASE * t * slope[trying]
+        if good.any():
+            new = new.replaced(trying[good], trial.select(good))
         trying, t = trying[~good], t * _SHRINK
         if len(trying) == 0:
             break

@@ -12,22 +12,22 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Solution:
-    """Images and, for each of them, how its solver ended.
+    """The images that a solver found and, for each of them, how it ended.
 
     Parameters
     ----------
     x : Tensor of shape (n, *dims)
-        The images.
+        Images.
     n_steps : Tensor of shape (n,), int64
-        Steps taken until the image stopped.
+        Number of steps taken until the image stopped.
     converged : Tensor of shape (n,), bool
-        Whether it stopped by its tolerance.
+        Whether the image stopped because it reached the tolerance.
     residual : Tensor of shape (n,)
-        The quantity compared with ``tol`` at the end.
+        Number that was compared with ``tol`` last.
     objective : Tensor of shape (n,)
-        Final value of the objective; NaN where nothing is minimised.
+        Value of the objective at the images; NaN where nothing is minimised.
     extra : dict of Tensor of shape (n,)
-        What else a method reports of each image.
+        Further numbers that a method reports of each image.
 
     Examples
     --------
@@ -46,7 +46,7 @@ class Solution:
 
     @classmethod
     def direct(cls, x: Tensor, *, extra: dict[str, Tensor] | None = None) -> Self:
-        """The solution of a method that does not iterate."""
+        """The solution of a method that does not iterate: no steps, converged, no residual."""
         number = torch.zeros(len(x), dtype=x.dtype.to_real(), device=x.device)
         steps = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         return cls(
@@ -55,7 +55,7 @@ class Solution:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Solution]) -> Solution:
-        """One solution for the images of several."""
+        """One solution of the images of several, in their order."""
         if len(parts) == 1:
             return parts[0]
         names = [f.name for f in fields(cls) if f.name != "extra"]

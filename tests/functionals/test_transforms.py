@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import pywt
 import scipy.fft
 import scipy.optimize
 import torch
@@ -13,17 +14,16 @@ from numpy.testing import assert_allclose
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
+from skinverse._cosines import cosine_transform, inverse_cosine_transform
+from skinverse._differences import negative_laplacian
 from skinverse.functionals import (
     CosineSparsity,
     Functional,
     LeastSquares,
-    OfImage,
     TotalGeneralizedVariation,
     TotalVariation,
     WaveletSparsity,
 )
-from skinverse.functionals._differences import SymmetrizedDerivative
-from skinverse.functionals._sparsity import CosineTransform, WaveletTransform
 from skinverse.functionals._variation import _minimum_over_fields
 
 REAL, COMPLEX = torch.float64, torch.complex128
@@ -53,9 +53,9 @@ SPLITS: dict[str, tuple[Functional, tuple[int, ...]]] = {
         for shape in [(2, 7), (3, 5, 6), (3, 2, 4, 3), (3, 1, 5), (3, 1, 1)]
     },
     "lifted with another weight": (TotalGeneralizedVariation(alpha=0.3).lifted(), (3, 5, 4)),
-    "OfImage of TotalVariation": (OfImage(TotalVariation(), 2), (3, 5, 6)),
-    "OfImage of scaled signals": (OfImage(0.5 * TotalVariation(), 1), (2, 6)),
-    "OfImage of LeastSquares": (OfImage(LeastSquares(None, draw((2, 4, 5))), 2), (3, 4, 5)),
+    "OfImage of TotalVariation": (TGV.lift(TotalVariation(), 2), (3, 5, 6)),
+    "OfImage of scaled signals": (TGV.lift(0.5 * TotalVariation(), 1), (2, 6)),
+    "OfImage of LeastSquares": (TGV.lift(LeastSquares(None, draw((2, 4, 5))), 2), (3, 4, 5)),
 }
 every_split = pytest.mark.parametrize(("f", "shape"), SPLITS.values(), ids=SPLITS.keys())
 
@@ -85,9 +85,9 @@ def test_norm_bounds_the_largest_singular_value(f: Functional, shape) -> None:
     ("K", "shape"),
     [
         (TotalVariation().split()[1], (16, 16)),
-        (OfImage(TotalVariation(), 2).split()[1], (3, 16, 16)),
-        (WaveletTransform(2), (16, 16)),
-        (CosineTransform(), (16, 16)),
+        (TGV.lift(TotalVariation(), 2).split()[1], (3, 16, 16)),
+        (WaveletSparsity(2).transform, (16, 16)),
+        (CosineSparsity().transform, (16, 16)),
     ],
 )
 def test_norm_is_sharp(K: Any, shape) -> None:
@@ -95,25 +95,31 @@ def test_norm_is_sharp(K: Any, shape) -> None:
     assert largest * (1 - 1e-12) <= K.norm() <= 1.1 * largest
 
 
+def second_order(v: Tensor) -> Tensor:
+    """The symmetrised derivative of a field, from the lifted variation of an image that is zero."""
+    K = TotalGeneralizedVariation(alpha=1.0).lifted().split()[1]
+    return K(torch.cat([torch.zeros_like(v[:, :1]), v], 1))[:, v.shape[1] :]
+
+
 @pytest.mark.parametrize("shape", [(1, 6), (2, 5, 6), (2, 1, 4), (2, 4, 1)])
-def test_symmetrized_derivative(shape) -> None:
-    E = SymmetrizedDerivative()
-    v = draw((2, *shape), seed=1)
-    e = draw(tuple(E(v).shape), seed=2)
-    assert_allclose(
-        (E(v) * e).flatten(1).sum(1), (v * E.adjoint(e)).flatten(1).sum(1), rtol=1e-12, atol=1e-12
-    )
-    assert np.linalg.norm(dense(E, shape), 2) <= E.norm()
-    assert_allclose(E(torch.ones_like(v)), 0)
+def test_second_order_variation_of_constant_fields_is_zero(shape) -> None:
+    assert_allclose(second_order(torch.ones(2, *shape, dtype=REAL)), 0)
 
 
-def test_symmetrized_derivative_of_a_gradient_is_the_hessian() -> None:
+def test_symmetrised_derivative_of_a_gradient_is_the_hessian() -> None:
     i, j = np.meshgrid(np.arange(6.0), np.arange(7.0), indexing="ij")
     x = torch.tensor(1.5 * i**2 + 2 * i * j - j**2)[None]
-    e = SymmetrizedDerivative()(TotalVariation().split()[1](x))[0]
+    e = second_order(TotalVariation().split()[1](x))[0]
     assert_allclose(e[0, :4], 3.0)
     assert_allclose(e[1, :, :5], -2.0)
     assert_allclose(e[2, :5, :6], 2.0 * np.sqrt(2))
+
+
+@pytest.mark.parametrize("shape", [(7,), (5, 6), (2, 4, 3), (1, 5), (1, 1)])
+@pytest.mark.parametrize("dtype", [REAL, COMPLEX])
+def test_negative_laplacian_is_the_slope_of_the_squared_gradient(shape, dtype) -> None:
+    x, grad = draw((2, *shape), dtype), TotalVariation().split()[1]
+    assert_allclose(negative_laplacian(x), grad.adjoint(grad(x)), rtol=1e-12, atol=1e-14)
 
 
 # Total variation
@@ -290,7 +296,7 @@ GRIDS = [(1,), (2,), (3,), (16,), (17,), (37,), (1, 1), (1, 9), (9, 1), (8, 8), 
 @pytest.mark.parametrize("order", [1, 2, 4, 10])
 @pytest.mark.parametrize("n_levels", [None, 1, 3])
 def test_wavelets_are_orthonormal(shape, order: int, n_levels: int | None) -> None:
-    W = WaveletTransform(order, n_levels)
+    W = WaveletSparsity(order, n_levels).transform
     matrix = dense(W, shape)
     assert_allclose(matrix.T @ matrix, np.eye(len(matrix)), atol=1e-12)
     assert_allclose(dense(W.adjoint, shape), matrix.T, atol=1e-14)
@@ -301,7 +307,7 @@ def test_wavelets_are_orthonormal(shape, order: int, n_levels: int | None) -> No
 @pytest.mark.parametrize("order", range(1, 11))
 @pytest.mark.parametrize("dtype", [torch.float32, REAL, COMPLEX])
 def test_wavelets_reconstruct(order: int, dtype) -> None:
-    x, W = draw((2, 3, 33, 40), dtype), WaveletTransform(order)
+    x, W = draw((2, 3, 33, 40), dtype), WaveletSparsity(order).transform
     before = x.clone()
     tol = 1e-5 if dtype is torch.float32 else 1e-12
     assert_allclose(W.adjoint(W(x)), x, atol=tol)
@@ -315,22 +321,31 @@ def test_wavelets_have_vanishing_moments(order: int, length: int) -> None:
     t = torch.linspace(-1, 1, length, dtype=REAL)
     powers = torch.stack([t**k for k in range(order + 1)])
     half = length // 2
-    inner = WaveletTransform(order, 1)(powers)[
+    inner = WaveletSparsity(order, 1).transform(powers)[
         :, length - half : length - order + 1
     ]  # windows that do not wrap
     assert_allclose(inner[:order], 0, atol=1e-8)
     assert inner[order].abs().min() > 1e3 * inner[:order].abs().max()
 
 
+@pytest.mark.parametrize("order", range(1, 11))
+def test_one_level_is_that_of_pywavelets(order: int) -> None:
+    """Both continue the signal periodically; theirs begins ``order - 1`` samples earlier."""
+    x = draw((1, 40))
+    begun = np.roll(x[0].numpy(), 1 - order)
+    theirs = np.concatenate(pywt.dwt(begun, f"db{order}", mode="periodization"))
+    assert_allclose(WaveletSparsity(order, 1).transform(x)[0], theirs, atol=1e-12)
+
+
 def test_daubechies_filter_has_its_closed_form() -> None:
     r = np.sqrt(3)
     closed = np.array([1 + r, 3 + r, 3 - r, 1 - r]) / (4 * np.sqrt(2))
-    row = dense(WaveletTransform(2, 1), (8,))[0, :4]
+    row = dense(WaveletSparsity(2, 1).transform, (8,))[0, :4]
     assert min(np.abs(row - closed).max(), np.abs(row - closed[::-1]).max()) < 1e-12
 
 
 def test_haar_pyramid_by_hand() -> None:
-    c = WaveletTransform(1, 2)(torch.tensor([[1.0, 3.0, 5.0, 9.0, 2.0]], dtype=REAL))
+    c = WaveletSparsity(1, 2).transform(torch.tensor([[1.0, 3.0, 5.0, 9.0, 2.0]], dtype=REAL))
     a, b, r = 4 / np.sqrt(2), 14 / np.sqrt(2), np.sqrt(2)
     assert_allclose(c.abs(), [[(a + b) / r, 2.0, (b - a) / r, r, 2 * r]])
 
@@ -343,7 +358,7 @@ def test_wavelet_orders_go_from_one_to_ten(order: Any) -> None:
 
 @pytest.mark.parametrize("shape", [*GRIDS, (3, 5, 6)])
 def test_cosine_transform_is_scipys(shape) -> None:
-    C, axes = CosineTransform(), tuple(range(-min(len(shape), 2), 0))
+    C, axes = CosineSparsity().transform, tuple(range(-min(len(shape), 2), 0))
     for dtype in (REAL, COMPLEX):
         x = draw((2, *shape), dtype)
         expected = scipy.fft.dctn(x.numpy(), norm="ortho", axes=axes)
@@ -351,9 +366,17 @@ def test_cosine_transform_is_scipys(shape) -> None:
         assert_allclose(C.adjoint(C(x)), x, atol=1e-12)
 
 
+@pytest.mark.parametrize("axes", [(-3,), (-1, -3), (-2, -1)])
+def test_cosine_transform_takes_any_axes(axes: tuple[int, ...]) -> None:
+    x = draw((3, 4, 5))
+    c = cosine_transform(x, axes)
+    assert_allclose(c, scipy.fft.dctn(x.numpy(), norm="ortho", axes=axes), atol=1e-12)
+    assert_allclose(inverse_cosine_transform(c, axes), x, atol=1e-12)
+
+
 def test_cosine_transform_of_a_long_signal_needs_no_matrix() -> None:
     x = draw((1, 100_003))
-    assert_allclose(CosineTransform()(x), scipy.fft.dct(x.numpy(), norm="ortho"), atol=1e-10)
+    assert_allclose(CosineSparsity().transform(x), scipy.fft.dct(x.numpy(), norm="ortho"), atol=1e-10)
 
 
 def test_cosine_sparsity_leaves_the_mean_alone() -> None:
@@ -369,7 +392,7 @@ def test_wavelet_sparsity_leaves_the_approximation_alone() -> None:
     x, f = draw((2, 3, 8, 8)), WaveletSparsity(order=1, n_levels=2)
     blocks = x.reshape(2, 3, 2, 4, 2, 4).mean((3, 5))
     assert_allclose(f.prox(x, 100.0), blocks.repeat_interleave(4, -2).repeat_interleave(4, -1), atol=1e-12)
-    c = WaveletTransform(1, 2)(x)
+    c = WaveletSparsity(1, 2).transform(x)
     assert_allclose(f(x), c.abs().sum((1, 2, 3)) - 4 * blocks.abs().sum((1, 2, 3)))
 
 

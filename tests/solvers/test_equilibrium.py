@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.autograd import grad
 from torch.testing import assert_close
 
-from skinverse.solvers import Solution, anderson, broyden, fixed_point, gmres, join, neumann, part, picard
+from skinverse._tensors import split_variables, stack_variables
+from skinverse.solvers import Solution, anderson, broyden, fixed_point, gmres, neumann, picard
 
 every = pytest.mark.parametrize("solver", [picard, anderson, broyden])
 Map = Callable[..., Tensor]
@@ -209,11 +210,11 @@ def test_neumann_solves_linear_systems_image_by_image(solver) -> None:
     n=st.integers(0, 3),
     dtype=st.sampled_from([torch.float32, torch.complex128]),
 )
-def test_joined_variables_come_apart(shapes: list[tuple[int, ...]], n: int, dtype: torch.dtype) -> None:
+def test_stacked_variables_come_apart(shapes: list[tuple[int, ...]], n: int, dtype: torch.dtype) -> None:
     variables = [draw(n, *shape, seed=i, dtype=dtype) for i, shape in enumerate(shapes)]
-    joined = join(*variables)
-    assert joined.shape == (n, sum(math.prod(shape) for shape in shapes))
-    for found, v in zip(part(joined, *shapes), variables, strict=True):
+    stacked = stack_variables(*variables)
+    assert stacked.shape == (n, sum(math.prod(shape) for shape in shapes))
+    for found, v in zip(split_variables(stacked, *shapes), variables, strict=True):
         assert torch.equal(found, v)
 
 
@@ -224,15 +225,15 @@ def test_two_variables_of_splitting_are_one_fixed_point(solver, n: int, lam: flo
     A, y = draw(2, 7, 5, seed=1), draw(n, 2, 7, seed=2)
     inverse = torch.linalg.inv(A.mT @ A + torch.eye(5, dtype=A.dtype))
 
-    def f(joined: Tensor, y: Tensor) -> Tensor:
-        z, u = part(joined, (2, 5), (2, 5))
+    def f(stacked: Tensor, y: Tensor) -> Tensor:
+        z, u = split_variables(stacked, (2, 5), (2, 5))
         x = torch.einsum("cij,ncj->nci", inverse, torch.einsum("cji,ncj->nci", A, y) + z - u)
-        return join(F.softshrink(x + u, lam), u + x - F.softshrink(x + u, lam))
+        return stack_variables(F.softshrink(x + u, lam), u + x - F.softshrink(x + u, lam))
 
-    start = join(torch.zeros(n, 2, 5, dtype=y.dtype), torch.zeros(n, 2, 5, dtype=y.dtype))
+    start = stack_variables(torch.zeros(n, 2, 5, dtype=y.dtype), torch.zeros(n, 2, 5, dtype=y.dtype))
     found = solver(f, start, given=(y,), max_steps=3000, tol=1e-12)
     assert found.converged.all()
-    z, u = part(found.x, (2, 5), (2, 5))
+    z, u = split_variables(found.x, (2, 5), (2, 5))
     slope = torch.einsum("cji,ncj->nci", A, torch.einsum("cij,ncj->nci", A, z) - y)
     assert_close(slope, -u, rtol=0, atol=1e-9)
     assert (slope.abs() <= lam + 1e-9).all()

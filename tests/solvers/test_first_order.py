@@ -23,7 +23,6 @@ from skinverse.functionals import (
     KullbackLeibler,
     L1Norm,
     LeastSquares,
-    OfImage,
     SquaredNorm,
     TotalGeneralizedVariation,
     TotalVariation,
@@ -154,7 +153,8 @@ def cases() -> dict[str, Case]:
     anisotropic = GRADIENT_MATRIX.reshape(-1, 1, PIXELS)
     first, second = lifted_matrix(2.0)
     joint = np.concatenate([np.pad(first, [(0, 0), (0, 1), (0, 0)]), second])
-    tgv = OfImage(squares, 2) + 0.1 * TotalGeneralizedVariation(alpha=2.0).lifted()
+    variation = TotalGeneralizedVariation(alpha=2.0)
+    tgv = variation.lift(squares) + 0.1 * variation.lifted()
     only_dual, rough = (primal_dual,), SOLVERS[1:]
     lifted0 = torch.zeros(N, 3, SIDE, SIDE, dtype=torch.float64)
     complex0 = torch.zeros(N, SIDE, SIDE, dtype=torch.complex128)

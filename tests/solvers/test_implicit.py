@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.autograd import grad
 from torch.testing import assert_close
 
-from skinverse.functionals import Box, ConvexCritic, Critic, Functional, Learned, LeastSquares, RidgeCritic
+from skinverse.energies import ConvexEnergy, Energy, RidgeEnergy
+from skinverse.functionals import Box, EnergyFunctional, Functional, LeastSquares
 from skinverse.operators import as_torch
 from skinverse.solvers import (
     Hessian,
@@ -25,7 +26,7 @@ from skinverse.solvers import (
 )
 
 N, DIMS = 3, (4, 5)
-Objective = Callable[[Critic, Tensor], Functional]
+Objective = Callable[[Energy, Tensor], Functional]
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -42,18 +43,18 @@ OPERATOR = operator()
 TRUTH = 0.4 * draw(N, *DIMS, seed=2) + 0.2
 
 
-def objective(critic: Critic, y: Tensor) -> Functional:
-    return LeastSquares(as_torch(OPERATOR), y) + 0.2 * Learned(critic)
+def objective(energy: Energy, y: Tensor) -> Functional:
+    return LeastSquares(as_torch(OPERATOR), y) + 0.2 * EnergyFunctional(energy)
 
 
 @pytest.fixture(scope="module", params=["ridge", "convex ridge", "convex"])
-def critic(request: pytest.FixtureRequest) -> Critic:
+def energy(request: pytest.FixtureRequest) -> Energy:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        made: Critic = {
-            "ridge": lambda: RidgeCritic(n_filters=2, kernel_size=3),
-            "convex ridge": lambda: RidgeCritic(convex=True, n_filters=2, kernel_size=3),
-            "convex": lambda: ConvexCritic(n_features=2, kernel_size=3),
+        made: Energy = {
+            "ridge": lambda: RidgeEnergy(n_filters=2, kernel_size=3),
+            "convex ridge": lambda: RidgeEnergy(convex=True, n_filters=2, kernel_size=3),
+            "convex": lambda: ConvexEnergy(n_features=2, kernel_size=3),
         }[request.param]()
     made = made.double()
     for i, p in enumerate(made.parameters()):
@@ -69,19 +70,19 @@ def y() -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def x(critic: Critic, y: Tensor) -> Tensor:
+def x(energy: Energy, y: Tensor) -> Tensor:
     """The minimiser."""
-    return solved(critic, y)
+    return solved(energy, y)
 
 
-def solved(critic: Critic, y: Tensor, start: Tensor | None = None, *, n: int = 300) -> Tensor:
+def solved(energy: Energy, y: Tensor, start: Tensor | None = None, *, n: int = 300) -> Tensor:
     x0 = torch.zeros(N, *DIMS, dtype=y.dtype) if start is None else start
-    return accelerated_gradient(objective(critic, y.detach()), x0, max_steps=n, tol=1e-15).x
+    return accelerated_gradient(objective(energy, y.detach()), x0, max_steps=n, tol=1e-15).x
 
 
-def solved_anew(critic: Critic, y: Tensor, start: Tensor, box: Box | None, n: int = 300) -> Tensor:
+def solved_anew(energy: Energy, y: Tensor, start: Tensor, box: Box | None, n: int = 300) -> Tensor:
     """By another solver, with or without bounds."""
-    f = objective(critic, y.detach())
+    f = objective(energy, y.detach())
     return proximal_gradient(f if box is None else f + box, start, max_steps=n, tol=1e-15).x
 
 
@@ -95,13 +96,13 @@ def assert_near(found: Tensor, expected: Tensor, tol: float) -> None:
 
 
 def assert_as_by_differences(
-    found: tuple[Tensor, ...], critic: Critic, y: Tensor, x: Tensor, box: Box | None = None, h: float = 2e-5
+    found: tuple[Tensor, ...], energy: Energy, y: Tensor, x: Tensor, box: Box | None = None, h: float = 2e-5
 ) -> None:
     """Compare derivatives of the loss with solving anew.
 
     Along a random direction for every parameter; for every number of the data, in one batch.
     """
-    changed = copy.deepcopy(critic).requires_grad_(False)
+    changed = copy.deepcopy(energy).requires_grad_(False)
     for i, p in enumerate(changed.parameters()):
         start, direction, losses = p.clone(), draw(*p.shape, seed=20 + i), []
         for step in (h, -h):
@@ -116,46 +117,46 @@ def assert_as_by_differences(
     assert_near(found[-1].flatten(1), ((losses[0] - losses[1]) / (2 * h)).mT, 1e-6)
 
 
-def test_derivatives_equal_differences_of_solutions(critic: Critic, y: Tensor, x: Tensor) -> None:
-    attached = implicit(objective(critic, y), x, tol=1e-12)
+def test_derivatives_equal_differences_of_solutions(energy: Energy, y: Tensor, x: Tensor) -> None:
+    attached = implicit(objective(energy, y), x, tol=1e-12)
     assert_close(attached.detach(), x, rtol=0, atol=0)
-    found = grad(loss(attached), [*critic.parameters(), y])
-    assert_as_by_differences(found, critic, y, x)
+    found = grad(loss(attached), [*energy.parameters(), y])
+    assert_as_by_differences(found, energy, y, x)
 
 
-def test_derivatives_equal_those_of_a_long_unroll(critic: Critic, y: Tensor, x: Tensor) -> None:
-    f, z = objective(critic, y), torch.zeros_like(x)
+def test_derivatives_equal_those_of_a_long_unroll(energy: Energy, y: Tensor, x: Tensor) -> None:
+    f, z = objective(energy, y), torch.zeros_like(x)
     for _ in range(200):
         z = z - 0.4 * f.grad(z)
     assert_close(z.detach(), x, rtol=0, atol=1e-9)
-    unrolled = grad(loss(z), [*critic.parameters(), y])
-    found = grad(loss(implicit(f, x, tol=1e-12)), [*critic.parameters(), y])
+    unrolled = grad(loss(z), [*energy.parameters(), y])
+    found = grad(loss(implicit(f, x, tol=1e-12)), [*energy.parameters(), y])
     for a, b in zip(found, unrolled, strict=True):
         assert_near(a, b, 1e-5)
 
 
-def test_pixels_on_a_bound_do_not_move(critic: Critic, y: Tensor) -> None:
+def test_pixels_on_a_bound_do_not_move(energy: Energy, y: Tensor) -> None:
     box = Box(0.0, 0.5)
-    x = solved_anew(critic, y, torch.zeros_like(TRUTH), box, n=500)
+    x = solved_anew(energy, y, torch.zeros_like(TRUTH), box, n=500)
     free = (x > 0) & (x < 0.5)
     assert 0.2 < free.double().mean() < 0.8, "the bounds should hold some pixels and not others"
-    f = objective(critic, y)
+    f = objective(energy, y)
     assert (f.grad(x).detach().abs() > 1e-4)[~free].all(), "a bound that only just holds"
     attached = implicit(f, x, free=free, tol=1e-12)
-    found = grad(loss(attached), [*critic.parameters(), y], retain_graph=True)
-    assert_as_by_differences(found, critic, y, x, box)
+    found = grad(loss(attached), [*energy.parameters(), y], retain_graph=True)
+    assert_as_by_differences(found, energy, y, x, box)
     (of_bound,) = grad(attached[~free].sum(), y)
     assert not of_bound.any()
 
 
-def test_images_of_a_batch_are_differentiated_one_by_one(critic: Critic, y: Tensor, x: Tensor) -> None:
-    parameters = list(critic.parameters())
+def test_images_of_a_batch_are_differentiated_one_by_one(energy: Energy, y: Tensor, x: Tensor) -> None:
+    parameters = list(energy.parameters())
     weights = torch.tensor([1.0, -2.0, 0.0], dtype=torch.float64)
-    attached = implicit(objective(critic, y), x, tol=1e-13)
+    attached = implicit(objective(energy, y), x, tol=1e-13)
     together = grad(((attached - TRUTH).square().sum((1, 2)) * weights).sum(), [*parameters, y])
     alone = [torch.zeros_like(p) for p in [*parameters, y]]
     for i, weight in enumerate(weights):
-        one = implicit(objective(critic, y[i : i + 1]), x[i : i + 1], tol=1e-13)
+        one = implicit(objective(energy, y[i : i + 1]), x[i : i + 1], tol=1e-13)
         parts = grad(weight * (one - TRUTH[i]).square().sum(), [*parameters, y])
         alone = [a + part for a, part in zip(alone, parts, strict=True)]
     for a, b in zip(together, alone, strict=True):
@@ -163,17 +164,17 @@ def test_images_of_a_batch_are_differentiated_one_by_one(critic: Critic, y: Tens
     assert not together[-1][2].any()
 
 
-def test_nothing_depends_on_the_path_to_the_minimiser(critic: Critic, y: Tensor, x: Tensor) -> None:
+def test_nothing_depends_on_the_path_to_the_minimiser(energy: Energy, y: Tensor, x: Tensor) -> None:
     """Neither the derivatives nor the size of the graph."""
-    f = objective(critic, y)
-    long = solved(critic, y, 3 * draw(N, *DIMS, seed=9), n=900)
+    f = objective(energy, y)
+    long = solved(energy, y, 3 * draw(N, *DIMS, seed=9), n=900)
     by_descent = proximal_gradient(f, torch.ones_like(x), max_steps=900, tol=1e-15).x
     sizes, found = [], []
     for end in (x, long, by_descent):
         assert not end.requires_grad
         attached = implicit(f, end, tol=1e-12)
         sizes.append(graph_size(attached))
-        found.append(torch.cat([g.flatten() for g in grad(loss(attached), [*critic.parameters(), y])]))
+        found.append(torch.cat([g.flatten() for g in grad(loss(attached), [*energy.parameters(), y])]))
     assert sizes[0] == sizes[1] == sizes[2]
     assert_near(found[1], found[0], 1e-7)
     assert_near(found[2], found[0], 1e-7)
@@ -189,18 +190,18 @@ def graph_size(x: Tensor) -> int:
     return len(seen)
 
 
-def test_the_linear_solver_does_not_matter(critic: Critic, y: Tensor, x: Tensor) -> None:
-    parameters = list(critic.parameters())
+def test_the_linear_solver_does_not_matter(energy: Energy, y: Tensor, x: Tensor) -> None:
+    parameters = list(energy.parameters())
     found = [
-        grad(loss(implicit(objective(critic, y), x, solve=solve, tol=1e-13)), [*parameters, y])
+        grad(loss(implicit(objective(energy, y), x, solve=solve, tol=1e-13)), [*parameters, y])
         for solve in (minres, conjugate_gradient)
     ]
     for a, b in zip(*found, strict=True):
         assert_near(a, b, 1e-9)
 
 
-def test_looser_and_shorter_linear_solves_are_passed_on(critic: Critic, y: Tensor, x: Tensor) -> None:
-    f = objective(critic, y)
+def test_looser_and_shorter_linear_solves_are_passed_on(energy: Energy, y: Tensor, x: Tensor) -> None:
+    f = objective(energy, y)
     exact, one_step, loose = (
         grad(loss(implicit(f, x, **options)), y)[0]
         for options in ({"tol": 1e-13}, {"max_steps": 1}, {"tol": 1e-3})
@@ -211,34 +212,34 @@ def test_looser_and_shorter_linear_solves_are_passed_on(critic: Critic, y: Tenso
 
 @pytest.mark.parametrize("step", [0.3, torch.tensor([0.1, 0.2, 0.7], dtype=torch.float64)])
 def test_jacobian_free_is_one_gradient_step(
-    critic: Critic, y: Tensor, x: Tensor, step: float | Tensor
+    energy: Energy, y: Tensor, x: Tensor, step: float | Tensor
 ) -> None:
-    f = objective(critic, y)
+    f = objective(energy, y)
     attached = jacobian_free(f, x, step)
     assert_close(attached.detach(), x, rtol=0, atol=0)
     size = step if isinstance(step, float) else step[:, None, None]
     stepped = x - size * f.grad(x)
     weights = 2 * (x - TRUTH)
-    found = grad(loss(attached), [*critic.parameters(), y])
-    expected = grad((weights * stepped).sum(), [*critic.parameters(), y])
+    found = grad(loss(attached), [*energy.parameters(), y])
+    expected = grad((weights * stepped).sum(), [*energy.parameters(), y])
     for a, b in zip(found, expected, strict=True):
         assert_near(a, b, 1e-12)
 
 
-def test_the_hessian_is_that_of_the_objective(critic: Critic, y: Tensor, x: Tensor) -> None:
-    f = objective(critic, y.detach())
+def test_the_hessian_is_that_of_the_objective(energy: Energy, y: Tensor, x: Tensor) -> None:
+    f = objective(energy, y.detach())
     hessian, n = Hessian(f, x), x[0].numel()
     columns = torch.eye(n, dtype=x.dtype).reshape(n, *DIMS)
     dense = torch.stack([hessian(e.expand_as(x)).flatten(1) for e in columns], 1)
     for i in range(N):
-        alone = objective(critic, y[i : i + 1].detach())
+        alone = objective(energy, y[i : i + 1].detach())
         expected = torch.autograd.functional.hessian(lambda z, f=alone: f(z[None]).sum(), x[i])
         assert_close(dense[i], expected.reshape(n, n), rtol=1e-9, atol=1e-9)
     assert_close(dense, dense.mT, rtol=1e-10, atol=1e-10)
 
 
-def test_the_hessian_is_the_identity_on_held_pixels(critic: Critic, y: Tensor, x: Tensor) -> None:
-    f, v = objective(critic, y.detach()), draw(N, *DIMS, seed=4)
+def test_the_hessian_is_the_identity_on_held_pixels(energy: Energy, y: Tensor, x: Tensor) -> None:
+    f, v = objective(energy, y.detach()), draw(N, *DIMS, seed=4)
     free = draw(N, *DIMS, seed=5) > 0
     held = Hessian(f, x, free=free)
     product, inside = held(v), torch.where(free, v, 0)
@@ -249,9 +250,9 @@ def test_the_hessian_is_the_identity_on_held_pixels(critic: Critic, y: Tensor, x
 
 @pytest.mark.parametrize("attach", [implicit, lambda f, x: jacobian_free(f, x, 0.1)])
 def test_without_parameters_nothing_is_attached(
-    critic: Critic, y: Tensor, x: Tensor, attach: Callable[[Functional, Tensor], Tensor]
+    energy: Energy, y: Tensor, x: Tensor, attach: Callable[[Functional, Tensor], Tensor]
 ) -> None:
-    frozen = copy.deepcopy(critic).requires_grad_(False)
+    frozen = copy.deepcopy(energy).requires_grad_(False)
     attached = attach(objective(frozen, y.detach()), x)
     assert not attached.requires_grad
     assert attached.grad_fn is None
@@ -260,14 +261,14 @@ def test_without_parameters_nothing_is_attached(
 
 @pytest.mark.parametrize("attach", [implicit, lambda f, x: jacobian_free(f, x, 0.1)])
 def test_one_parameter_is_enough(
-    critic: Critic, y: Tensor, x: Tensor, attach: Callable[[Functional, Tensor], Tensor]
+    energy: Energy, y: Tensor, x: Tensor, attach: Callable[[Functional, Tensor], Tensor]
 ) -> None:
     """Also where gradients are disabled around, as in an evaluation."""
-    critic = copy.deepcopy(critic).requires_grad_(False)
-    parameter = next(critic.parameters()).requires_grad_()
+    energy = copy.deepcopy(energy).requires_grad_(False)
+    parameter = next(energy.parameters()).requires_grad_()
     with torch.no_grad():
-        attached = attach(objective(critic, y.detach()), x)
+        attached = attach(objective(energy, y.detach()), x)
     loss(attached).backward()
     assert parameter.grad is not None
     assert parameter.grad.any()
-    assert sum(p.grad is not None for p in critic.parameters()) == 1
+    assert sum(p.grad is not None for p in energy.parameters()) == 1

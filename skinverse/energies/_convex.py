@@ -1,0 +1,70 @@
+"""An energy that is a convex network."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from skinverse._filters import analyse
+from skinverse._tensors import wrap
+from skinverse.energies._base import Energy
+
+
+class ConvexEnergy(Energy):
+    """Input-convex network, ``R(x) = sum_i a^T phi(V z_i + W' x_i)`` with ``z = phi(W x)`` and ``V, a >= 0``.
+
+    The activation ``phi`` is a smooth ReLU, convex and not decreasing; so ``R`` is convex for all weights.
+
+    Parameters
+    ----------
+    n_channels : int, default=1
+        Number of channels of the images.
+    n_features : int, default=32
+        Number of features in each layer.
+    kernel_size : int, default=5
+        Side of the filters in pixels, odd.
+
+    References
+    ----------
+    S. Mukherjee, S. Dittmer, Z. Shumaylov, S. Lunz, O. Oktem and C.-B. Schonlieb, Data-driven convex
+    regularizers for inverse problems, ICASSP, 2024.
+    B. Amos, L. Xu and J. Z. Kolter, Input convex neural networks, ICML, 2017.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skinverse.energies import ConvexEnergy
+    >>> ConvexEnergy()(torch.zeros(2, 1, 8, 8)).shape
+    torch.Size([2])
+    """
+
+    def __init__(self, n_channels: int = 1, *, n_features: int = 32, kernel_size: int = 5) -> None:
+        super().__init__()
+        self.n_channels, k = n_channels, kernel_size
+        self.first = nn.Parameter(torch.randn(n_features, n_channels, k, k) / k)
+        self.skip = nn.Parameter(torch.randn(n_features, n_channels, k, k) / k)
+        self.log_inner = nn.Parameter(
+            torch.randn(n_features, n_features, k, k) / 10 - math.log(n_features * k * k)
+        )
+        self.log_outer = nn.Parameter(torch.zeros(n_features))
+        self.bias = nn.Parameter(torch.zeros(n_features))
+        self.log_width = nn.Parameter(torch.tensor(math.log(0.1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        centred = [w - w.mean((-2, -1), keepdim=True) for w in (self.first, self.skip)]
+        z = self._activation(analyse(x, centred[0]))
+        z = F.conv2d(wrap(z, self.first.shape[-1] // 2), self.log_inner.exp(), self.bias)
+        z = self._activation(z + analyse(x, centred[1]))
+        return z.sum((-2, -1)) @ self.log_outer.exp()
+
+    def weak_convexity(self) -> float:
+        return 0.0
+
+    def _activation(self, t: Tensor) -> Tensor:
+        """Smooth ReLU ``phi``: 0 below 0, ``t^2 / 2w`` up to the width ``w``, ``t - w/2`` above."""
+        width = self.log_width.exp()
+        c = (t / width).clamp(0, 1)
+        return c * (t - c * width / 2)

@@ -1,0 +1,62 @@
+"""Energies by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from skinverse.energies._base import Energy
+from skinverse.energies._convex import ConvexEnergy
+from skinverse.energies._network import GradientStepEnergy, NetworkEnergy, REDEnergy
+from skinverse.energies._ridge import RidgeEnergy
+
+_OF_CHANNELS: dict[str, Callable[[int], Energy]] = {
+    "ridge": RidgeEnergy,
+    "convex_ridge": partial(RidgeEnergy, convex=True),
+    "convex": ConvexEnergy,
+}
+_OF_NETWORK: dict[str, Callable[[nn.Module], Energy]] = {
+    "network": NetworkEnergy,
+    "red": REDEnergy,
+    "gradient_step": GradientStepEnergy,
+}
+
+
+def make_energy(name: str, n_channels: int = 1, network: nn.Module | None = None) -> Energy:
+    """Make an untrained energy by its name.
+
+    Parameters
+    ----------
+    name : {"ridge", "convex_ridge", "convex", "network", "red", "gradient_step"}
+        Name of the energy: :class:`RidgeEnergy`, convex or not, :class:`ConvexEnergy`,
+        :class:`NetworkEnergy`, :class:`REDEnergy` or :class:`GradientStepEnergy`.
+    n_channels : int, default=1
+        Number of channels of the images, for the first three.
+    network : nn.Module or None, default=None
+        Network of the last three, which knows its own ``n_channels``.
+
+    Returns
+    -------
+    Energy
+        The untrained energy.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown, or a network is missing or not needed.
+
+    Examples
+    --------
+    >>> from skinverse.energies import make_energy
+    >>> make_energy("convex_ridge").weak_convexity()
+    0.0
+    """
+    known = [*_OF_CHANNELS, *_OF_NETWORK]
+    if name not in known:
+        raise ValueError(f"name: expected one of {known}, got {name!r}")
+    if (network is None) == (name in _OF_NETWORK):
+        needed = "a network, got None" if network is None else f"None, got a {type(network).__name__}"
+        raise ValueError(f"network: for the energy {name!r} expected {needed}")
+    return _OF_CHANNELS[name](n_channels) if network is None else _OF_NETWORK[name](network)
