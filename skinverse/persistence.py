@@ -1,60 +1,69 @@
-"""One file per estimator: JSON and safetensors in a zip. Reading it runs nothing that is in it."""
+"""One file per estimator: numbers and text, of which objects of the package's own classes are made again.
+
+A file is a tree of plain values (see :mod:`skinverse._files`). What is not plain, such as an operator or
+an estimator, is a node ``{"kind": ..., ...}``. The table ``_KINDS`` at the end says for each kind what is
+written, and how it is read.
+"""
 
 from __future__ import annotations
 
-import io
-import json
+import dataclasses
 import os
-import zipfile
-from collections.abc import Callable
-from functools import singledispatchmethod
-from pathlib import Path, PurePath
-from typing import Any, ClassVar
+import re
+import reprlib
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
-import joblib
 import numpy as np
 import scipy.sparse
 import torch
-from numpy.typing import NDArray
 from pylops import LinearOperator
-from safetensors.numpy import load as load_arrays
-from safetensors.numpy import save as save_arrays
-from sklearn.base import BaseEstimator
+from sklearn.frozen import FrozenEstimator
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 import skinverse
-from skinverse._recipes import build, recipe
+from skinverse import _files
+from skinverse._defaults import seeded
+from skinverse._parameters import Parametrized, declared
+from skinverse.operators import build, describe, held_bytes
 
 __all__ = ["load", "save"]
 
-FORMAT_VERSION = 1
-_CONFIG, _ARRAYS = "config.json", "arrays.safetensors"
-_GENERATORS = ("MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64")
+FORMAT, FORMAT_VERSION = "skinverse", 2
 
-Node = Any  # what JSON can hold
+Node = Any  # what a file can hold
+# Parameters that name places on the machine that wrote the file: None after reading, whatever is written.
+_LOCAL = ("memory", "checkpoint")
+# Operators of one file, each made in a quarter of a millisecond, and the memory that they take besides the
+# arrays in it: a file of few bytes can ask for long Fourier transforms.
+_MAX_OPERATORS, _MAX_OPERATOR_BYTES = 5000, 400_000_000
 
 
-def save(estimator: BaseEstimator, path: str | os.PathLike[str]) -> None:
+def save(estimator: Parametrized, path: str | os.PathLike[str]) -> None:
     """Write an estimator, fitted or not, to one file.
 
     Parameters
     ----------
     estimator : object
-        A public estimator of skinverse.
+        An estimator of skinverse, or of a class of your own that declares its parameters in the same way.
     path : path-like
-        The file, by convention ``*.skinverse``; overwritten if it exists.
+        The file, by convention ``*.skinverse``. It is written beside an existing one, which is then
+        replaced: whatever goes wrong, the old file is whole.
 
     Raises
     ------
     ValueError
-        If the estimator is not public, or something in it has no place in the file: an operator without a
-        recipe, a callable, an object of another package.
+        If a parameter has a value that it cannot have, or something has no place in a file: an operator
+        that cannot be described, a callable, a network of your own, an object of another package.
+    OSError
+        If the file cannot be written.
 
     Notes
     -----
-    Stored are the constructor's parameters, the fitted attributes and the weights of ``module_``. The
-    operator is stored as a recipe, large matrices of skinverse's own operators are rebuilt on loading. A
-    cache (``memory``) is stored as its path. The same estimator gives the same bytes.
+    The file holds the constructor's parameters, the fitted attributes and the weights of ``module_``.
+    Operators are described by the arguments of their constructors. ``memory`` and ``Trainer.checkpoint`` are
+    not stored, since they name places on one machine. The same estimator gives the same bytes.
 
     Examples
     --------
@@ -64,26 +73,29 @@ def save(estimator: BaseEstimator, path: str | os.PathLike[str]) -> None:
     >>> skinverse.load(path)
     Tikhonov(lam=0.5)
     """
-    writer = _Writer()
-    config = {
-        "format": "skinverse",
+    if _kind_of(type(estimator)) != "estimator":
+        raise ValueError(f"a {_full_name(type(estimator))} is no estimator of skinverse and cannot be saved")
+    tree = {
+        "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "skinverse_version": skinverse.__version__,
-        "estimator": writer.encode(estimator),
+        "estimator": _Writer().write(estimator),
     }
-    Path(path).write_bytes(_pack(config, writer.arrays))
+    _files.write_atomically(path, _files.pack(tree))
 
 
-def load(path: str | os.PathLike[str]) -> Any:
+def load(path: str | os.PathLike[str], *, classes: Iterable[type] = ()) -> Any:
     """Read an estimator from the file that its ``save`` wrote.
 
-    Nothing in the file is executed: it can only name public estimators of skinverse and operators that
-    have a recipe.
+    Nothing in the file is executed, also if a stranger wrote it: it names classes of skinverse, and what it
+    says of their parameters is checked before anything is made of it.
 
     Parameters
     ----------
     path : path-like
         The file.
+    classes : iterable of type, default=()
+        Classes of your own that the file may name besides the public ones.
 
     Returns
     -------
@@ -93,7 +105,9 @@ def load(path: str | os.PathLike[str]) -> Any:
     Raises
     ------
     ValueError
-        If the file is damaged, was not written by skinverse or by a newer format.
+        If the file is damaged, was not written by skinverse, or by another version of its format.
+    OSError
+        If the file cannot be read.
 
     Examples
     --------
@@ -103,297 +117,409 @@ def load(path: str | os.PathLike[str]) -> Any:
     ...     skinverse.load(file.name)
     Tikhonov(lam=0.5)
     """
-    content = Path(path).read_bytes()
     try:
-        config, arrays = _unpack(content)
-        return _Reader(arrays).decode(config["estimator"])
-    except Exception as error:  # whatever a damaged file leads to
-        reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
-        raise ValueError(f"{os.fspath(path)} cannot be loaded: {' '.join(reason.split())}") from error
+        _refuse_version_1(path)
+        tree = _files.read(path)
+        _check_format(tree)
+        estimator = _Reader(classes).read(tree["estimator"])
+        if _kind_of(type(estimator)) != "estimator":
+            raise ValueError(f"it holds no estimator, but a {type(estimator).__name__}")
+        return estimator
+    except OSError:
+        raise
+    except Exception as error:  # whatever a forged file leads to
+        raise ValueError(f"{os.fspath(path)} cannot be loaded: {_files.reason(error)}") from error
 
 
-def _estimator_classes() -> dict[str, type[BaseEstimator]]:
-    """All that a file may name."""
-    public = {name: getattr(skinverse, name) for name in dir(skinverse)}
-    return {k: v for k, v in public.items() if isinstance(v, type) and issubclass(v, BaseEstimator)}
+def _refuse_version_1(path: str | os.PathLike[str]) -> None:
+    """Files of version 1 were zips."""
+    with open(path, "rb") as file:
+        start = file.read(64)
+    if start.startswith(b"PK") and b"config.json" in start:
+        _check_format({"format": FORMAT, "format_version": 1, "skinverse_version": "0.1.0 or older"})
 
 
-# ---------------------------------------------------------------------- the zip
-def _pack(config: dict[str, Node], arrays: dict[str, NDArray[Any]]) -> bytes:
-    """Store, without compression or dates: equal contents give equal bytes, and no zip bomb is valid."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as file:
-        text = json.dumps(config, indent=1, allow_nan=False)
-        file.writestr(zipfile.ZipInfo(_CONFIG), text)
-        file.writestr(zipfile.ZipInfo(_ARRAYS), save_arrays(arrays))
-    return buffer.getvalue()
-
-
-def _unpack(content: bytes) -> tuple[dict[str, Node], dict[str, NDArray[Any]]]:
-    if not zipfile.is_zipfile(io.BytesIO(content)):
-        raise ValueError("it is damaged or no skinverse file")
-    with zipfile.ZipFile(io.BytesIO(content)) as file:
-        members = {info.filename: info for info in file.infolist()}
-        if set(members) != {_CONFIG, _ARRAYS} or any(info.compress_type for info in members.values()):
-            raise ValueError(f"expected {_CONFIG} and {_ARRAYS} in it, uncompressed, got {sorted(members)}")
-        config = json.loads(file.read(_CONFIG))
-        _check_format(config)
-        return config, load_arrays(file.read(_ARRAYS))
-
-
-def _check_format(config: Node) -> None:
-    if not isinstance(config, dict) or config.get("format") != "skinverse":
-        raise ValueError("it is no skinverse file")
-    if config["format_version"] != FORMAT_VERSION:
-        writer = f"skinverse {config['skinverse_version']}"
+def _check_format(tree: Node) -> None:
+    if not isinstance(tree, dict) or tree.get("format") != FORMAT:
+        raise ValueError("it is no file of an estimator")
+    if tree["format_version"] != FORMAT_VERSION:
         raise ValueError(
-            f"it is in format {config['format_version']}, written by {writer}, "
+            f"it is in format {tree['format_version']}, written by skinverse {tree['skinverse_version']}, "
             f"but this skinverse {skinverse.__version__} reads format {FORMAT_VERSION}"
         )
 
 
-# ---------------------------------------------------------------------- values to JSON
+# ---------------------------------------------------------------------- the format
+class _Kind(NamedTuple):
+    """A kind of value that is not plain: its types, what a node holds of it, and how it is made again."""
+
+    types: tuple[type, ...]
+    write: Callable[[_Writer, Any], dict[str, Node]]
+    read: Callable[[_Reader, dict[str, Node]], Any]
+    shared: bool = False  # whether an object that occurs twice is written once, and is one object again
+
+
 class _Writer:
-    """Turns values into JSON nodes, and puts arrays aside. What is not registered has no place."""
+    """Turns values into nodes."""
 
     def __init__(self) -> None:
-        self.arrays: dict[str, NDArray[Any]] = {}
-        self._where = "the estimator"
-        self._seen: dict[int, tuple[Any, Node]] = {}  # with the object itself, so that its id stays taken
+        self.where = "the estimator"
+        self.operators = _Tally()
+        self._known: dict[int, tuple[int, Any]] = {}  # with the object, so that its id stays taken
 
-    @singledispatchmethod
-    def encode(self, value: Any) -> Node:
-        """Turn a value into a node."""
-        raise self._refusal(f"there is no place for a {type(value).__module__}.{type(value).__qualname__}")
-
-    @encode.register
-    def _(self, value: None | bool | int | str) -> Node:
-        return value
-
-    @encode.register
-    def _(self, value: float) -> Node:
-        return value if np.isfinite(value) else {"type": "float", "value": repr(value)}
-
-    @encode.register
-    def _(self, value: complex) -> Node:
-        return {"type": "complex", "value": [self.encode(value.real), self.encode(value.imag)]}
-
-    @encode.register
-    def _(self, value: np.generic) -> Node:
-        return {"type": "scalar", "dtype": value.dtype.str, "value": self.encode(value.item())}
-
-    @encode.register
-    def _(self, value: list) -> Node:
-        return [self.encode(item) for item in value]
-
-    @encode.register
-    def _(self, value: tuple) -> Node:
-        return {"type": "tuple", "value": [self.encode(item) for item in value]}
-
-    @encode.register
-    def _(self, value: dict) -> Node:
-        return {"type": "dict", "value": [[self.encode(k), self.encode(v)] for k, v in value.items()]}
-
-    @encode.register
-    def _(self, value: np.dtype) -> Node:
-        return {"type": "dtype", "value": value.str}
-
-    @encode.register
-    def _(self, value: torch.dtype) -> Node:
-        return {"type": "torch_dtype", "value": str(value).removeprefix("torch.")}
-
-    @encode.register
-    def _(self, value: torch.device) -> Node:
-        return {"type": "device", "value": str(value)}
-
-    @encode.register
-    def _(self, value: PurePath) -> Node:
-        return str(value)
-
-    @encode.register
-    def _(self, value: joblib.Memory) -> Node:
-        return self.encode(value.location)
-
-    @encode.register
-    def _(self, value: np.random.Generator) -> Node:
-        return {"type": "generator", "value": self.encode(value.bit_generator.state)}
-
-    @encode.register
-    def _(self, value: np.random.RandomState) -> Node:
-        return {"type": "random_state", "value": self.encode(value.get_state(legacy=False))}
-
-    @encode.register
-    def _(self, value: np.ndarray) -> Node:
-        return self._once(value, lambda: self._array(value))
-
-    @encode.register
-    def _(self, value: Tensor) -> Node:
-        array = value.detach().cpu().resolve_conj().resolve_neg()
-        return self._once(value, lambda: {"type": "tensor", "value": self._array(array.numpy())})
-
-    @encode.register
-    def _(self, value: scipy.sparse.sparray | scipy.sparse.spmatrix) -> Node:
-        csr = value.tocsr()
-        parts = {name: self.encode(getattr(csr, name)) for name in ("data", "indices", "indptr")}
-        new = isinstance(value, scipy.sparse.sparray)
-        return {"type": "sparse", "new": new, "shape": list(csr.shape)} | parts
-
-    @encode.register
-    def _(self, value: LinearOperator) -> Node:
-        return self._once(value, lambda: self._operator(value))
-
-    @encode.register
-    def _(self, value: nn.Module) -> Node:
-        if not self._where.endswith(".module_"):
-            raise self._refusal("of modules only module_ is stored, as its weights")
-        return {"type": "module", "value": {name: self.encode(x) for name, x in value.state_dict().items()}}
-
-    @encode.register
-    def _(self, value: BaseEstimator) -> Node:
-        name = type(value).__name__
-        if _estimator_classes().get(name) is not type(value):
-            raise self._refusal(f"{name} is no public estimator of skinverse")
-        params = self._fields(name, value.get_params(deep=False))
-        fitted = {key: item for key, item in vars(value).items() if _is_fitted(key, type(value))}
-        return {"type": "estimator", "class": name, "params": params, "fitted": self._fields(name, fitted)}
-
-    def _fields(self, owner: str, values: dict[str, Any]) -> dict[str, Node]:
-        nodes = {}
-        for name, value in values.items():
-            self._where = f"{owner}.{name}"
-            nodes[name] = self.encode(value)
-        return nodes
-
-    def _operator(self, operator: LinearOperator) -> Node:
-        name, arguments, common = recipe(operator)
-        parts = {"arguments": arguments, "common": common}
-        nodes = {part: {k: self.encode(v) for k, v in values.items()} for part, values in parts.items()}
-        return {"type": "operator", "name": name} | nodes
-
-    def _array(self, array: NDArray[Any]) -> Node:
-        """Put an array aside; safetensors has no double-precision complex numbers, so these become pairs."""
-        is_complex = array.dtype.kind == "c"
-        if array.dtype.kind not in "biufc" or array.dtype.itemsize > (16 if is_complex else 8):
-            raise self._refusal(f"there is no place for an array of {array.dtype}")
-        plain = np.array(array, dtype=array.dtype.newbyteorder("<"), order="C")
-        key = str(len(self.arrays))
-        self.arrays[key] = plain[..., None].view(plain.real.dtype) if is_complex else plain
-        return {"type": "array", "complex": is_complex, "key": key}
-
-    def _once(self, value: Any, encode: Callable[[], Node]) -> Node:
-        """Encode what may be shared, and refer to it from then on."""
-        if id(value) in self._seen:
-            return {"type": "same", "id": self._seen[id(value)][1]["id"]}
-        node = encode()
-        node["id"] = len(self._seen)
-        self._seen[id(value)] = (value, node)
+    def write(self, value: Any) -> Node:
+        """Write a value; plain ones are their own nodes."""
+        if value is None or type(value) in (bool, int, float, str):
+            return value
+        if type(value) in (list, tuple):
+            return type(value)([self.write(item) for item in value])
+        if isinstance(value, np.generic) and _files.storable(value):
+            return value
+        name = _kind_of(type(value))
+        if name is None:
+            raise self.refusal(f"there is no place for a {_full_name(type(value))}")
+        kind = _KINDS[name]
+        if id(value) in self._known:
+            return {"kind": "same", "id": self._known[id(value)][0]}
+        node = {"kind": name, **kind.write(self, value)}
+        if kind.shared:
+            node["id"] = len(self._known)
+            self._known[id(value)] = node["id"], value
         return node
 
-    def _refusal(self, reason: str) -> ValueError:
-        return ValueError(f"{self._where} cannot be saved: {reason}")
+    def fields(self, owner: str, values: dict[str, Any]) -> dict[str, Node]:
+        """Write what belongs to an object, so that an error can say where it is."""
+        nodes = {}
+        for name, value in values.items():
+            self.where = f"{owner}.{name}"
+            nodes[name] = self.write(value)
+        return nodes
+
+    def refusal(self, reason: str) -> ValueError:
+        return ValueError(f"{self.where} cannot be saved: {reason}")
 
 
-def _is_fitted(name: str, kind: type) -> bool:
-    """Public fitted attributes, and what the class names besides."""
-    return (name.endswith("_") and not name.startswith("_")) or name in getattr(kind, "_saved", ())
-
-
-# ---------------------------------------------------------------------- JSON to values
 class _Reader:
-    """Turns nodes back into values: one method for each type a node may name."""
+    """Turns nodes into values."""
 
-    def __init__(self, arrays: dict[str, NDArray[Any]]) -> None:
-        self._arrays = arrays
-        self._seen: dict[int, Any] = {}
+    def __init__(self, classes: Iterable[type]) -> None:
+        self._classes = {cls.__name__: cls for cls in classes}
+        self.operators = _Tally()
+        self._known: dict[int, Any] = {}
 
-    def decode(self, node: Node) -> Any:
-        """Turn a node into its value."""
-        if isinstance(node, list):
-            return [self.decode(item) for item in node]
+    def read(self, node: Node) -> Any:
+        """Read a node."""
+        if isinstance(node, (list, tuple)):
+            return type(node)([self.read(item) for item in node])
         if not isinstance(node, dict):
             return node
-        method = self._methods.get(node["type"])
-        if method is None:
-            raise ValueError(f"it holds a value of unknown type {node['type']!r}")
-        value = method(self, node)
-        if "id" in node:
-            self._seen.setdefault(node["id"], value)
+        name = node["kind"]
+        if name == "same":
+            if node["id"] not in self._known:
+                raise ValueError("it refers to a value that does not come before")
+            return self._known[node["id"]]
+        if name not in _KINDS:
+            raise ValueError(f"it holds a value of unknown kind {name!r:.80}")
+        value = _KINDS[name].read(self, node)
+        if _KINDS[name].shared:
+            self._known[node["id"]] = value
         return value
 
-    def _torch_dtype(self, node: Node) -> torch.dtype:
-        dtype = getattr(torch, node["value"])
-        if not isinstance(dtype, torch.dtype):
-            raise ValueError(f"expected the name of a torch dtype, got {node['value']!r}")
-        return dtype
+    def fields(self, nodes: dict[str, Node]) -> dict[str, Any]:
+        """Read what belongs to an object."""
+        return {name: self.read(node) for name, node in nodes.items()}
 
-    def _generator(self, node: Node) -> np.random.Generator:
-        state = self.decode(node["value"])
-        if state["bit_generator"] not in _GENERATORS:
-            raise ValueError(f"unknown bit generator {state['bit_generator']!r}")
-        generator = np.random.Generator(getattr(np.random, state["bit_generator"])())
-        generator.bit_generator.state = state
-        return generator
+    def named(self, name: str) -> type[Parametrized]:
+        """A class that the file may name."""
+        cls: Any = self._classes.get(name) or _public(name)
+        if not isinstance(cls, type) or _kind_of(cls) != "estimator":
+            raise ValueError(
+                f"it holds a {name!r:.80}, which is no estimator of this skinverse, and not among the given "
+                "classes"
+            )
+        return cls
 
-    def _random_state(self, node: Node) -> np.random.RandomState:
-        random_state = np.random.RandomState()
-        random_state.set_state(self.decode(node["value"]))
-        return random_state
 
-    def _array(self, node: Node) -> NDArray[Any]:
-        stored = self._arrays[node["key"]].copy()
-        if not node["complex"]:
-            return stored
-        return stored.view(np.result_type(stored.dtype, np.complex64))[..., 0]
+def _kind_of(cls: type) -> str | None:
+    """The kind of objects of a class, by the closest of its bases that the table has."""
+    names = {known: name for name, kind in _KINDS.items() for known in kind.types}
+    return next((names[base] for base in cls.__mro__ if base in names), None)
 
-    def _sparse(self, node: Node) -> Any:
-        kind = scipy.sparse.csr_array if node["new"] else scipy.sparse.csr_matrix
-        parts = tuple(self.decode(node[name]) for name in ("data", "indices", "indptr"))
-        matrix = kind(parts, shape=tuple(node["shape"]))
-        matrix.check_format(full_check=True)  # an index out of range would read foreign memory
-        return matrix
 
-    def _operator(self, node: Node) -> LinearOperator:
-        parts = ({k: self.decode(v) for k, v in node[part].items()} for part in ("arguments", "common"))
-        return build(node["name"], *parts)
+def _full_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
-    def _estimator(self, node: Node) -> BaseEstimator:
-        """Rebuild an estimator; its module comes last, since making it takes what was fitted."""
-        kind = _estimator_classes().get(node["class"])
-        if kind is None:
-            raise ValueError(f"it holds a {node['class']!r}, which is no public estimator of this skinverse")
-        estimator = kind(**{name: self.decode(value) for name, value in node["params"].items()})
-        fitted = dict(node["fitted"])
-        module = fitted.pop("module_", None)
-        for name, value in fitted.items():
-            if not _is_fitted(name, kind):
-                raise ValueError(f"{name!r} is no fitted attribute of {node['class']}")
-            setattr(estimator, name, self.decode(value))
-        if module is not None:
-            self._load_module(estimator, module)
-        return estimator
 
-    def _load_module(self, estimator: Any, node: Node) -> None:
-        with torch.random.fork_rng(devices=[]):  # the weights it draws are replaced
-            estimator.module_ = estimator._make_module()
-        weights = {name: self.decode(value) for name, value in node["value"].items()}
-        estimator.module_.load_state_dict(weights, assign=True)
-        estimator.module_.eval()
+def _public(name: str) -> Any:
+    return getattr(skinverse, name) if name in dir(skinverse) else None
 
-    _methods: ClassVar[dict[str, Callable[[_Reader, Node], Any]]] = {
-        "same": lambda self, node: self._seen[node["id"]],
-        "float": lambda self, node: float(node["value"]),
-        "complex": lambda self, node: complex(*self.decode(node["value"])),
-        "scalar": lambda self, node: np.dtype(node["dtype"]).type(self.decode(node["value"])),
-        "tuple": lambda self, node: tuple(self.decode(node["value"])),
-        "dict": lambda self, node: dict(self.decode(node["value"])),
-        "dtype": lambda self, node: np.dtype(str(node["value"])),
-        "torch_dtype": _torch_dtype,
-        "device": lambda self, node: torch.device(node["value"]),
-        "generator": _generator,
-        "random_state": _random_state,
-        "array": _array,
-        "tensor": lambda self, node: torch.from_numpy(self._array(node["value"])),
-        "sparse": _sparse,
-        "operator": _operator,
-        "estimator": _estimator,
+
+# ---------------------------------------------------------------------- values
+def _write_dict(writer: _Writer, value: dict[Any, Any]) -> dict[str, Node]:
+    for key in value:
+        if type(key) not in (str, int):
+            raise writer.refusal(f"there is no place for the key {key!r:.80} of a dict")
+    return {"items": {key: writer.write(item) for key, item in value.items()}}
+
+
+def _write_dtype(writer: _Writer, value: np.dtype[Any]) -> dict[str, Node]:
+    if not _files.storable(np.empty(0, value)):
+        raise writer.refusal(f"there is no place for the dtype {value}")
+    return {"name": value.str}
+
+
+def _read_dtype(_: _Reader, node: dict[str, Node]) -> np.dtype[Any]:
+    # A dtype can also be a structure, or an array of any size.
+    if not re.fullmatch(r"[<>|][biufc]\d\d?", node["name"]):
+        raise ValueError(f"{node['name']!r:.80} is no dtype of numbers")
+    return np.dtype(node["name"])
+
+
+def _write_array(writer: _Writer, value: Any) -> dict[str, Node]:
+    # A matrix, a record array and the like multiply or compare in ways of their own.
+    if type(value) not in (np.ndarray, np.memmap) or not _files.storable(value):
+        raise writer.refusal(f"there is no place for a {type(value).__name__} of {value.dtype}")
+    return {"value": value}
+
+
+def _write_tensor(writer: _Writer, value: Tensor) -> dict[str, Node]:
+    if not _files.storable(value):
+        raise writer.refusal(f"there is no place for a {value.layout} tensor of {value.dtype}")
+    return {"value": value}
+
+
+def _write_masked(writer: _Writer, value: np.ma.MaskedArray) -> dict[str, Node]:
+    if not _files.storable(value.data):
+        raise writer.refusal(f"there is no place for a masked array of {value.dtype}")
+    return {"data": value.data, "mask": np.ma.getmaskarray(value)}
+
+
+def _read_masked(_: _Reader, node: dict[str, Node]) -> np.ma.MaskedArray:
+    data, mask = _of(np.ndarray, node["data"]), _of(np.ndarray, node["mask"])
+    if data.shape != mask.shape or mask.dtype != bool:
+        raise ValueError("a masked array has another mask than it should")
+    return np.ma.MaskedArray(data, mask)
+
+
+def _write_sparse(writer: _Writer, value: Any) -> dict[str, Node]:
+    rows = value.tocsr()
+    parts = {name: getattr(rows, name) for name in ("data", "indices", "indptr")}
+    return {"array": isinstance(value, scipy.sparse.sparray), "shape": tuple(map(int, rows.shape))} | parts
+
+
+def _read_sparse(_: _Reader, node: dict[str, Node]) -> Any:
+    make = scipy.sparse.csr_array if node["array"] else scipy.sparse.csr_matrix
+    parts = tuple(_of(np.ndarray, node[name]) for name in ("data", "indices", "indptr"))
+    matrix = make(parts, shape=node["shape"])
+    matrix.check_format(full_check=True)  # an index out of range would read foreign memory
+    return matrix
+
+
+def _write_random_state(writer: _Writer, value: np.random.RandomState) -> dict[str, Node]:
+    if value.get_state(legacy=False)["bit_generator"] != "MT19937":
+        raise writer.refusal("there is no place for a random state of another kind than NumPy's own")
+    return {"state": value.get_state()}
+
+
+def _read_random_state(_: _Reader, node: dict[str, Node]) -> np.random.RandomState:
+    name, words, position, has_gauss, gauss = node["state"]
+    # NumPy itself does not look, and would read beyond the words.
+    if name != "MT19937" or _of(np.ndarray, words).shape != (624,) or not 0 <= _of(int, position) <= 624:
+        raise ValueError("a random state has another form than it should")
+    state = np.random.RandomState()
+    state.set_state((name, words, position, has_gauss, gauss))
+    return state
+
+
+def _of(cls: type, value: Any) -> Any:
+    """The value, which has to be of a class."""
+    if type(value) is not cls:
+        raise ValueError(f"expected a {cls.__name__}, got a {type(value).__name__}")
+    return value
+
+
+# ---------------------------------------------------------------------- operators
+class _Tally:
+    """What the operators of one file come to; those that share a file must not add up to too much."""
+
+    def __init__(self) -> None:
+        self._number = self._bytes = 0
+
+    def add(self, name: str, arguments: dict[str, Any]) -> None:
+        """Count an operator that is to be built."""
+        self._number += 1
+        self._bytes += held_bytes(name, arguments)
+        if self._number > _MAX_OPERATORS or self._bytes > _MAX_OPERATOR_BYTES:
+            raise ValueError(
+                f"{self._number} operators that need {self._bytes} bytes are more than the {_MAX_OPERATORS} "
+                f"operators and {_MAX_OPERATOR_BYTES} bytes that one file may ask for"
+            )
+
+
+def _write_operator(writer: _Writer, value: LinearOperator) -> dict[str, Node]:
+    where = writer.where
+    try:
+        name, arguments, common = describe(value)
+        writer.operators.add(name, arguments)
+    except ValueError as error:
+        raise writer.refusal(str(error)) from None
+    nodes = {
+        "name": name,
+        "arguments": {key: writer.write(item) for key, item in arguments.items()},
+        "common": {key: writer.write(item) for key, item in common.items()},
     }
+    writer.where = where
+    return nodes
+
+
+def _read_operator(reader: _Reader, node: dict[str, Node]) -> LinearOperator:
+    arguments, common = reader.fields(node["arguments"]), reader.fields(node["common"])
+    reader.operators.add(node["name"], arguments)
+    return build(node["name"], arguments, common)
+
+
+# ---------------------------------------------------------------------- estimators
+def _write_estimator(writer: _Writer, value: Parametrized) -> dict[str, Node]:
+    cls = type(value)
+    name = cls.__name__
+    if _public(name) not in (None, cls):
+        raise writer.refusal(f"{_full_name(cls)} has the name of a class of skinverse")
+    value.check_parameters()
+    fields = dict(declared(cls) + declared(cls, init=False))
+    for key in vars(value):
+        if key.endswith("_") and not key.startswith("_") and key not in fields:
+            raise writer.refusal(f"the attribute {key} of {name} is not declared")
+    stored = {key: vars(value)[key] for key in fields if key in vars(value) and key not in _LOCAL}
+    weights = dict(stored.pop("module_").state_dict()) if "module_" in stored else None
+    if weights is not None:
+        _check_weights(value, weights)
+    parameters = {key: item for key, item in stored.items() if fields[key].init}
+    fitted = {key: item for key, item in stored.items() if not fields[key].init}
+    for key, item in fitted.items():
+        _check(cls, fields[key], key, item)
+    return {
+        "class": name,
+        "parameters": writer.fields(name, parameters),
+        "fitted": writer.fields(name, fitted),
+        "weights": None if weights is None else writer.fields(f"{name}.module_", weights),
+    }
+
+
+def _read_estimator(reader: _Reader, node: dict[str, Node]) -> Any:
+    """Make an estimator of checked parameters; its module comes last, being made for what was fitted."""
+    cls = reader.named(node["class"])
+    estimator: Any = cls(**_read_fields(reader, cls, node["parameters"], init=True))
+    estimator.check_parameters()
+    for key, value in _read_fields(reader, cls, node["fitted"], init=False).items():
+        setattr(estimator, key, value)
+    estimator._check_fitted()
+    if node["weights"] is not None:
+        if "module_" not in dict(declared(cls, init=False)):
+            raise ValueError(f"a {cls.__name__} has no module that the weights could belong to")
+        weights = {key: _of(Tensor, reader.read(item)) for key, item in node["weights"].items()}
+        estimator.module_ = _module(estimator, weights)
+    return estimator
+
+
+def _read_fields(
+    reader: _Reader, cls: type[Parametrized], nodes: dict[str, Node], *, init: bool
+) -> dict[str, Any]:
+    """Read parameters or fitted attributes: those that the class declares, with values that it allows."""
+    fields, values = dict(declared(cls, init=init)), {}
+    fields.pop("module_", None)  # which has weights instead
+    for key, node in nodes.items():
+        if key not in fields:
+            what = "parameter" if init else "fitted attribute"
+            raise ValueError(f"{key!r:.80} is no {what} of {cls.__name__}")
+        if key not in _LOCAL:
+            values[key] = reader.read(node)
+            _check(cls, fields[key], key, values[key])
+    return values
+
+
+def _check(cls: type, field: dataclasses.Field[Any], key: str, value: Any) -> None:
+    allowed = field.metadata["allowed"]
+    if allowed is not None and not allowed.allows(value):
+        raise ValueError(f"{cls.__name__}.{key}: expected {allowed.expected}, got {reprlib.repr(value)}")
+
+
+def _module(estimator: Any, weights: dict[str, Tensor]) -> nn.Module:
+    """The estimator's module with weights from the file."""
+    _check_weights(estimator, weights)
+    with seeded(0):  # what it draws is replaced
+        module: nn.Module = estimator._make_module()
+    module.load_state_dict(weights, assign=True)
+    return module.eval()
+
+
+def _check_weights(estimator: Any, weights: dict[str, Tensor]) -> None:
+    """Refuse weights that do not belong to the module that the estimator would make.
+
+    It is made without memory: the parameters in a forged file may ask for any number of any size.
+    """
+    try:
+        with _Budget(weights), torch.device("meta"):
+            wanted = _shapes(estimator._make_module().state_dict())
+    except (RuntimeError, TypeError) as error:  # torch's answer to sizes beyond all numbers
+        raise ValueError(f"the module that its parameters ask for cannot be made: {error}") from error
+    given = _shapes(weights)
+    for name in [*wanted, *given]:
+        if wanted.get(name) != given.get(name):
+            raise ValueError(
+                f"its weights are those of another module: {name!r:.80} is {given.get(name, 'missing')}, and "
+                f"the parameters ask for {wanted.get(name, 'none')}"
+            )
+
+
+def _shapes(weights: dict[str, Tensor]) -> dict[str, str]:
+    """Kind and shape of weights; their precision is free."""
+    kinds = {True: "floats", False: "whole numbers"}
+    return {
+        name: f"{kinds[value.is_floating_point()]} of shape {tuple(value.shape)}"
+        for name, value in weights.items()
+    }
+
+
+class _Budget(TorchFunctionMode):
+    """Ends what makes far more tensors, or larger ones, than the weights in the file; for one thread only."""
+
+    def __init__(self, weights: dict[str, Tensor]) -> None:
+        super().__init__()
+        self._n_calls = min(1000 + 100 * len(weights), 200_000)  # one takes ten microseconds
+        self._n_numbers = 1_000_000 + 100 * sum(value.numel() for value in weights.values())
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self._n_calls -= 1
+        self._n_numbers -= result.numel() if isinstance(result, Tensor) else 0
+        if self._n_calls < 0 or self._n_numbers < 0:
+            raise ValueError("its parameters ask for a module that is larger than the weights that it holds")
+        return result
+
+
+# ---------------------------------------------------------------------- the table
+_KINDS: dict[str, _Kind] = {
+    "complex": _Kind(
+        (complex,),
+        lambda _, value: {"real": value.real, "imag": value.imag},
+        lambda _, node: complex(_of(float, node["real"]), _of(float, node["imag"])),
+    ),
+    "dict": _Kind((dict,), _write_dict, lambda reader, node: reader.fields(node["items"])),
+    "dtype": _Kind((np.dtype,), _write_dtype, _read_dtype),
+    "array": _Kind((np.ndarray,), _write_array, lambda _, node: _of(np.ndarray, node["value"]), shared=True),
+    "masked array": _Kind((np.ma.MaskedArray,), _write_masked, _read_masked, shared=True),
+    "tensor": _Kind((Tensor,), _write_tensor, lambda _, node: _of(Tensor, node["value"]), shared=True),
+    "sparse matrix": _Kind(
+        (scipy.sparse.sparray, scipy.sparse.spmatrix), _write_sparse, _read_sparse, shared=True
+    ),
+    "random state": _Kind((np.random.RandomState,), _write_random_state, _read_random_state),
+    "operator": _Kind((LinearOperator,), _write_operator, _read_operator, shared=True),
+    "estimator": _Kind((Parametrized,), _write_estimator, _read_estimator),
+    "frozen estimator": _Kind(
+        (FrozenEstimator,),
+        lambda writer, value: {"estimator": writer.write(value.estimator)},
+        lambda reader, node: FrozenEstimator(reader.read(node["estimator"])),
+    ),
+}
