@@ -1,4 +1,4 @@
-"""The two base classes: the public contract is written once, here."""
+"""The base class of all reconstruction methods: the public contract is written once, here."""
 
 from __future__ import annotations
 
@@ -6,68 +6,119 @@ import copy
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from inspect import signature
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pylops
 import torch
-from sklearn.base import BaseEstimator, clone
+from numpy.typing import ArrayLike
+from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Tags
 from sklearn.utils.metadata_routing import UNUSED
-from sklearn.utils.validation import check_is_fitted, check_memory
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from skinverse._batch import reuse_freed_memory
-from skinverse.estimators._base_training import seeded_module, train
-from skinverse.estimators._hashing import fingerprint, key
+from skinverse import persistence
+from skinverse._defaults import copy_module, standard_defaults, survive_fork
+from skinverse._parameters import (
+    Bounds,
+    Constraint,
+    Instance,
+    Integer,
+    Null,
+    Parametrized,
+    Real,
+    declared,
+    fitted,
+    parameter,
+)
+from skinverse._tensors import reuse_freed_memory
+from skinverse.estimators._regressor import ReconstructionRegressor
 from skinverse.estimators._validation import (
     as_batch,
+    check_not_swapped,
     check_operator,
     information,
     per_sample,
     resolve_device,
     same_kind,
-    seed_of,
 )
 from skinverse.metrics import psnr
-from skinverse.operators import LinearMap, as_torch
+from skinverse.operators import LinearMap, as_torch, local_copy, note_sent
 from skinverse.solvers import Solution
-from skinverse.training import Trainer
-
-if TYPE_CHECKING:
-    from skinverse.estimators._regressor import ReconstructionRegressor
 
 Reconstruct = Callable[[LinearMap, Tensor], Solution]
 # Numbers in each variable of a solver: what a processor's caches hold; a GPU wants more work at a time.
 _CHUNK = {"cpu": 2**20, "cuda": 2**24}
 
-# What to use for what does not come in pairs.
+# Attributes that hold an operator.
+_OPERATORS = ("operator", "operator_", "fitted_operator_")
+
+# What to use where images and measurements are no pairs.
 _INSTEAD = (
     "; AdversarialRegularizer learns from images and measurements that are no pairs, "
     "GenerativeCovariancePrior from images alone"
 )
 
 
-class BaseReconstructor(BaseEstimator, ABC):
+class _Device(Constraint):
+    """Where to compute."""
+
+    kind = '{"auto", "cpu", "cuda", "cuda:0", ...}'
+    expected = '"auto", "cpu" or "cuda"'
+
+    def allows(self, value: Any) -> bool:
+        return str(value).split(":")[0] in ("auto", "cpu", "cuda")
+
+
+# ---------------------------------------------------------------------- parameters that several methods have
+def noise_std_parameter(purpose: str) -> Any:
+    """Declare the standard deviation of the noise, and what it is for."""
+    return parameter(
+        default=None,
+        allowed=Real(gt=0) | Null(),
+        doc=f"""
+        Standard deviation of the noise in one measurement, of complex noise in absolute value; None where it
+        is unknown. {purpose}""",
+    )
+
+
+def bounds_parameter() -> Any:
+    """Declare an interval that the values of images keep to."""
+    return parameter(
+        default=None,
+        allowed=Bounds() | Null(),
+        doc="""
+        Interval to which the values of the images are confined, None for a side without bound;
+        ``(0, None)`` is non-negativity.""",
+    )
+
+
+def max_steps_parameter(default: int, doc: str = "Largest number of iterations.") -> Any:
+    """Declare the largest number of iterations of a solver."""
+    return parameter(default=default, allowed=Integer(ge=1), doc=doc)
+
+
+def tol_parameter(default: float, doc: str) -> Any:
+    """Declare the tolerance at which a solver stops an image."""
+    return parameter(default=default, allowed=Real(ge=0), doc=doc)
+
+
+class BaseReconstructor(Parametrized, ABC):
     """A reconstruction method: measurements in, images out.
 
-    A method gives :meth:`_reconstruct` and, if it learns or prepares anything, :meth:`_fit`. Both receive the
-    operator as a batched torch map ``A`` and tensors on the right device.
-
-    Attributes
-    ----------
-    operator_ : pylops.LinearOperator or None
-        The operator seen by ``fit``; None while ``operator=None`` and no sizes have been seen.
+    A method declares its parameters, and gives :meth:`_reconstruct` and, if it learns or prepares anything,
+    :meth:`_fit`. Both receive the operator as a batched torch map ``A`` and tensors on the right device.
     """
 
+    # Promises of the contract that a method does not keep, by the names of the checks in `skinverse.testing`, and why.
+    not_promised: ClassVar[Mapping[str, str]] = {}
     # What `fit` needs, and whether images and measurements must come in pairs.
     _needs: ClassVar[tuple[str, ...]] = ()
     _paired: ClassVar[bool] = True
-    # Private attributes that `predict` needs, saved with the public ones; parameters that clones share.
-    _saved: ClassVar[tuple[str, ...]] = ()
+    # Parameters that clones share instead of copying them.
     _shared: ClassVar[tuple[str, ...]] = ("operator",)
     # How many numbers a step holds at once for each one of an image.
     _load: ClassVar[int] = 1
@@ -76,10 +127,23 @@ class BaseReconstructor(BaseEstimator, ABC):
     __metadata_request__predict: ClassVar[dict[str, str]] = {"Y_meas": UNUSED, "return_info": UNUSED}
     __metadata_request__score: ClassVar[dict[str, str]] = {"X_true": UNUSED, "Y_meas": UNUSED}
 
-    operator: pylops.LinearOperator | None
-    device: str
+    operator: pylops.LinearOperator | None = parameter(
+        default=None,
+        kw_only=False,
+        kind="pylops.LinearOperator or None",
+        doc="The operator ``A``; None is the identity (denoising). Clones share it.",
+    )
+    device: str = parameter(
+        default="auto", allowed=_Device(), doc='Where to compute; "auto" is CUDA where there is a device.'
+    )
 
-    def fit(self, X_true: Any = None, Y_meas: Any = None) -> Self:
+    operator_: pylops.LinearOperator | None = fitted(
+        kind="pylops.LinearOperator or None",
+        allowed=Instance(pylops.LinearOperator, name="pylops.LinearOperator") | Null(),
+        doc="The operator that ``fit`` has seen; None while ``operator=None`` and no sizes have been seen.",
+    )
+
+    def fit(self, X_true: ArrayLike | Tensor | None = None, Y_meas: ArrayLike | Tensor | None = None) -> Self:
         """Learn what the method learns; images first, measurements second.
 
         scikit-learn's own tools call ``fit(X, y)`` and later ``predict(X)``. Here the *second* argument
@@ -102,26 +166,24 @@ class BaseReconstructor(BaseEstimator, ABC):
         Raises
         ------
         ValueError
-            If something needed is missing, or an array is empty, not finite or of the wrong shape, or the
-            operator's adjoint is wrong.
+            If a parameter has a value that it cannot have, something needed is missing, an array is empty,
+            not finite or of the wrong shape, the operator's adjoint is wrong, or images and measurements are
+            given in the wrong order.
         TypeError
             If the operator is no ``pylops.LinearOperator`` or an array is not numeric.
         """
+        survive_fork()
+        self.check_parameters()
         self._check_given(X_true, Y_meas)
-        device = resolve_device(self.device)
-        images = None if X_true is None else as_batch(X_true, "X_true", device)
-        data = None if Y_meas is None else as_batch(Y_meas, "Y_meas", device)
-        operator = self._operator_for(images, data)
-        if operator is not None:
-            check_operator(operator)
-            images = None if images is None else per_sample(images, operator.dims, "X_true", "operator.dims")
-            data = None if data is None else per_sample(data, operator.dimsd, "Y_meas", "operator.dimsd")
-        self._check_pairs(images, data)
-        self.operator_ = operator
-        self._fit(None if operator is None else as_torch(operator), images, data)
+        # A twin learns: a fit that fails or is interrupted leaves the estimator as it was.
+        twin = self._unfitted()
+        with standard_defaults():
+            twin._fit_to(X_true, Y_meas)
+        self.__dict__.clear()
+        self.__dict__.update(twin.__dict__)
         return self
 
-    def predict(self, Y_meas: Any, *, return_info: bool = False) -> Any:
+    def predict(self, Y_meas: ArrayLike | Tensor, *, return_info: bool = False) -> Any:
         """Reconstruct images from measurements.
 
         Parameters
@@ -149,11 +211,11 @@ class BaseReconstructor(BaseEstimator, ABC):
         ConvergenceWarning
             If images stopped before the tolerance was met; the message counts them.
         """
-        found = self._predicted(Y_meas, self._reconstruct)
-        X_hat = same_kind(found.x, Y_meas)
-        return (X_hat, information(found)) if return_info else X_hat
+        solution = self._predicted(Y_meas, self._reconstruct)
+        X_hat = same_kind(solution.x, Y_meas)
+        return (X_hat, information(solution)) if return_info else X_hat
 
-    def score(self, X_true: Any, Y_meas: Any) -> float:
+    def score(self, X_true: ArrayLike | Tensor, Y_meas: ArrayLike | Tensor) -> float:
         """Mean peak signal-to-noise ratio of the reconstructions, in dB.
 
         Parameters
@@ -183,11 +245,9 @@ class BaseReconstructor(BaseEstimator, ABC):
         Returns
         -------
         ReconstructionRegressor
-            An unfitted regressor around a clone of this estimator.
+            A regressor around this estimator: fitted if this one is fitted.
         """
-        from skinverse.estimators._regressor import ReconstructionRegressor
-
-        return ReconstructionRegressor(clone(self))
+        return ReconstructionRegressor.of(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the estimator to one file, to be read by :func:`skinverse.load`.
@@ -197,9 +257,8 @@ class BaseReconstructor(BaseEstimator, ABC):
         path : path-like
             The file, by convention ``*.skinverse``; overwritten if it exists.
         """
-        from skinverse.persistence import save
-
-        save(self, path)
+        self.check_parameters()
+        persistence.save(self, path)
 
     # ------------------------------------------------------------------ hooks
     def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:  # noqa: B027
@@ -210,6 +269,30 @@ class BaseReconstructor(BaseEstimator, ABC):
         """Reconstruct a batch, (n, *A.dimsd) -> (n, *A.dims)."""
 
     # ------------------------------------------------------------------ private
+    def _unfitted(self) -> Self:
+        """A shallow copy without what an earlier ``fit`` has found."""
+        twin = copy.copy(self)
+        for name, _ in declared(type(self), init=False):
+            twin.__dict__.pop(name, None)
+        return twin
+
+    def _fit_to(self, X_true: ArrayLike | Tensor | None, Y_meas: ArrayLike | Tensor | None) -> None:
+        """Check operator and arrays, and learn from them."""
+        device = resolve_device(self.device)
+        images = None if X_true is None else as_batch(X_true, "X_true", device)
+        data = None if Y_meas is None else as_batch(Y_meas, "Y_meas", device)
+        operator = self._operator_for(images, data)
+        if operator is not None:
+            check_operator(operator)
+            images = None if images is None else per_sample(images, operator.dims, "X_true", "operator.dims")
+            data = None if data is None else per_sample(data, operator.dimsd, "Y_meas", "operator.dimsd")
+        self._check_pairs(images, data)
+        self.operator_ = operator
+        A = None if operator is None else as_torch(operator)
+        if A is not None and images is not None and data is not None and self._paired:
+            check_not_swapped(A, images, data)
+        self._fit(A, images, data)
+
     def _check_given(self, X_true: Any, Y_meas: Any) -> None:
         given = {"X_true": X_true, "Y_meas": Y_meas}
         for name in self._needs:
@@ -247,13 +330,16 @@ class BaseReconstructor(BaseEstimator, ABC):
 
     def _predicted(self, Y_meas: Any, reconstruct: Reconstruct) -> Solution:
         """What ``reconstruct`` makes of checked measurements; a warning where it did not converge."""
+        survive_fork()
         check_is_fitted(self)
-        data = as_batch(Y_meas, "Y_meas", resolve_device(self.device))
-        operator: Any = self._operator_for(None, data)
-        if operator is not self.operator_:
-            check_operator(operator)
-        data = per_sample(data, operator.dimsd, "Y_meas", "operator.dimsd")
-        solution = self._reconstruct_in_chunks(as_torch(operator), data, reconstruct)
+        self.check_parameters()
+        with standard_defaults():
+            data = as_batch(Y_meas, "Y_meas", resolve_device(self.device))
+            operator: Any = self._operator_for(None, data)
+            if operator is not self.operator_:
+                check_operator(operator)
+            data = per_sample(data, operator.dimsd, "Y_meas", "operator.dimsd")
+            solution = self._reconstruct_in_chunks(as_torch(operator), data, reconstruct)
         self._warn(solution)
         return solution
 
@@ -274,10 +360,48 @@ class BaseReconstructor(BaseEstimator, ABC):
                 stacklevel=4,
             )
 
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters; ``operator__sigma`` gives the estimator another operator of the same family.
+
+        Parameters
+        ----------
+        **params : dict
+            Parameters by name.
+
+        Returns
+        -------
+        object
+            The estimator.
+        """
+        of_operator = {
+            k.removeprefix("operator__"): v for k, v in params.items() if k.startswith("operator__")
+        }
+        super().set_params(**{k: v for k, v in params.items() if not k.startswith("operator__")})
+        if of_operator:
+            unknown = of_operator.keys() - getattr(self.operator, "parameters", {}).keys()
+            if unknown:
+                raise ValueError(f"operator: {self.operator!r} has no parameter {sorted(unknown)[0]!r}")
+            family: Any = self.operator
+            self.operator = family.with_parameters(of_operator)  # the operator itself may be shared
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()
+        for name in _OPERATORS:
+            if isinstance(state.get(name), pylops.LinearOperator):  # else it is refused when it is used
+                note_sent(state[name])
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the operator that this process has already, if it is the same: one copy serves all."""
+        held = [name for name in _OPERATORS if isinstance(state.get(name), pylops.LinearOperator)]
+        local = {name: local_copy(state[name]) for name in held}
+        super().__setstate__({**state, **local})
+
     def __sklearn_clone__(self) -> Self:
         """Clones share the operator: it may be hundreds of megabytes and is never written to."""
-        params, shared = self.get_params(deep=False), self._shared
-        twin = type(self)(**{k: v if k in shared else clone(v, safe=False) for k, v in params.items()})
+        params = {k: v if k in self._shared else _clone(v) for k, v in self.get_params(deep=False).items()}
+        twin = type(self)(**params)
         for name in ("_metadata_request", "_skl_callbacks"):
             if hasattr(self, name):
                 setattr(twin, name, copy.deepcopy(getattr(self, name)))
@@ -290,93 +414,6 @@ class BaseReconstructor(BaseEstimator, ABC):
         return tags
 
 
-class LearnedReconstructor(BaseReconstructor):
-    """A reconstruction method with a trained torch module: seed, device, trainer, cache and history.
-
-    A method gives :meth:`_make_module`, :meth:`_reconstruct` and, unless it is the squared error,
-    :meth:`_loss`; one that trains in phases gives :meth:`_train`. What is learned never depends on the
-    parameters in ``_reconstruction_params``. Training is in single precision.
-
-    Attributes
-    ----------
-    module_ : nn.Module
-        The trained module.
-    history_ : list of dict
-        One entry per epoch: losses, held-out PSNR, seconds.
-    """
-
-    _needs: ClassVar[tuple[str, ...]] = ("X_true", "Y_meas")
-    _reconstruction_params: ClassVar[tuple[str, ...]] = ("lam", "max_steps", "tol", "verbose", "device")
-    # What `_make_module` has to know of the images besides the operator.
-    _seen: ClassVar[tuple[str, ...]] = ()
-
-    module_: nn.Module
-    trainer: Trainer | None
-    memory: Any
-    warm_start: bool
-    random_state: Any
-    verbose: int
-
-    @abstractmethod
-    def _make_module(self) -> nn.Module:
-        """The untrained module for the fitted ``operator_``."""
-
-    def _loss(self, module: nn.Module, images: Tensor, data: Tensor) -> Tensor:
-        """Loss of each image, (n,): by default the squared error of ``module(data)``."""
-        return (module(data) - images).abs().square().flatten(1).sum(1)
-
-    def _train(
-        self, module: nn.Module, A: LinearMap, images: Tensor, data: Tensor, seed: int, verbose: int
-    ) -> list[dict[str, Any]]:
-        """Train the module in place and tell the history; by default in one phase."""
-
-        def held_out_psnr(images: Tensor, data: Tensor) -> float:
-            x = self._reconstruct(A, data).x
-            with np.errstate(over="ignore"):  # a diverging training is the trainer's to report
-                return float(np.mean(psnr(images, x))) if bool(x.isfinite().all()) else -np.inf
-
-        trainer = self.trainer if self.trainer is not None else Trainer()
-        how: dict[str, Any] = {"score": held_out_psnr, "seed": seed, "verbose": verbose}
-        return trainer.train(module, self._loss, images, data, **how)
-
-    def _start(self, A: LinearMap, data: Tensor) -> Tensor:
-        """What the data become before anything learned comes into play."""
-        return data
-
-    def _differentiable(self, module: nn.Module, A: LinearMap, data: Tensor, start: Tensor) -> Tensor:
-        """The images as a function of the module's weights, and of ``A`` where that has parameters."""
-        raise TypeError(f"{type(self).__name__} does not reconstruct differentiably in what it learned")
-
-    def _describe(self) -> None:  # noqa: B027
-        """Set the attributes that tell something of ``module_``; by default there are none."""
-
-    def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
-        assert A is not None and images is not None and data is not None  # _needs
-        start = self.module_.state_dict() if self.warm_start and hasattr(self, "module_") else {}
-        cached = check_memory(self.memory).cache(train, ignore=["recipe", "operator", "device", "verbose"])
-        recipe = self._recipe()
-        weights, self.history_ = cached(
-            recipe,
-            key(vars(recipe) | {"method": type(recipe).__qualname__}),
-            fingerprint(A),
-            images.cpu().numpy(),
-            data.cpu().numpy(),
-            {name: value.cpu().numpy() for name, value in start.items()},
-            seed_of(self.random_state),
-            operator=self.operator_,
-            device=images.device,
-            verbose=self.verbose,
-        )
-        self.module_ = seeded_module(self, 0, images.device)
-        self.module_.load_state_dict(weights)
-        self.module_.eval()
-
-    def _recipe(self) -> Self:
-        """Leave out what does not touch the training: the key under which it is cached."""
-        defaults = {name: p.default for name, p in signature(type(self)).parameters.items()}
-        elsewhere = {"operator", "memory", "random_state", "warm_start"}
-        untouched = (elsewhere | set(self._reconstruction_params)) & defaults.keys()
-        recipe = clone(self).set_params(**{name: defaults[name] for name in untouched})
-        for name in self._seen:
-            setattr(recipe, name, getattr(self, name))
-        return recipe
+def _clone(value: Any) -> Any:
+    """A copy of a parameter, as scikit-learn makes it; of a module also where torch would refuse to."""
+    return copy_module(value) if isinstance(value, nn.Module) else clone(value, safe=False)

@@ -1,42 +1,33 @@
-"""scikit-learn's own order: measurements first, flat arrays in and out."""
+"""scikit-learn's own order: measurements first."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+import os
+from typing import Any, Self
 
 import numpy as np
 import pylops
-from sklearn.base import BaseEstimator, MetaEstimatorMixin, RegressorMixin, clone
+from numpy.typing import ArrayLike
+from sklearn.base import MetaEstimatorMixin, RegressorMixin, clone
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from skinverse.estimators._analytic import Tikhonov
-from skinverse.estimators._base import BaseReconstructor
+from skinverse import persistence
+from skinverse._parameters import Integer, Parametrized, fitted, parameter
 
 
-class ReconstructionRegressor(MetaEstimatorMixin, RegressorMixin, BaseEstimator):
+class ReconstructionRegressor(MetaEstimatorMixin, RegressorMixin, Parametrized):
     """A reconstruction method as an ordinary scikit-learn regressor.
 
     The methods of this package take images first, ``fit(X_true, Y_meas)``, while scikit-learn's tools
-    hand the *first* argument of ``fit`` to ``predict``. This adapter has scikit-learn's order and flat
-    arrays, so ``Pipeline``, ``cross_val_predict``, string scorers, ``TransformedTargetRegressor`` and
-    the rest work. It passes ``check_estimator`` around every method of the package.
-
-    Parameters
-    ----------
-    estimator : BaseReconstructor or None, default=None
-        The method; its parameters are searched as ``estimator__lam``. None is :class:`Tikhonov`.
-
-    Attributes
-    ----------
-    estimator_ : BaseReconstructor
-        The fitted clone.
-    n_features_in_ : int
-        Number of measurements per sample.
+    hand the *first* argument of ``fit`` to ``predict``. This adapter has scikit-learn's order, so
+    ``Pipeline``, ``cross_val_predict``, string scorers, ``TransformedTargetRegressor`` and the rest work.
+    It passes ``check_estimator`` around every method of the package. Arrays are flat or shaped like images
+    and data; complex ones are taken where the method has an operator.
 
     See Also
     --------
-    BaseReconstructor.as_regressor : The usual way to get one.
+    skinverse.estimators.BaseReconstructor.as_regressor : The usual way to get one.
 
     Examples
     --------
@@ -45,57 +36,112 @@ class ReconstructionRegressor(MetaEstimatorMixin, RegressorMixin, BaseEstimator)
     >>> from skinverse.datasets import make_problem
     >>> images, data, A = make_problem("deblurring", n_samples=4, size=16, noise=0.01, random_state=0)
     >>> regressor = Tikhonov(A, lam=0.01).as_regressor()
-    >>> cross_val_predict(regressor, data.reshape(4, -1), images.reshape(4, -1), cv=2).shape
-    (4, 256)
+    >>> cross_val_predict(regressor, data, images, cv=2).shape
+    (4, 16, 16)
     """
 
-    _saved: ClassVar[tuple[str, ...]] = ("_one_column",)
+    estimator: Any = parameter(
+        kw_only=False,
+        kind="BaseReconstructor",
+        doc="The method; its parameters are searched as ``estimator__lam``.",
+    )
+    estimator_: Any = fitted(kind="BaseReconstructor", doc="The fitted clone.")
+    n_features_in_: int = fitted(
+        kind="int", allowed=Integer(ge=1), doc="Number of measurements of each sample, complex ones once."
+    )
+    image_shape_: tuple[int, ...] = fitted(
+        kind="tuple of int", doc="Shape of one image in ``fit``; ``predict`` gives images of that shape."
+    )
 
-    def __init__(self, estimator: BaseReconstructor | None = None) -> None:
-        self.estimator = estimator
-
-    def fit(self, X: Any, y: Any) -> Self:
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
         """Fit a clone of the method.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_measurements)
-            Measurements, flat.
-        y : array-like of shape (n_samples, n_pixels) or (n_samples,)
-            True images, flat.
+        X : array-like of shape (n_samples, n_measurements) or (n_samples, *dimsd)
+            Measurements.
+        y : array-like of shape (n_samples, n_pixels), (n_samples,) or (n_samples, *dims)
+            True images.
 
         Returns
         -------
         object
             The fitted regressor.
         """
-        X, y = validate_data(self, X, y, multi_output=True, y_numeric=True, dtype=[np.float64, np.float32])
-        self._one_column = y.ndim == 1
-        images = y.reshape(len(y), -1).astype(X.dtype, copy=False)
-        self.estimator_ = clone(Tikhonov() if self.estimator is None else self.estimator)
-        if self.estimator_.operator is None and images.shape[1] != X.shape[1]:
+        estimator = clone(self.estimator)
+        X, images = self._validated(estimator, X, reset=True), np.asarray(y)
+        if images.dtype.kind != "c":
+            flat = images.reshape(len(images), -1) if images.ndim > 2 else y
+            _, flat = validate_data(self, X.real, flat, multi_output=True, y_numeric=True)
+            images = flat.reshape(images.shape).astype(X.real.dtype, copy=False)
+        self.image_shape_ = images.shape[1:]
+        images = images.reshape(len(images), -1)
+        if estimator.operator is None and images.shape[1] != X.shape[1]:
             # Sizes that differ without an operator: the identity that pads or cuts.
-            self.estimator_.set_params(operator=pylops.Identity(X.shape[1], images.shape[1], dtype=X.dtype))
-        self.estimator_.fit(images, X)
+            estimator.set_params(operator=pylops.Identity(X.shape[1], images.shape[1], dtype=X.dtype))
+        self.estimator_ = estimator.fit(images, X)
         return self
 
-    def predict(self, X: Any) -> np.ndarray:
-        """Reconstruct flat images from flat measurements.
+    def predict(self, X: ArrayLike) -> np.ndarray:
+        """Reconstruct images from measurements.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_measurements)
-            Measurements, flat.
+        X : array-like of shape (n_samples, n_measurements) or (n_samples, *dimsd)
+            Measurements.
 
         Returns
         -------
-        ndarray of shape (n_samples, n_pixels) or (n_samples,)
-            Images, flat, in the shape of ``fit``'s ``y``.
+        ndarray of shape (n_samples, n_pixels), (n_samples,) or (n_samples, *dims)
+            Images, in the shape of ``fit``'s ``y``.
         """
         check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
-        images = self.estimator_.predict(X).reshape(len(X), -1)
-        return images[:, 0] if self._one_column else images
+        X = self._validated(self.estimator_, X, reset=False)
+        return np.asarray(self.estimator_.predict(X)).reshape(len(X), *self.image_shape_)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the regressor to one file, to be read by :func:`skinverse.load`.
+
+        Parameters
+        ----------
+        path : path-like
+            The file, by convention ``*.skinverse``; overwritten if it exists.
+        """
+        persistence.save(self, path)
+
+    @classmethod
+    def of(cls, estimator: Any) -> Self:
+        """Put a method that may be fitted already into the adapter.
+
+        Parameters
+        ----------
+        estimator : BaseReconstructor
+            The method.
+
+        Returns
+        -------
+        ReconstructionRegressor
+            The adapter, fitted where the method is fitted and knows its operator.
+        """
+        regressor = cls(clone(estimator))
+        operator = getattr(estimator, "operator_", None)
+        if operator is not None:
+            regressor.estimator_ = estimator
+            regressor.n_features_in_ = int(np.prod(operator.dimsd))
+            regressor.image_shape_ = tuple(int(size) for size in operator.dims)
+        return regressor
+
+    def _validated(self, estimator: Any, X: ArrayLike, *, reset: bool) -> np.ndarray:
+        """Measurements as flat rows, checked as scikit-learn does."""
+        floats = [np.float64, np.float32]
+        rows = np.asarray(X)
+        array = X if rows.ndim < 3 else rows.reshape(len(rows), -1)
+        if rows.dtype.kind == "c" and estimator.operator is not None:
+            rows = rows.reshape(len(rows), -1)
+            for part in (rows.real, rows.imag):
+                validate_data(self, part, reset=reset, dtype=floats)
+            return rows
+        return validate_data(self, array, reset=reset, dtype=floats)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

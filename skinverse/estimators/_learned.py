@@ -1,0 +1,351 @@
+"""The base class of learned methods, and what a learned reconstruction starts from."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, ClassVar, Self
+
+import joblib
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
+
+from skinverse import __version__
+from skinverse._defaults import seeded
+from skinverse._hashing import Unhashable, digest
+from skinverse._parameters import Constraint, Flag, Instance, Integer, Null, declared, fitted, parameter
+from skinverse.estimators._base import BaseReconstructor
+from skinverse.estimators._validation import seed_of, single
+from skinverse.functionals import Functional, LeastSquares, SquaredNorm
+from skinverse.metrics import psnr
+from skinverse.operators import LinearMap
+from skinverse.solvers import Solution, conjugate_gradient, implicit, pseudo_inverse
+from skinverse.training import Checkpoint, Phase, Score, Trainer, TrainingCache, crop, run
+
+# Numbers in a batch that is worked on at once outside of a training.
+_AT_ONCE = 2**20
+# Attributes that do not determine a training.
+_UNTOLD = ("history_", "callbacks", "checkpoint")
+# Regularisation of the pseudo-inverse, relative to the operator's squared norm, and its tolerance.
+_DELTA, _INVERSE_TOL = 1e-2, 1e-4
+
+
+class _Initial(Constraint):
+    """A method to start from, fitted already if it is frozen."""
+
+    kind = expected = "a reconstruction method"
+
+    def allows(self, value: Any) -> bool:
+        method = value.estimator if isinstance(value, FrozenEstimator) else value
+        return Instance(BaseReconstructor).allows(method)
+
+
+def initial_parameter() -> Any:
+    """Declare the method whose images the learned part starts from."""
+    return parameter(
+        default=None,
+        allowed=_Initial() | Null(),
+        kind="estimator or None",
+        doc="""
+        Method that makes the first reconstructions; it gets the operator and is fitted on the same pairs, or
+        is kept as it is inside scikit-learn's ``FrozenEstimator``. None is filtered back-projection or zero
+        filling where there is one, else a regularised pseudo-inverse.""",
+    )
+
+
+class LearnedReconstructor(BaseReconstructor):
+    """A reconstruction method with a trained torch module.
+
+    A method gives :meth:`_make_module`, :meth:`_phases` and :meth:`_reconstruct`. Seeds, devices, the
+    training loop, the cache, checkpoints and the history are here. Training is in single precision.
+    """
+
+    _needs: ClassVar[tuple[str, ...]] = ("X_true", "Y_meas")
+    # Parameters on which nothing that is learned depends.
+    _reconstruction_params: ClassVar[tuple[str, ...]] = ("verbose", "device")
+
+    trainer: Trainer = parameter(
+        default_factory=Trainer,
+        allowed=Instance(Trainer),
+        doc="How to train; what is not set in it is the method's own choice.",
+    )
+    memory: Any = parameter(
+        default=None,
+        allowed=Instance(str, joblib.Memory) | Null(),
+        kind="str, joblib.Memory or None",
+        doc="""
+        Folder in which trainings are kept: the same training, or a search over parameters that only concern
+        the reconstruction, is done once.""",
+    )
+    warm_start: bool = parameter(
+        default=False, allowed=Flag(), doc="Whether ``fit`` continues from the weights of an earlier one."
+    )
+    random_state: Any = parameter(
+        default=0, kind="int, RandomState or None", doc="Seed of everything that is random in the training."
+    )
+    verbose: int = parameter(
+        default=0, allowed=Integer(ge=0), doc="1 shows a progress bar for each phase, 2 a line per epoch."
+    )
+
+    module_: nn.Module = fitted(kind="nn.Module", doc="The trained module.")
+    history_: list[dict[str, Any]] = fitted(
+        kind="list of dict",
+        allowed=Instance(list),
+        doc="""
+        One entry per epoch: ``phase``, ``epoch``, ``train_loss``, seconds ``dur``, and with held-out images
+        ``valid_loss`` and ``valid_score``, the held-out PSNR in dB, which chooses the epoch.""",
+    )
+
+    # ------------------------------------------------------------------ hooks
+    @abstractmethod
+    def _make_module(self) -> nn.Module:
+        """The untrained module for the fitted ``operator_``."""
+
+    @abstractmethod
+    def _phases(self, module: Any, A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Phase]:
+        """Yield the phases of the training; between two of them the module may be changed."""
+
+    def _start(self, A: LinearMap, data: Tensor) -> Tensor:
+        """What the data become before anything learned comes into play."""
+        return data
+
+    def _differentiable(self, module: nn.Module, A: LinearMap, data: Tensor, start: Tensor) -> Tensor:
+        """The images as a function of the module's weights, and of ``A`` where that has parameters."""
+        raise TypeError(f"{type(self).__name__} does not reconstruct differentiably in what it learned")
+
+    def _describe(self) -> None:  # noqa: B027
+        """Set the attributes that tell something of ``module_``; by default there are none."""
+
+    # ------------------------------------------------------------------ training
+    def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
+        assert A is not None and images is not None and data is not None  # _needs
+        seed, learner = seed_of(self.random_state), self._learner()
+        earlier = dict(self.module_.state_dict()) if hasattr(self, "module_") else {}
+        cache, key = TrainingCache(self.memory), self._key(learner, earlier, images, data, seed)
+        training = cache.get(key) if key else None
+        if training is None or not _fits(training, learner, images.device):
+            training = learner._learn(
+                A, images, data, earlier, seed, Checkpoint(self.trainer.checkpoint, key)
+            )
+            if key:
+                cache.put(key, training)
+        self.history_ = training["history"]
+        self.module_ = self._untrained_module(seed, images.device)
+        self.module_.load_state_dict(training["weights"])
+        self.module_.eval()
+        self._describe()
+
+    def _learn(
+        self,
+        A: LinearMap,
+        images: Tensor,
+        data: Tensor,
+        earlier: dict[str, Tensor],
+        seed: int,
+        checkpoint: Checkpoint,
+    ) -> dict[str, Any]:
+        """Train a new module: weights and history."""
+        x, y = single(images), single(data)
+        module = self.module_ = self._untrained_module(seed, images.device)
+        if earlier:
+            _continue_from(earlier, module)
+        with seeded(seed) as draws:
+            phases = self._phases(module, A, x, y)
+            history = run(module, phases, draws=draws, seed=seed, verbose=self.verbose, checkpoint=checkpoint)
+        return {"weights": {k: v.cpu() for k, v in module.state_dict().items()}, "history": history}
+
+    def _untrained_module(self, seed: int, device: torch.device) -> nn.Module:
+        with seeded(seed):
+            module: nn.Module = self._make_module().to(device, torch.float32)
+            return module
+
+    def _unfitted(self) -> Self:
+        twin = super()._unfitted()
+        if self.warm_start and hasattr(self, "module_"):
+            twin.module_ = self.module_
+        return twin
+
+    def _learner(self) -> Self:
+        """A twin whose training cannot depend on the parameters of the reconstruction."""
+        learner = copy.copy(self)
+        defaults = type(self)()
+        for name in set(self._reconstruction_params) - {"verbose", "device"}:
+            setattr(learner, name, getattr(defaults, name))
+        learner.__dict__.pop("module_", None)
+        return learner
+
+    def _key(self, learner: Self, earlier: dict[str, Tensor], images: Tensor, data: Tensor, seed: int) -> str:
+        """What tells this training from others; empty where nobody asks or it cannot be told."""
+        if self.memory is None and self.trainer.checkpoint is None:
+            return ""
+        # The seed stands for `random_state`; `operator_` is what `operator` has become.
+        elsewhere = {"operator", "memory", "random_state", "verbose", "device"}
+        names = [name for name, _ in (*declared(type(self)), *declared(type(self), init=False))]
+        told = {k: _told(v) for k, v in vars(learner).items() if k in names and k not in elsewhere}
+        versions = (__version__, torch.__version__, np.__version__)
+        try:
+            return digest(type(self), versions, seed, told, earlier, images, data)
+        except Unhashable as error:
+            if self.trainer.checkpoint is not None:
+                raise ValueError(
+                    f"checkpoint: this training could not be recognised again: {error}"
+                ) from error
+            warnings.warn(f"{type(self).__name__}: this training is not cached: {error}", stacklevel=2)
+            return ""
+
+
+def _told(value: Any) -> Any:
+    """What a nested estimator or trainer tells of a training; any other value itself.
+
+    Not the seconds in a history, nor what watches or stores a training.
+    """
+    if not isinstance(value, BaseEstimator):
+        return value
+    twin = copy.copy(value)
+    for name, held in vars(value).items():
+        setattr(twin, name, None if name in _UNTOLD else _told(held))
+    return twin
+
+
+def _continue_from(weights: dict[str, Tensor], module: nn.Module) -> None:
+    """Give a module the weights of an earlier training, if it is of the same architecture."""
+    own = module.state_dict()
+    differing = _differing(own, weights)
+    if differing:
+        raise ValueError(
+            "warm_start: the earlier training had another network than the parameters or the images now ask "
+            f"for; {len(differing)} weights do not fit, the first is {differing[0]!r}: use warm_start=False"
+        )
+    module.load_state_dict(weights)
+
+
+def _differing(own: dict[str, Tensor], weights: dict[str, Tensor]) -> list[str]:
+    """Names of weights that are missing on one side, or of another shape."""
+    return [
+        name
+        for name in sorted(own.keys() | weights.keys())
+        if name not in own or name not in weights or own[name].shape != weights[name].shape
+    ]
+
+
+def _fits(training: dict[str, Any], learner: LearnedReconstructor, device: torch.device) -> bool:
+    """Whether what a cache holds is a training of this method; it may be a file of somebody else's."""
+    weights: Any = training.get("weights")
+    history = training.get("history")
+    known = isinstance(weights, dict) and all(isinstance(v, Tensor) for v in weights.values())
+    return (
+        known
+        and isinstance(history, list)
+        and not _differing(learner._untrained_module(0, device).state_dict(), weights)
+    )
+
+
+# ---------------------------------------------------------------------- quality
+def mean_psnr(images: Tensor, x: Tensor) -> float:
+    """Mean PSNR of reconstructions in dB; those of a training that diverges are infinitely bad."""
+    with np.errstate(over="ignore"):
+        return float(np.mean(psnr(images, x))) if bool(x.isfinite().all()) else -math.inf
+
+
+def held_out_psnr(reconstruct: Callable[[Tensor], Tensor], *, n_images: int, cropped: bool = False) -> Score:
+    """Score of a phase whose rows begin with images and data: PSNR of a few reconstructions.
+
+    ``cropped`` takes the corners of images and data, for methods that see a neighbourhood of each pixel only.
+    """
+
+    def score(images: Tensor, data: Tensor, *_: Tensor) -> float:
+        x, y = images[:n_images], data[:n_images]
+        x, y = crop(x, y) if cropped else (x, y)
+        return mean_psnr(x, reconstruct(y))
+
+    return score
+
+
+# ---------------------------------------------------------------------- data and starts
+def fidelity(A: LinearMap, data: Tensor) -> Functional:
+    """``1/2 ||A x - y||^2``."""
+    return LeastSquares(None if A.identity else A, data)
+
+
+def analytic_inverse(A: LinearMap, data: Tensor) -> Tensor:
+    """Filtered back-projection or zero filling where there is one, else ``A^* (A A^* + delta)^-1 y``.
+
+    ``delta`` is ``||A||^2 / 100``. Where ``A`` has parameters of which derivatives are wanted, so has the
+    result.
+    """
+    if A.has_analytic_inverse:
+        return A.filtered_adjoint(data, filter="ramp")
+    delta = _DELTA * A.norm() ** 2 or 1.0
+    with torch.no_grad():
+        x = pseudo_inverse(A, data, delta, tol=_INVERSE_TOL).x
+    if not (A.requires_grad and torch.is_grad_enabled()):
+        return x
+    objective = LeastSquares(A, data) + delta * SquaredNorm()
+    return implicit(objective, x, solve=conjugate_gradient, tol=_INVERSE_TOL)
+
+
+def fit_initial(initial: Any, operator: Any, images: Tensor | None, data: Tensor | None) -> Any:
+    """The estimator to start from, fitted for this operator.
+
+    None stays None; scikit-learn's ``FrozenEstimator`` around a fitted method is that method as it is.
+    """
+    if initial is None:
+        return None
+    if isinstance(initial, FrozenEstimator):
+        check_is_fitted(initial.estimator)
+        return initial.estimator
+    return clone(initial).set_params(operator=operator).fit(images, data)
+
+
+def first_images(A: LinearMap, data: Tensor, initial: Any, *, real: bool) -> Solution:
+    """What the fitted ``initial`` reconstructs, by default the analytic inverse; real where images are."""
+    if initial is None:
+        solution = Solution.direct(data if A.identity else analytic_inverse(A, data))
+    elif A.requires_grad:
+        raise TypeError(
+            "with initial=... a method is not differentiable in the parameters of the operator: "
+            "give a known operator"
+        )
+    else:
+        solution = initial._reconstruct(A, data)
+    x = solution.x
+    return replace(solution, x=x.real.contiguous()) if real and x.is_complex() else solution
+
+
+def after(first: Solution, x: Tensor) -> Solution:
+    """Images that were made of first ones, which did or did not converge."""
+    return replace(Solution.direct(x), converged=first.converged, residual=first.residual)
+
+
+def check_kinds(A: LinearMap, images: Tensor, data: Tensor) -> None:
+    """Refuse to denoise where images are complex and measurements are real, or the other way round.
+
+    Raises
+    ------
+    ValueError
+        If they are.
+    """
+    if A.identity and images.is_complex() != data.is_complex():
+        kinds = ["complex" if batch.is_complex() else "real" for batch in (images, data)]
+        raise ValueError(
+            f"operator=None is denoising and expects images and measurements of one kind, got {kinds[0]} "
+            f"X_true and {kinds[1]} Y_meas"
+        )
+
+
+def batch_size_for(A: LinearMap) -> int:
+    """How many images to work on at once."""
+    return max(1, _AT_ONCE // max(math.prod(A.dims), math.prod(A.dimsd)))
+
+
+def in_batches(function: Callable[[Tensor], Tensor], A: LinearMap, data: Tensor) -> Tensor:
+    """A function of data, a part of the images at a time."""
+    return torch.cat([function(part) for part in data.split(batch_size_for(A))])

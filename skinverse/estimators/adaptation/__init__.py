@@ -1,0 +1,1 @@
+"""Adaptation of what has been learned to another operator."""

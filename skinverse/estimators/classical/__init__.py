@@ -1,0 +1,1 @@
+"""Classical methods: formulas, stopped iterations, convex problems."""

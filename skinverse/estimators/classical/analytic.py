@@ -1,0 +1,95 @@
+"""Reconstruction by a formula: filtered back-projection and zero filling."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from skinverse._parameters import OneOf, parameter
+from skinverse.estimators._base import BaseReconstructor
+from skinverse.operators import AnalyticInverse, LinearMap
+from skinverse.solvers import Solution
+
+
+class FilteredBackProjection(BaseReconstructor):
+    """Filtered back-projection: the inversion formula of parallel-beam CT.
+
+    The data are filtered along the detector and smeared back along the rays, ``x = A^* (h * y)`` in physical
+    units. The operator is a :func:`~skinverse.operators.parallel_beam`, possibly scaled, or the identity.
+
+    Raises
+    ------
+    TypeError
+        By ``predict``, if the operator has no such formula.
+
+    See Also
+    --------
+    ZeroFilled : For sampled Fourier data.
+    Tikhonov : For any operator.
+
+    References
+    ----------
+    A. C. Kak and M. Slaney, Principles of Computerized Tomographic Imaging, SIAM, 2001, chapter 3.
+
+    Examples
+    --------
+    >>> from skinverse import FilteredBackProjection
+    >>> from skinverse.datasets import make_problem
+    >>> images, data, A = make_problem("ct", n_samples=2, size=32, noise=0.01, random_state=0)
+    >>> FilteredBackProjection(A, filter="hann").fit().predict(data).shape
+    (2, 32, 32)
+    """
+
+    filter: str = parameter(
+        default="ramp",
+        allowed=OneOf("ramp", "shepp-logan", "cosine", "hamming", "hann"),
+        doc='Window on the ramp filter: "ramp" is the sharpest, "hann" the smoothest.',
+    )
+
+    def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
+        if AnalyticInverse.FILTERED_BACK_PROJECTION not in A.analytic_inverse:
+            raise TypeError(
+                "FilteredBackProjection needs projections of parallel beams: use ZeroFilled for sampled "
+                "Fourier or cosine transforms, Tikhonov for any other operator"
+            )
+        return Solution.direct(A.filtered_adjoint(data, filter=self.filter))
+
+
+class ZeroFilled(BaseReconstructor):
+    """Zero filling: the inverse transform of sampled Fourier or cosine data, what is missing being zero.
+
+    ``x = A^* y`` for an orthonormal transform of which some coefficients were measured. The images of several
+    coils are added up with their conjugate maps, which are taken to be normalised, ``sum_c |S_c|^2 = 1``. The
+    operator is a :func:`~skinverse.operators.fourier_sampling` or
+    :func:`~skinverse.operators.structurally_random`, possibly scaled, or the identity.
+
+    Raises
+    ------
+    TypeError
+        By ``predict``, if the operator is of another kind.
+
+    See Also
+    --------
+    FilteredBackProjection : For projections.
+    Tikhonov : For any operator.
+
+    References
+    ----------
+    K. P. Pruessmann, M. Weiger, M. B. Scheidegger and P. Boesiger, SENSE: sensitivity encoding for fast MRI,
+    Magnetic Resonance in Medicine 42, 1999.
+
+    Examples
+    --------
+    >>> from skinverse import ZeroFilled
+    >>> from skinverse.datasets import make_problem
+    >>> images, data, A = make_problem("mri", n_samples=2, size=16, random_state=0)
+    >>> ZeroFilled(A).fit().predict(data).shape
+    (2, 16, 16)
+    """
+
+    def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
+        if AnalyticInverse.ZERO_FILLING not in A.analytic_inverse:
+            raise TypeError(
+                "ZeroFilled needs a sampled Fourier or cosine transform: use FilteredBackProjection for "
+                "projections, Tikhonov for any other operator"
+            )
+        return Solution.direct(A.filtered_adjoint(data))

@@ -1,0 +1,199 @@
+"""Truncated singular value decomposition."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from skinverse._parameters import Array, Instance, Integer, Null, OneOf, Real, fitted, parameter
+from skinverse._tensors import norm
+from skinverse.estimators._base import BaseReconstructor, noise_std_parameter
+from skinverse.estimators._validation import (
+    check_noise_known,
+    discrepancy_level,
+    operator_digest,
+    seed_of,
+)
+from skinverse.operators import LinearMap
+from skinverse.solvers import Solution
+
+# Up to this many numbers the operator is written out as a dense matrix for an exact decomposition.
+_DENSE = 2**22
+
+
+class SpectralCutoff(BaseReconstructor):
+    """Truncated singular value decomposition.
+
+    With ``A = sum_i s_i u_i v_i^*`` the reconstruction is ``sum_(s_i^2 >= lam) s_i^-1 <u_i, y> v_i``:
+    singular values that Tikhonov regularisation with the same ``lam`` would halve or worse are cut off.
+
+    References
+    ----------
+    H. W. Engl, M. Hanke and A. Neubauer, Regularization of Inverse Problems, Kluwer, 1996, example 4.8.
+    N. Halko, P.-G. Martinsson and J. A. Tropp, Finding structure with randomness, SIAM Review 53, 2011,
+    algorithm 4.4.
+
+    Examples
+    --------
+    >>> import numpy as np, pylops
+    >>> from skinverse import SpectralCutoff
+    >>> A = pylops.MatrixMult(np.diag([2.0, 1.0, 0.001]))
+    >>> SpectralCutoff(A, lam=0.01).fit().predict(np.ones((1, 3))).round(2)
+    array([[0.5, 1. , 0. ]])
+    """
+
+    lam: float | str = parameter(
+        default=0.1,
+        allowed=Real(ge=0) | OneOf("discrepancy"),
+        doc="""
+        Smallest squared singular value kept. "discrepancy" keeps, per image, as few as bring
+        ``||A x - y||`` down to ``sqrt(n_measurements) * noise_std``.""",
+    )
+    noise_std: float | None = noise_std_parameter('It is needed by ``lam="discrepancy"``.')
+    n_components: int | None = parameter(
+        default=None,
+        allowed=Integer(ge=1) | Null(),
+        doc="""
+        Most singular values computed. None computes all of an operator of at most 2^22 entries (exact,
+        dense) and 200 of a larger one (randomised).""",
+    )
+    random_state: Any = parameter(
+        default=0,
+        kind="int, RandomState or None",
+        doc="Seed of the randomised decomposition.",
+    )
+
+    singular_values_: Any = fitted(
+        kind="ndarray of shape (n_components,)",
+        allowed=Array(ndim=1),
+        doc="The singular values, largest first; set if the operator is known to ``fit``.",
+    )
+    components_: Any = fitted(
+        kind="ndarray of shape (n_components, *operator.dims)",
+        allowed=Array(),
+        doc="The singular vectors ``v_i``, images.",
+    )
+    data_components_: Any = fitted(
+        kind="ndarray of shape (n_components, *operator.dimsd)",
+        allowed=Array(),
+        doc="The singular vectors ``u_i``, data.",
+    )
+
+    seed_: int = fitted(kind="int", allowed=Integer(ge=0), doc="Seed of a decomposition in ``predict``.")
+    operator_digest_: str = fitted(
+        kind="str", allowed=Instance(str), doc="Content of the operator that ``fit`` has decomposed."
+    )
+
+    def _check_combination(self) -> None:
+        check_noise_known(self.lam, self.noise_std)
+
+    def _check_fitted(self) -> None:
+        if getattr(self, "operator_", None) is None:
+            return
+        n = len(self.singular_values_)
+        known = {"components_": self.operator_.dims, "data_components_": self.operator_.dimsd}
+        for name, sizes in known.items():
+            if getattr(self, name).shape != (n, *sizes):
+                raise ValueError(
+                    f"{name}: expected shape {(n, *sizes)} from singular_values_ and operator_, got "
+                    f"{getattr(self, name).shape}"
+                )
+
+    def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
+        self.seed_ = seed_of(self.random_state)
+        if A is not None:
+            self.operator_digest_ = operator_digest(self.operator_)
+            parts = self._decompose(A)
+            self.data_components_, self.singular_values_, self.components_ = (
+                np.ascontiguousarray(t.cpu().resolve_conj()) for t in parts
+            )
+
+    def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
+        u, s, v = self._parts(A, data)
+        dtype = torch.promote_types(u.dtype, data.dtype)
+        coefficients = torch.einsum("i...,n...->ni", u.conj().to(dtype), data.to(dtype))
+        coefficients = coefficients if v.is_complex() or not u.is_complex() else coefficients.real
+        keep = self._kept(s, coefficients.abs(), data)
+        weights = torch.where(keep, coefficients / s, 0)
+        dtype = torch.promote_types(weights.dtype, v.dtype)
+        x = torch.einsum("ni,i...->n...", weights.to(dtype), v.to(dtype))
+        return Solution.direct(x, extra={"n_components": keep.sum(1)})
+
+    def _kept(self, s: Tensor, coefficients: Tensor, data: Tensor) -> Tensor:
+        """Which singular values each image keeps, (n, n_components); never one that is zero to rounding."""
+        usable = s > s[0] * torch.finfo(s.dtype).eps * len(s)
+        if self.lam != "discrepancy":
+            return (usable & (s.square() >= float(self.lam))).expand_as(coefficients)
+        level = discrepancy_level(self.noise_std, data)
+        removed = coefficients.square().cumsum(1) - coefficients.square()
+        residual = norm(data).square()[:, None] - removed  # before component i is added
+        return usable & (residual > level.square()[:, None])
+
+    def _parts(self, A: LinearMap, data: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The decomposition that ``fit`` stored, or that of an operator that came later."""
+        operator = self.operator_ if self.operator is None else self.operator
+        known = getattr(self, "operator_digest_", None) == operator_digest(operator)
+        if known and A.dims == self.components_.shape[1:]:
+            parts: Any = self.data_components_, self.singular_values_, self.components_
+        else:
+            parts = self._decompose(A)
+        real = data.dtype.to_real()
+        u, s, v = (torch.as_tensor(t, device=data.device) for t in parts)
+        u, s, v = (t.to(real.to_complex() if t.is_complex() else real) for t in (u, s, v))
+        return u, s, v
+
+    def _decompose(self, A: LinearMap) -> tuple[Tensor, Tensor, Tensor]:
+        n_pixels, n_data = math.prod(A.dims), math.prod(A.dimsd)
+        n_all = min(n_pixels, n_data)
+        if n_pixels * n_data <= _DENSE:
+            return _truncated(_dense_svd(A), self.n_components or n_all)
+        n_components = min(self.n_components or 200, n_all)
+        return _truncated(_randomized_svd(A, min(n_components + 10, n_all), self.seed_), n_components)
+
+
+def _truncated(parts: tuple[Tensor, Tensor, Tensor], n_components: int) -> tuple[Tensor, Tensor, Tensor]:
+    u, s, v = parts
+    return u[:n_components], s[:n_components], v[:n_components]
+
+
+def _dense_svd(A: LinearMap) -> tuple[Tensor, Tensor, Tensor]:
+    """All singular triplets: data-shaped ``u``, numbers ``s``, image-shaped ``v``."""
+    n_pixels = math.prod(A.dims)
+    columns = A(torch.eye(n_pixels, dtype=torch.float64).reshape(n_pixels, *A.dims))
+    pack, unpack = _coordinates(A, columns)
+    u, s, vh = torch.linalg.svd(pack(columns).T, full_matrices=False)
+    return unpack(u.T), s, vh.conj().reshape(-1, *A.dims)
+
+
+def _randomized_svd(
+    A: LinearMap, n_components: int, seed: int, *, n_power: int = 4
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Leading singular triplets from a random range and power iterations."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn((n_components, *A.dims), dtype=torch.float64, generator=generator)
+    pack, unpack = _coordinates(A, A(x))
+    for _ in range(n_power):
+        x = A.adjoint(unpack(_orthonormal(pack(A(x))))).reshape(n_components, *A.dims)
+        x = _orthonormal(x.flatten(1)).reshape(n_components, *A.dims)
+    q = _orthonormal(pack(A(x)))
+    u, s, vh = torch.linalg.svd(A.adjoint(unpack(q)).flatten(1).conj(), full_matrices=False)
+    return unpack(u.T @ q), s, vh.conj().reshape(-1, *A.dims)
+
+
+def _orthonormal(rows: Tensor) -> Tensor:
+    return torch.linalg.qr(rows.T).Q.T
+
+
+def _coordinates(A: LinearMap, data: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """Data to vectors and back; complex data of a map from real images count as two real numbers."""
+    if data.is_complex() and not A.adjoint(data[:1]).is_complex():
+        return (
+            lambda y: torch.view_as_real(y).flatten(1),
+            lambda c: torch.view_as_complex(c.reshape(-1, *A.dimsd, 2).contiguous()),
+        )
+    return lambda y: y.flatten(1), lambda c: c.reshape(-1, *A.dimsd)

@@ -1,0 +1,1 @@
+"""Deep equilibria: fixed points of a learned iteration."""

@@ -1,0 +1,86 @@
+"""The equation that a reconstruction solves, and its solution."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skinverse._tensors import expand, norm, real_like, relative_change
+from skinverse.estimators.equilibrium.module import Equilibrium
+from skinverse.operators import LinearMap
+from skinverse.solvers import Solution, anderson, broyden, fixed_point, gmres, neumann, picard
+
+SOLVERS = {"anderson": anderson, "picard": picard, "broyden": broyden}
+BACKWARD: dict[str, Any] = {
+    "gmres": gmres,
+    "anderson": partial(neumann, forward=anderson),
+    "neumann": neumann,
+    "jacobian_free": neumann,  # no steps of it
+}
+_BACKWARD_STEPS, _BACKWARD_TOL = 30, 1e-3
+# Relative change in the last unrolled step with which nothing has been reconstructed.
+_MOVED = 0.5
+
+
+class Equation:
+    """The equation ``z = f(z, b)`` with ``b = A^* y`` for a batch of measurements ``y``.
+
+    It is in units in which the operator has norm 1 and images have a spread of 1. ``z0`` are the variables of
+    given images ``x0``, which also tell the shape and kind of the solution.
+    """
+
+    def __init__(self, module: Equilibrium, A: LinearMap, y: Tensor, x0: Tensor) -> None:
+        self.module, self.A, self.dims = module, A, x0.shape[1:]
+        self.square = 1.0 if A.identity else A.norm() ** 2 or 1.0
+        self.f = module.map(self.normal, self.dims)
+        self.b = (y if A.identity else real_like(A.adjoint(y), x0)) / (self.square * module.unit)
+        self.z0 = module.variables(x0 / module.unit)
+
+    def normal(self, z: Tensor) -> Tensor:
+        """``A^* A z``."""
+        return z if self.A.identity else real_like(self.A.adjoint(self.A(z)), z) / self.square
+
+    def image(self, z: Tensor) -> Tensor:
+        """The image among the variables, in the unit of the data's images."""
+        return self.module.image(z, self.dims) * self.module.unit
+
+
+def solve(
+    equation: Equation, z0: Tensor, *, solver: str, backward: str, max_steps: int, tol: float
+) -> Solution:
+    """The fixed point, or so many unrolled steps towards it; differentiable where gradients are enabled."""
+    if backward == "unroll":
+        return unroll(equation, z0, max_steps)
+    return fixed_point(
+        equation.f,
+        z0,
+        given=(equation.b,),
+        forward=SOLVERS[solver],
+        backward=BACKWARD[backward],
+        max_steps=max_steps,
+        tol=tol,
+        backward_steps=0 if backward == "jacobian_free" else _BACKWARD_STEPS,
+        backward_tol=_BACKWARD_TOL,
+    )
+
+
+def unroll(equation: Equation, z: Tensor, n_steps: int) -> Solution:
+    """So many steps ``z <- f(z, b)``; an image that turns non-finite keeps its last finite iterate.
+
+    The residual is the last relative change.
+    """
+    solution = Solution.direct(z)
+    finite, residual = solution.converged, solution.residual
+    for _ in range(n_steps):
+        new = equation.f(z, equation.b)
+        finite = finite & torch.isfinite(norm(new))
+        residual = relative_change(new, z).detach()
+        z = torch.where(expand(finite, z), new, z)
+    residual = torch.where(finite, residual, torch.inf)
+    return replace(
+        solution, x=z, n_steps=solution.n_steps + n_steps, converged=residual < _MOVED, residual=residual
+    )

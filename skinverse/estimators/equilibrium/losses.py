@@ -1,0 +1,164 @@
+"""What deep equilibrium models are trained with."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor
+
+from skinverse._tensors import as_channels, expand, norm
+from skinverse.estimators.equilibrium.equation import Equation
+from skinverse.estimators.equilibrium.maps import Map
+from skinverse.estimators.equilibrium.module import Equilibrium
+from skinverse.operators import LinearMap
+from skinverse.solvers import Solution
+from skinverse.training import Loss, random_patches
+
+# Largest noise that is to be removed in the pretraining, relative to the spread of the images.
+_NOISE = 0.2
+# Squared error, relative to the images and to their spread, of a training that diverges.
+_DIVERGED = 1e4
+
+
+def denoiser_loss(patch_size: int | None) -> Loss:
+    """``||h(x + noise) - x||^2`` per pixel, with noise of a random level for each image."""
+
+    def loss(module: Equilibrium, images: Tensor) -> Tensor:
+        x = random_patches(images, patch_size) / module.unit
+        noise_std = _NOISE * torch.rand(len(x), 1, 1, 1, device=x.device)
+        return _mean_square(module.denoiser()(x + noise_std * torch.randn_like(x)) - x)
+
+    return loss
+
+
+class EquilibriumLoss:
+    """``||x(y) - x||^2 + jacobian_weight ||df/dz||_F^2`` per number, where ``x(y)`` is the fixed point.
+
+    Both are in units of the images' spread. ``solve(equation, z0)`` finds the fixed point; ``last``, if it is
+    given, starts it where it was the last time. With a ``patch_size`` images and data are cut, which only a
+    denoiser can do.
+    """
+
+    def __init__(
+        self,
+        A: LinearMap,
+        solve: Callable[[Equation, Tensor], Solution],
+        *,
+        jacobian_weight: float,
+        patch_size: int | None,
+        last: LastEquilibria | None,
+        failures: Failures,
+    ) -> None:
+        self.A, self.solve = A, solve
+        self.jacobian_weight, self.patch_size = jacobian_weight, patch_size
+        self.last, self.failures = last, failures
+
+    def __call__(self, module: Equilibrium, x: Tensor, y: Tensor, x0: Tensor, index: Tensor) -> Tensor:
+        """The loss of each image; ``x0`` are the starts, ``index`` the places of the images among all."""
+        if self.patch_size is not None:
+            x, y = _patches(x, y, self.patch_size)
+            x0 = y
+        equation = Equation(module, self.A, y, x0)
+        solution = self._solution(equation, index)
+        value = _mean_square((equation.image(solution.x) - x) / module.unit)
+        # Where the map gives no numbers, or nothing like images, the loss is none either: the training ends.
+        most = _DIVERGED * _mean_square(x / module.unit).clamp_min(1)
+        value = torch.where(torch.isfinite(solution.residual) & (value < most), value, torch.nan)
+        if self.jacobian_weight and torch.is_grad_enabled():
+            value = value + self.jacobian_weight * jacobian_size(equation.f, solution.x.detach(), equation.b)
+        return value
+
+    def _solution(self, equation: Equation, index: Tensor) -> Solution:
+        """The fixed points of the images with these indices."""
+        if self.last is None:
+            solution = self.solve(equation, equation.z0)
+        else:
+            solution = self.solve(equation, self.last.starts(index, equation.z0))
+            self.last.note(index, solution)
+        if torch.is_grad_enabled():
+            self.failures.count(solution)
+        return solution
+
+
+class LastEquilibria:
+    """Where the iteration of each training image ended the last time: the next one starts there.
+
+    From one epoch to the next the weights change little, and fixed points with them.
+    """
+
+    def __init__(self, z0: Tensor) -> None:
+        self.z, self.known = torch.zeros_like(z0), torch.zeros(len(z0), dtype=torch.bool, device=z0.device)
+
+    def starts(self, index: Tensor, z0: Tensor) -> Tensor:
+        """The last fixed points of some images, ``z0`` where none was reached."""
+        return torch.where(expand(self.known[index], z0), self.z[index], z0)
+
+    def note(self, index: Tensor, solution: Solution) -> None:
+        """Keep the fixed points of some images."""
+        self.z[index], self.known[index] = solution.x.detach(), solution.converged
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs."""
+        return {"z": self.z.clone(), "known": self.known.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        self.z.copy_(state["z"])
+        self.known.copy_(state["known"])
+
+
+class Failures:
+    """How many of the images in a training did not reach a fixed point."""
+
+    def __init__(self) -> None:
+        self.n_failed, self.n_solved, self.worst = 0, 0, 0.0
+
+    def count(self, solution: Solution) -> None:
+        """Add the images of a step."""
+        failed = ~solution.converged
+        self.n_solved += len(failed)
+        self.n_failed += int(failed.sum())
+        self.worst = max([self.worst, *solution.residual[failed].tolist()])
+
+    def warn(self) -> None:
+        """Say how many there were, if any."""
+        if self.n_failed:
+            warnings.warn(
+                f"DeepEquilibriumRecon: {self.n_failed} of {self.n_solved} images in training did not reach "
+                f"a fixed point (largest residual {self.worst:.1e}): raise max_steps or tol",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        vars(self).update(state)
+
+
+def jacobian_size(f: Map, z: Tensor, b: Tensor) -> Tensor:
+    """Hutchinson's estimate of ``||df/dz||_F^2`` of each image, per number."""
+    with torch.enable_grad():
+        z = z.requires_grad_()
+        probe = torch.randn_like(z)
+        (product,) = torch.autograd.grad(f(z, b), z, probe, create_graph=True)
+    return norm(product).square() / z[0].numel()
+
+
+def _patches(x: Tensor, y: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The same random patch of each image and of its data, as channels."""
+    both = random_patches(torch.cat([as_channels(x), as_channels(y)], 1), size)
+    x, y = both.chunk(2, 1)
+    return x.contiguous(), y.contiguous()
+
+
+def _mean_square(error: Tensor) -> Tensor:
+    """Mean of the squares of each image."""
+    return error.abs().square().flatten(1).mean(1)

@@ -1,0 +1,1 @@
+"""Generative priors: images near what a trained model can draw."""

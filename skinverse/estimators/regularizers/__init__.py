@@ -1,0 +1,1 @@
+"""Learned regularisers: energies trained as critics or through the reconstruction."""

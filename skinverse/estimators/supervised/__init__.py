@@ -1,0 +1,1 @@
+"""Supervised methods: networks after or instead of an inversion."""

@@ -1,0 +1,86 @@
+"""A residual network by name or as given, in the unit of the images that it learned."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from skinverse._defaults import copy_module
+from skinverse._parameters import OneOf
+from skinverse._tensors import as_channels, from_channels, planes_for
+from skinverse.networks import make_network
+
+# All of these take images of every size.
+NETWORKS = OneOf("unet", "dncnn", "dncnn_c4", "dncnn_d4")
+
+# Sides that a user's network may ask for: multiples of one of these.
+_MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
+
+
+class Residual(nn.Module):
+    """A network in the unit of the images, which is 0 until it is trained."""
+
+    unit: Tensor
+
+    def __init__(self, network: str | nn.Module, n_channels: int) -> None:
+        super().__init__()
+        self.takes_every_size = isinstance(network, str)
+        self.network: nn.Module = (
+            make_network(network, n_channels) if isinstance(network, str) else copy_module(network)
+        )
+        self.n_channels = n_channels
+        self.register_buffer("unit", torch.zeros(()))
+        self._sizes: dict[tuple[int, int], tuple[int, int]] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Channels to channels; a network of a single channel takes many one by one."""
+        unit, planes = self.unit.clamp_min(1e-30), planes_for(x, self.n_channels, "the network")
+        return (unit * self._continued(planes / unit)).reshape(x.shape)
+
+    def _continued(self, x: Tensor) -> Tensor:
+        """What the network makes of images, continued periodically to a size that it takes, and cut again."""
+        height, width = x.shape[-2:]
+        if (height, width) not in self._sizes:
+            self._sizes[height, width] = (height, width) if self.takes_every_size else self._accepted(x[:1])
+        rows, columns = self._sizes[height, width]
+        if (rows, columns) != (height, width):
+            i, j = torch.arange(rows, device=x.device), torch.arange(columns, device=x.device)
+            x = x[..., i % height, :][..., j % width]
+        output: Tensor = self.network(x)
+        return output[..., :height, :width]
+
+    def _accepted(self, x: Tensor) -> tuple[int, int]:
+        """The least size, from that of the image, that the network takes to the same size.
+
+        A copy is asked: the network itself must not notice.
+
+        Raises
+        ------
+        ValueError
+            If there is none.
+        """
+        network, reason = copy_module(self.network).eval(), ""
+        cause: Exception | None = None
+        for multiple in _MULTIPLES:
+            rows, columns = (math.ceil(n / multiple) * multiple for n in x.shape[-2:])
+            probe = x.new_zeros(*x.shape[:2], rows, columns)
+            try:
+                with torch.no_grad():
+                    shape = tuple(network(probe).shape)
+            except (RuntimeError, ValueError) as error:
+                reason, cause = str(error), error
+                continue
+            if shape == tuple(probe.shape):
+                return rows, columns
+            reason, cause = f"it makes {shape} of {tuple(probe.shape)}", None
+        raise ValueError(
+            "network: expected a module from (images, channels, height, width) to the same shape, at least "
+            f"where the sides are multiples of {_MULTIPLES[-1]}: {reason}"
+        ) from cause
+
+    def improved(self, x: Tensor) -> Tensor:
+        """Images of any kind, without derivatives."""
+        with torch.no_grad():
+            return from_channels(self(as_channels(x)), x)

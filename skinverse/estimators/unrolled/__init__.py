@@ -1,0 +1,1 @@
+"""Unrolled methods: a few learned iterations, trained from end to end."""

@@ -1,0 +1,219 @@
+"""What methods that unroll an iteration share: a problem without units, stages, and training on pairs."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import pylops
+import torch
+from numpy.typing import ArrayLike
+from sklearn.frozen import FrozenEstimator
+from torch import Tensor, nn
+
+from skinverse._parameters import Elements, Flag, Instance, Integer, Null, ParameterError, fitted, parameter
+from skinverse._tensors import as_channels, from_channels, planes_for, real_like, spread
+from skinverse.estimators._base import BaseReconstructor, bounds_parameter
+from skinverse.estimators._learned import (
+    LearnedReconstructor,
+    after,
+    check_kinds,
+    first_images,
+    fit_initial,
+    held_out_psnr,
+    in_batches,
+)
+from skinverse.estimators._validation import same_kind
+from skinverse.operators import LinearMap, as_torch
+from skinverse.solvers import Solution
+from skinverse.training import Phase
+
+# Held-out images to score.
+_N_SCORED = 16
+
+
+class UnrolledReconstructor(LearnedReconstructor):
+    """A method that consists of a fixed number of iterations, whose parts are learned from end to end.
+
+    A method gives :meth:`_make_module`, its iterations. ``fit`` minimises the squared error of the last one.
+    """
+
+    _load: ClassVar[int] = 64
+    _reconstruction_params: ClassVar[tuple[str, ...]] = ("bounds", "verbose", "device")
+
+    n_iterations: int = parameter(
+        default=10, allowed=Integer(ge=1), doc="Number of iterations; another one needs another ``fit``."
+    )
+    initial: BaseReconstructor | FrozenEstimator | None = parameter(
+        default=None,
+        allowed=Instance(BaseReconstructor, FrozenEstimator, name="estimator") | Null(),
+        doc="""
+        Method that makes the images to start from; it gets the operator and is fitted on the same pairs, or
+        is kept as it is inside scikit-learn's ``FrozenEstimator``. None is filtered back-projection or zero
+        filling where there is one, else a regularised pseudo-inverse.""",
+    )
+    bounds: tuple[float | None, float | None] | None = bounds_parameter()
+
+    module_: Unrolled = fitted(kind="nn.Module", doc="The trained iterations.")
+    initial_: BaseReconstructor | None = fitted(
+        allowed=Instance(BaseReconstructor, name="estimator") | Null(), doc="The fitted ``initial``."
+    )
+    n_iterations_: int = fitted(allowed=Integer(ge=1), doc="Number of iterations in the training.")
+    n_channels_: tuple[int, int] = fitted(
+        kind="tuple of int",
+        allowed=Elements(Integer(ge=1), name="whole numbers"),
+        doc="Number of real channels of the images and of the data; a complex channel counts twice.",
+    )
+    real_: bool = fitted(allowed=Flag(), doc="Whether the images of ``fit`` were real.")
+
+    def staged_predict(self, Y_meas: ArrayLike | Tensor) -> Iterator[Any]:
+        """Reconstructions after each iteration.
+
+        Parameters
+        ----------
+        Y_meas : array-like or Tensor of shape (n_samples, *operator.dimsd)
+            Measurements; flat (n_samples, n_measurements) is accepted.
+
+        Returns
+        -------
+        iterator of ndarray or Tensor of shape (n_samples, *operator.dims)
+            The images after the first, second, ... iteration; the last ones are those of ``predict``.
+        """
+        stages = self._predicted(Y_meas, self._staged).x
+        return (same_kind(x, Y_meas) for x in stages.unbind(1))
+
+    # ------------------------------------------------------------------ hooks
+    @abstractmethod
+    def _make_module(self) -> Unrolled:
+        """The untrained iterations."""
+
+    def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
+        assert A is not None and images is not None and data is not None  # _needs
+        check_kinds(A, images, data)
+        self.real_, self.n_iterations_ = not images.is_complex(), self.n_iterations
+        self.n_channels_ = as_channels(images[:1]).shape[1], as_channels(data[:1]).shape[1]
+        self._check_order()
+        self.initial_ = fit_initial(self.initial, self.operator_, images, data)
+        super()._fit(A, images, data)
+
+    def _phases(self, module: Any, A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Phase]:
+        if module.unit == 0:
+            module.unit.fill_(spread(as_channels(images)))
+        starts = in_batches(lambda y: self._start(A, y), A, data)
+
+        def loss(module: Any, x: Tensor, y: Tensor, x0: Tensor) -> Tensor:
+            error = (module(A, y, x0) - x) / module.unit
+            return error.abs().square().flatten(1).mean(1)
+
+        score = held_out_psnr(lambda y: self._reconstruct(A, y).x, n_images=_N_SCORED)
+        trainer = self.trainer.over(n_steps=2000, lr=1e-3, final_lr=1e-4, max_grad_norm=1.0)
+        yield Phase("supervised", loss, (images, data, starts), trainer, score)
+
+    def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
+        first = first_images(A, data, self.initial_, real=self.real_)
+        *_, last = self._stages(A, data, first.x)
+        return after(first, last)
+
+    def _start(self, A: LinearMap, data: Tensor) -> Tensor:
+        return first_images(A, data, self.initial_, real=self.real_).x
+
+    def _differentiable(self, module: nn.Module, A: LinearMap, data: Tensor, start: Tensor) -> Tensor:
+        images: Tensor = module(A, data, start)
+        return images
+
+    # ------------------------------------------------------------------ private
+    def _staged(self, A: LinearMap, data: Tensor) -> Solution:
+        """The images after all iterations, (n, n_iterations, *dims)."""
+        first = first_images(A, data, self.initial_, real=self.real_)
+        return after(first, torch.stack(list(self._stages(A, data, first.x)), 1))
+
+    def _stages(self, A: LinearMap, data: Tensor, start: Tensor) -> Iterator[Tensor]:
+        """Yield the images after each iteration, within their bounds."""
+        if self.n_iterations != self.n_iterations_:
+            raise ParameterError(
+                f"n_iterations: learned with {self.n_iterations_}, got {self.n_iterations}: fit again"
+            )
+        self._check_order()
+        low, high = self.bounds or (None, None)
+        module = copy.deepcopy(self.module_).to(start.device, start.dtype.to_real())
+        with torch.no_grad():
+            for x in module.stages(A, data, start):
+                yield x if low is None and high is None else x.clamp(low, high)
+
+    def _check_order(self) -> None:
+        """Refuse bounds of complex images, which have no order."""
+        if not self.real_ and any(end is not None for end in self.bounds or ()):
+            raise ParameterError(
+                f"bounds: complex images have no order to be bounded by, got {self.bounds!r}"
+            )
+
+
+class Unrolled(nn.Module, ABC):
+    """Iterations with learned parts, in the unit of the images, which is 0 until they are trained."""
+
+    unit: Tensor
+
+    def __init__(self, n_channels: tuple[int, int], n_iterations: int) -> None:
+        super().__init__()
+        self.n_channels, self.n_iterations = n_channels, n_iterations
+        self.register_buffer("unit", torch.zeros(()))
+
+    @abstractmethod
+    def iterates(self, problem: ScaledProblem) -> Iterator[Tensor]:
+        """Yield the images after each iteration, as channels in the unit."""
+
+    def stages(self, A: LinearMap, data: Tensor, start: Tensor) -> Iterator[Tensor]:
+        """Yield the images after each iteration, of the kind and shape of ``start``."""
+        A, y, x0 = self._in_trained_channels(A, data, start)
+        unit = self.unit.clamp_min(1e-30)
+        for x in self.iterates(ScaledProblem(A, y, x0, unit)):
+            yield from_channels(unit * x, x0).reshape(start.shape)
+
+    def forward(self, A: LinearMap, data: Tensor, start: Tensor) -> Tensor:
+        """The images after the last iteration."""
+        *_, last = self.stages(A, data, start)
+        return last
+
+    def _in_trained_channels(
+        self, A: LinearMap, data: Tensor, start: Tensor
+    ) -> tuple[LinearMap, Tensor, Tensor]:
+        """The problem with the channels of the training; a denoiser of one channel takes many one by one."""
+        of_images, of_data = as_channels(start).shape[1], as_channels(data).shape[1]
+        if (of_images, of_data) == self.n_channels:
+            return A, data, start
+        if A.identity and self.n_channels == (1, 1) and of_images == of_data:
+            y, x0 = (planes_for(batch, 1, "the network") for batch in (data, start))
+            return as_torch(pylops.Identity(x0.shape[1:])), y, x0
+        raise ValueError(
+            f"the network was trained on images of {self.n_channels[0]} and data of {self.n_channels[1]} "
+            f"channels (a complex one counts twice), got {of_images} and {of_data}"
+        )
+
+
+class ScaledProblem:
+    """``A / ||A||`` from channels to channels, and data and start as channels in the unit of the images.
+
+    Whatever the units of images and operator are, the learned parts see numbers of order one.
+    """
+
+    def __init__(self, A: LinearMap, data: Tensor, start: Tensor, unit: Tensor) -> None:
+        self._A, self._norm = A, A.norm() or 1.0
+        self._x, self._y = start, data
+        self.start = as_channels(start) / unit
+        self.data = as_channels(data) / (unit * self._norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``A x / ||A||``."""
+        y = self._A(from_channels(x, self._x)) / self._norm
+        return as_channels(real_like(y, self._y))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """``A^* y / ||A||``."""
+        x = self._A.adjoint(from_channels(y, self._y)) / self._norm
+        return as_channels(real_like(x, self._x))
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """``A^*(A x - y)`` with ``A`` scaled to norm 1: the gradient of the data term."""
+        return self.adjoint(self.forward(x) - self.data)

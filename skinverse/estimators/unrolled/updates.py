@@ -1,0 +1,33 @@
+"""The small convolutional network that computes one update."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Update(nn.Module):
+    """Three 3 x 3 convolutions with PReLU, (n, n_in, height, width) to (n, n_out, height, width).
+
+    The last convolution starts at zero: untrained iterations change nothing.
+    """
+
+    def __init__(self, n_in: int, n_out: int, n_features: int) -> None:
+        super().__init__()
+        sizes = [n_in, n_features, n_features, n_out]
+        self.layers = nn.ModuleList(
+            nn.Conv2d(a, b, 3, padding=1) for a, b in zip(sizes, sizes[1:], strict=False)
+        )
+        self.slopes = nn.ParameterList(torch.zeros(n_features) for _ in range(2))
+        for layer in self.layers.children():
+            nn.init.xavier_uniform_(layer.get_parameter("weight"))
+            nn.init.zeros_(layer.get_parameter("bias"))
+        nn.init.zeros_(self.layers[-1].get_parameter("weight"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The update."""
+        first, second, last = self.layers
+        x = x.contiguous(memory_format=torch.channels_last)  # the faster order for few channels
+        x = F.prelu(first(x), self.slopes[0])
+        return last(F.prelu(second(x), self.slopes[1]))

@@ -1,0 +1,122 @@
+"""The public contract, checked for every estimator of the public list."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from sklearn.base import clone
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import skinverse
+from skinverse import LearnedGradientDescent, ReconstructionRegressor, Tikhonov, Trainer
+from skinverse.estimators import BaseReconstructor
+from skinverse.operators import parallel_beam, structurally_random
+from skinverse.testing import Check, reconstructor_checks
+
+METHODS = [
+    cls
+    for cls in (getattr(skinverse, name) for name in skinverse.__all__)
+    if isinstance(cls, type) and issubclass(cls, BaseReconstructor)
+]
+
+# Parameters with which a method takes less time, or reconstructs something after one epoch.
+BRIEF: dict[str, dict[str, Any]] = {
+    "AdversarialRegularizer": {"lam": 0.1, "tol": 1e-2, "max_steps": 20},
+    "BilevelRegularizer": {"lam": 0.1, "beta": 1.0, "tol": 1e-2},
+    # What has hardly been trained need not contract, unless it does by construction.
+    "DeepEquilibriumRecon": {"lam": 0.1, "iteration": "contractive", "tol": 1e-3},
+    "GenerativeCovariancePrior": {"lam": 0.1, "n_latent": 2, "n_restarts": 1, "max_steps": 10},
+    "Kaczmarz": {"n_blocks": 6},
+    "LISTA": {"n_iterations": 2},
+    "LearnedGradientDescent": {"n_iterations": 2},
+    "LearnedPrimalDual": {"n_iterations": 2},
+    "ModelAdaptation": {"max_steps": 5},
+    "TotalGeneralizedVariationRecon": {"tol": 1e-2, "max_steps": 50},
+    "TotalVariationRecon": {"tol": 1e-2, "max_steps": 50},
+    "VariationalNetwork": {"n_iterations": 2},
+    "WaveletRecon": {"tol": 1e-2, "max_steps": 50},
+}
+
+
+def brief(method: type[BaseReconstructor]) -> BaseReconstructor:
+    return method(**BRIEF.get(method.__name__, {}))
+
+
+def reconstructors() -> Iterator[BaseReconstructor]:
+    """Every public method, with an operator where it takes only some."""
+    for method in METHODS:
+        estimator = brief(method)
+        if method is skinverse.FilteredBackProjection:
+            estimator.operator = parallel_beam((12, 12), np.arange(12) * np.pi / 12, 17)
+        if method is skinverse.ModelAdaptation:
+            estimator.estimator = learned()
+        yield estimator
+
+
+def learned() -> LearnedGradientDescent:
+    """A fitted method to be adapted."""
+    rng = np.random.default_rng(0)
+    A = structurally_random((12, 10), 70, random_state=0)
+    X = rng.normal(size=(4, 12, 10)).cumsum(1) / 4
+    Y = np.stack([A @ x.ravel() for x in X])
+    return LearnedGradientDescent(A, n_iterations=2, trainer=Trainer(max_epochs=1)).fit(X, Y)
+
+
+def contract() -> Iterator[Any]:
+    for estimator in reconstructors():
+        for check in reconstructor_checks(estimator):
+            yield pytest.param(check, id=f"{type(estimator).__name__}-{check}")
+
+
+@pytest.mark.parametrize("check", contract())
+def test_keeps_the_contract(check: Check) -> None:
+    if check.skipped is None:
+        check()
+    else:  # what is kept must be promised
+        with pytest.raises(AssertionError):
+            check()
+
+
+def test_every_exemption_is_a_sentence() -> None:
+    for method in METHODS:
+        for why in method.not_promised.values():
+            assert why[0].isupper() and why.endswith(".") and "\n" not in why
+
+
+# The regressions of scikit-learn's checks have no operator that a trained method could be adapted to.
+REGRESSORS = [brief(method).as_regressor() for method in METHODS if method is not skinverse.ModelAdaptation]
+
+
+@pytest.mark.filterwarnings("ignore:lam=.* sees no noise")  # the checks send numbers that are no measurements
+@pytest.mark.draws_globally  # one of scikit-learn's checks does
+@parametrize_with_checks(
+    [
+        r.set_params(estimator__trainer__max_epochs=1) if "estimator__trainer" in r.get_params() else r
+        for r in REGRESSORS
+    ]
+)
+def test_keeps_the_contract_of_scikit_learn(estimator: ReconstructionRegressor, check: Any) -> None:
+    check(estimator)
+
+
+def test_large_batches_are_cut_without_a_trace() -> None:
+    Y = np.random.default_rng(0).normal(size=(1030, 32, 32))  # more than 2^20 numbers
+    method = Tikhonov().fit()
+    assert_allclose(method.predict(Y), np.concatenate([method.predict(part) for part in np.split(Y, 2)]))
+
+
+def test_a_flat_shape_is_not_taken_for_another_image() -> None:
+    import pylops
+
+    model = Tikhonov(pylops.Identity((4, 6))).fit()
+    with pytest.raises(ValueError, match=r"expected shape \(n_samples, 4, 6\).*got \(2, 6, 4\)"):
+        model.predict(np.ones((2, 6, 4)))
+
+
+def test_clones_of_the_public_methods_have_their_parameters() -> None:
+    for estimator in reconstructors():
+        assert repr(clone(estimator)) == repr(estimator)
