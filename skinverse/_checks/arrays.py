@@ -1,0 +1,234 @@
+"""Promises on what goes into an estimator and what comes out: shapes, precision, layout, companions."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+
+from skinverse._checks._expect import (
+    as_array,
+    expect,
+    expect_close,
+    expect_identical,
+    relative_difference,
+)
+from skinverse._checks._promise import promise
+from skinverse._checks._subject import Array, Subject
+
+# What rounding does to a reconstruction when it is computed in other company.
+_ROUNDING = 1e-6
+# Single against double precision, relative to the largest measurement; the objective is less sensitive.
+_SINGLE, _SINGLE_OBJECTIVE = 5e-3, 2e-2
+# What ``return_info`` tells of every image.
+_TOLD = ("n_steps", "converged", "residual", "objective")
+
+
+@promise()
+def shapes(subject: Subject) -> None:
+    """Reconstructions have the shape of the operator's images, and are finite."""
+    found, expected = subject.reconstruction, subject.problem.images.shape
+    expect(found.shape == expected, f"images of shape {expected} are reconstructed in shape {found.shape}")
+    expect(bool(np.isfinite(found).all()), "the reconstructions are not finite")
+
+
+@promise()
+def flat_arrays(subject: Subject) -> None:
+    """Images and measurements may be flat rows."""
+    _, images, data = subject.problem
+    rows = data.reshape(len(data), -1)
+    model = subject.new().fit(images.reshape(len(images), -1), rows)
+    expect_close(model.predict(rows), subject.reconstruction, _ROUNDING, "flat arrays change the result by {}")
+
+
+@promise()
+def precision(subject: Subject) -> None:
+    """Single precision stays single, double stays double, and both give the same images."""
+    data = subject.problem.data
+    narrow = data.astype(np.complex64 if np.iscomplexobj(data) else np.float32)
+    (single, of_single), (double, of_double) = (
+        subject.fitted.predict(y, return_info=True) for y in (narrow, data)
+    )
+    for found, y in ((single, narrow), (double, data)):
+        expect(
+            found.real.dtype == y.real.dtype, f"data of {y.dtype} become images of {found.dtype}"
+        )  # real images of complex data are in order
+    if getattr(subject.fitted, "weak_convexity_", 0.0) == 0.0:  # else there may be several minima
+        change = np.abs(single - double).max() / np.abs(data).max()
+        expect(change <= _SINGLE, f"single precision changes the images by {change:.1e} of the data")
+    low, high = np.asarray(of_single.objective), np.asarray(of_double.objective)
+    close = np.isclose(low, high, rtol=_SINGLE_OBJECTIVE, atol=1e-6, equal_nan=True)
+    expect(bool(close.all()), f"single precision changes the objective from {high} to {low}")
+
+
+@promise()
+def torch_arrays(subject: Subject) -> None:
+    """Tensors become tensors on the same device, and give what arrays give."""
+    _, images, data = (torch.from_numpy(a) if isinstance(a, np.ndarray) else a for a in subject.problem)
+    found = subject.new().fit(images, data).predict(data)
+    expect(isinstance(found, torch.Tensor), f"a tensor becomes a {type(found).__name__}")
+    expect(found.device == data.device, f"a tensor on {data.device} becomes one on {found.device}")
+    expect_identical(found, subject.reconstruction, "tensors change the result by {}")
+
+
+@promise()
+def layout(subject: Subject) -> None:
+    """Memory order, byte order, strides, lists, read-only and mapped arrays change no bit of the result."""
+    _, images, data = subject.problem
+    for name, lay_out in _LAYOUTS.items():
+        found = _attempt(lambda y=lay_out(data): subject.fitted.predict(y), f"{name} measurements")
+        expect_identical(found, subject.reconstruction, f"{name} measurements change the result by {{}}")
+    with tempfile.TemporaryDirectory() as folder:
+        found = subject.fitted.predict(_mapped(data, Path(folder) / "data"))
+    expect_identical(found, subject.reconstruction, "mapped measurements change the result by {}")
+    model = subject.new()
+    _attempt(lambda: model.fit(_big_endian(images), _strided(data)), "big-endian images")
+    expect_identical(model.predict(data), subject.reconstruction, "layouts in fit change the result by {}")
+
+
+@promise()
+def integers(subject: Subject) -> None:
+    """Integers give what the same values give as floats."""
+    whole = np.round(4 * subject.problem.data.real).astype(int)
+    found = _attempt(lambda: subject.fitted.predict(whole), "integers")
+    expect_identical(found, subject.fitted.predict(whole.astype(float)), "integers change the result by {}")
+
+
+@promise()
+def info(subject: Subject) -> None:
+    """``return_info`` tells one number of every image, and whether its reconstruction converged."""
+    data = subject.problem.data
+    found, told = subject.fitted.predict(data, return_info=True)
+    expect_identical(found, subject.reconstruction, "return_info=True changes the result by {}")
+    missing = [name for name in _TOLD if name not in told]
+    expect(not missing, f"return_info does not tell {', '.join(missing)}")
+    for name, values in told.items():
+        shape = np.shape(values)
+        expect(shape == (len(data),), f"{name} has the shape {shape}, not ({len(data)},)")
+    kind = np.asarray(told["converged"]).dtype
+    expect(kind == bool, f"converged is of {kind}, not boolean")
+
+
+@promise()
+def convergence_warning(subject: Subject) -> None:
+    """Images that did not converge, and only they, make ``predict`` give a ConvergenceWarning."""
+    for params in ({}, subject.those_of(tol=1e-15, max_steps=1)):
+        model = subject.copy(**params)
+        with warnings.catch_warnings(record=True) as given:
+            warnings.simplefilter("always")
+            _, told = model.predict(subject.problem.data, return_info=True)
+        warned = any(issubclass(warning.category, ConvergenceWarning) for warning in given)
+        n_failed = int((~np.asarray(told["converged"], dtype=bool)).sum())
+        said = "a" if warned else "no"
+        expect(warned == (n_failed > 0), f"{n_failed} images did not converge, and there is {said} warning")
+
+
+@promise()
+def companions(subject: Subject) -> None:
+    """An image's reconstruction does not depend on the images beside it, nor on their order."""
+    data = subject.problem.data
+    # A loose tolerance: what stops together, stops at the wrong step for some.
+    model = subject.copy(**subject.those_of(tol=1e-2, max_steps=40) if subject.has("tol") else {})
+    together, told = model.predict(data, return_info=True)
+    order = np.random.default_rng(0).permutation(len(data))
+    parts = {
+        "with the images beside it": [[i] for i in range(len(data))],
+        "with the order of the images": [order],
+        "with the chunks in which they come": [range(2), range(2, len(data))],
+    }
+    for otherwise, members in parts.items():
+        found = [model.predict(data[list(chosen)], return_info=True) for chosen in members]
+        place = np.argsort(np.concatenate([list(chosen) for chosen in members]))
+        images = np.concatenate([as_array(x) for x, _ in found])[place]
+        n_steps = np.concatenate([np.asarray(told["n_steps"]) for _, told in found])[place]
+        expect_close(
+            images, together, _ROUNDING, f"the reconstruction of an image changes by {{}} {otherwise}"
+        )
+        expected = np.asarray(told["n_steps"])
+        expect(
+            np.array_equal(n_steps, expected),
+            f"the numbers of steps change {otherwise}, from {expected} to {n_steps}",
+        )
+
+
+@promise()
+def channels(subject: Subject) -> None:
+    """Images of several channels are denoised, real or complex, and stay what they are."""
+    rng = np.random.default_rng(0)
+    real, imaginary = rng.normal(size=(2, 2, 3, 6, 6))
+    for images in (real, real + 1j * imaginary):
+        _expect_kept(subject.fit(subject.denoising(images)).predict(images), images)
+
+
+@promise()
+def complex_images(subject: Subject) -> None:
+    """Complex images are denoised, stay complex, and keep their precision."""
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(2, 6, 6)) + 1j * rng.normal(size=(2, 6, 6))
+    model = subject.fit(subject.denoising(images))
+    for dtype in (np.complex128, np.complex64):
+        _expect_kept(model.predict(images.astype(dtype)), images.astype(dtype))
+
+
+@promise(made_by=lambda subject: subject.has("device") and torch.cuda.is_available())
+def cuda(subject: Subject) -> None:
+    """Reconstructions on a GPU are those on the processor, and come back to where the data were."""
+    data = subject.problem.data
+    model = subject.copy(device="cuda")
+    found = model.predict(torch.from_numpy(data).cuda())
+    expect(bool(found.is_cuda), "a tensor on the GPU becomes one on the processor")
+    expected = subject.copy(device="cpu").predict(data)
+    expect_close(found, expected, 1e-5, "the GPU changes the result by {}")
+
+
+# ---------------------------------------------------------------------- the same values in another place
+def _big_endian(a: Array) -> Array:
+    return a.astype(a.dtype.newbyteorder(">"))
+
+
+def _strided(a: Array) -> Array:
+    """Every second row of a larger array, from the last to the first."""
+    wide = np.zeros((2 * len(a), *a.shape[1:]), a.dtype)
+    wide[::2] = a[::-1]
+    return wide[::2][::-1]
+
+
+def _read_only(a: Array) -> Array:
+    a = a.copy()
+    a.setflags(write=False)
+    return a
+
+
+def _mapped(a: Array, path: Path) -> Array:
+    np.memmap(path, a.dtype, "w+", shape=a.shape)[:] = a
+    return np.memmap(path, a.dtype, "r", shape=a.shape)
+
+
+_LAYOUTS: dict[str, Callable[[Array], Any]] = {
+    "Fortran-ordered": np.asfortranarray,
+    "big-endian": _big_endian,
+    "strided": _strided,
+    "read-only": _read_only,
+    "listed": lambda a: a.tolist(),
+}
+
+
+def _attempt(call: Callable[[], Any], what: str) -> Any:
+    try:
+        return call()
+    except Exception as error:
+        raise AssertionError(f"{what} end in {type(error).__name__}: {error}") from error
+
+
+def _expect_kept(found: Array, images: Array) -> None:
+    expect(
+        found.shape == images.shape and found.dtype == images.dtype,
+        f"{images.dtype} images of shape {images.shape} become {found.dtype} ones of shape {found.shape}",
+    )
+    expect(relative_difference(found, images) < np.inf, "the reconstructions are not finite")

@@ -1,0 +1,159 @@
+"""Promises on what does not change a result: units, the form of the operator, a level, a phase."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pylops
+
+from skinverse._checks._expect import expect, relative_difference
+from skinverse._checks._promise import promise
+from skinverse._checks._subject import Array, Problem, Subject, measured, smooth_images
+
+# Relative change that is none: of what is trained in single precision, and of what is computed to a tight tolerance.
+_LEARNED, _COMPUTED = 1e-3, 1e-5
+_TIGHT, _ROUGH, _N_SOLVED = {"tol": 1e-7, "max_steps": 5000}, {"tol": 1e-2, "max_steps": 100}, 2
+# The small one first: it tells the powers of lam apart where a large one hides them.
+_FACTORS = (1e-3, 1e3)
+
+
+@promise()
+def units(subject: Subject) -> None:
+    """Images and data times a factor give the reconstruction times it, ``lam`` times the power that it needs."""
+    operator, images, data = subject.compared_problem
+
+    def scaled(factor: float) -> Problem:
+        return Problem(operator, factor * images, factor * data)
+
+    _expect_factors_harmless(subject, scaled, lambda x, factor: x / factor, "images and data")
+
+
+@promise()
+def units_of_operator(subject: Subject) -> None:
+    """Operator and data times a factor give the same reconstruction, ``lam`` times the power that it needs."""
+    operator, images, data = subject.compared_problem
+
+    def scaled(factor: float) -> Problem:
+        return Problem(factor * operator, images, factor * data)
+
+    _expect_factors_harmless(subject, scaled, lambda x, _: x, "operator and data")
+
+
+@promise()
+def form(subject: Subject) -> None:
+    """An operator that is written as a product, with its rows in another order, or stacked is the same map."""
+    operator, images, data = subject.compared_problem
+    n, rows = operator.shape[0], data.reshape(len(data), -1)
+    order = np.random.default_rng(0).permutation(n)
+    halves = [pylops.Restriction(n, part) @ operator for part in np.array_split(np.arange(n), 2)]
+    forms = {
+        "written as a product": (pylops.Diagonal(np.full(n, 2.0)) @ (0.5 * operator), rows),
+        "with its rows in another order": (pylops.Restriction(n, order) @ operator, rows[:, order]),
+        "stacked from two halves": (pylops.VStack(halves), rows),
+    }
+    expected = _solved(subject, subject.compared, data)
+    for otherwise, (other, values) in forms.items():
+        other.dims = operator.dims
+        problem = Problem(other, images, values.reshape(-1, *other.dimsd))
+        found = _solved(subject, subject.fit_steadily(problem), problem.data)
+        change = relative_difference(found, expected)
+        _expect_none(subject, change, f"the operator {otherwise} changes the reconstruction")
+
+
+@promise()
+def level(subject: Subject) -> None:
+    """A constant that is added to images and to data without operator is added to the reconstruction."""
+    base = _denoising(smooth_images(2, (6, 6)))
+
+    def raised(constant: float) -> Array:
+        problem = Problem(base.operator, base.images + constant, base.data + constant)
+        return _solved(subject, subject.fit_steadily(problem), problem.data) - constant
+
+    expected = raised(0.0)
+    spread = np.linalg.norm(expected - expected.mean())
+    for constant in (1.0, 100.0):
+        change = float(np.linalg.norm(raised(constant) - expected) / spread)
+        _expect_none(subject, change, f"a level of {constant:g} changes the rest of the image")
+
+
+@promise()
+def phase(subject: Subject) -> None:
+    """A global phase of complex data is the phase of the reconstruction."""
+    problem = subject.problem
+    if not np.iscomplexobj(problem.images):
+        problem = _denoising(smooth_images(2, (6, 6), complex_=True))
+    model, turn = subject.fit(problem), np.exp(0.7j)
+    found, expected = (_solved(subject, model, data) for data in (turn * problem.data, problem.data))
+    change = relative_difference(found, turn * expected)
+    _expect_none(subject, change, "a phase changes the reconstruction")
+
+
+def _expect_factors_harmless(
+    subject: Subject,
+    scaled: Callable[[float], Problem],
+    back: Callable[[Array, float], Array],
+    what: str,
+) -> None:
+    """Expect no change by factors, for some power of them by which the weight may go with them."""
+    data = subject.compared_problem.data
+
+    def fitted(factor: float, power: int) -> Any:
+        return subject.fit_steadily(scaled(factor), **_rescaled(subject, factor, power))
+
+    def change(model: Any, factor: float, how: dict[str, Any]) -> float:
+        found = back(_solved(subject, model, scaled(factor).data, how), factor)
+        return relative_difference(found, _solved(subject, subject.compared, data, how))
+
+    first, second = _FACTORS
+    weighted = isinstance(subject.parameters.get("lam"), (int, float))
+    models, changes = {}, {}
+    for power in (0, 1, 2) if weighted else (0,):
+        models[power] = fitted(first, power)
+        changes[power] = change(models[power], first, _ROUGH)
+        if changes[power] <= _allowed(subject):
+            break
+    power = min(changes, key=lambda power: changes[power])
+    worst = max(change(models[power], first, _TIGHT), change(fitted(second, power), second, _TIGHT))
+    told = f" and lam times its power {power}" if weighted else ""
+    _expect_none(subject, worst, f"{what} times {first:g} or {second:g}{told} change the image")
+
+
+def _denoising(images: Array) -> Problem:
+    identity = pylops.Identity(images.shape[1:], dtype=images.dtype)
+    return Problem(identity, images, measured(identity, images))
+
+
+def _solved(subject: Subject, model: Any, data: Array, how: dict[str, Any] = _TIGHT) -> Array:
+    """The first reconstructions, to another tolerance than that of the fit.
+
+    Without a tolerance the number of steps is part of the method.
+    """
+    how = subject.those_of(**how) if subject.has("tol") else {}
+    found: Array = copy.copy(model).set_params(**how).predict(data[:_N_SOLVED])
+    return found
+
+
+def _expect_none(subject: Subject, change: float, otherwise: str) -> None:
+    most = _allowed(subject)
+    expect(change <= most, f"{otherwise} by {change:.1e} relative, more than {most:.0e}")
+
+
+def _allowed(subject: Subject) -> float:
+    return _LEARNED if subject.learns else _COMPUTED
+
+
+def _rescaled(subject: Subject, factor: float, power: int) -> dict[str, Any]:
+    """Parameters with units in the new ones."""
+    known = subject.parameters
+    weight, noise_std, bounds = (known.get(name) for name in ("lam", "noise_std", "bounds"))
+    scaled: dict[str, Any] = {}
+    if isinstance(weight, (int, float)):
+        scaled["lam"] = weight * factor**power
+    if noise_std is not None:
+        scaled["noise_std"] = noise_std * factor
+    if bounds is not None:
+        scaled["bounds"] = tuple(end if end is None else end * factor for end in bounds)
+    return scaled

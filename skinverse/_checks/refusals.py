@@ -1,0 +1,158 @@
+"""Promises on what is refused: in one sentence that names the argument."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pylops
+import scipy.sparse
+import torch
+
+from skinverse._checks._expect import expect, expect_refusal
+from skinverse._checks._promise import promise
+from skinverse._checks._subject import Array, Problem, Subject
+from skinverse._parameters import ParameterError, declared
+
+# Values of which nearly every parameter refuses one.
+_POOL: tuple[Any, ...] = (-1, 0, float("nan"), "no such option", 2.5, object())
+
+def _with_one(a: Array, value: float) -> Array:
+    """The array with another first value."""
+    a = a.copy()
+    a.flat[0] = value
+    return a
+
+
+_Wrong = tuple[Callable[[Array], Any], type[Exception] | tuple[type[Exception], ...]]
+_BAD: dict[str, _Wrong] = {
+    "an array with NaN": (lambda a: _with_one(a, np.nan), ValueError),
+    "an array with inf": (lambda a: _with_one(a, np.inf), ValueError),
+    "a transposed array": (lambda a: a.T.copy(), ValueError),
+    "an array that lacks a row of values": (lambda a: a[..., :-1], ValueError),
+    "the right number of values in another shape": (lambda a: a[:, None], ValueError),
+    "an empty array": (lambda a: a[:0], ValueError),
+    "one sample without batch axis": (lambda a: a[0], ValueError),
+    "text": (lambda a: a.astype(str), TypeError),
+    "a list of unequal lengths": (lambda _: [[1.0], [1.0, 2.0]], (TypeError, ValueError)),
+    "None": (lambda _: None, (TypeError, ValueError)),
+    "a sparse matrix": (lambda a: scipy.sparse.csr_array(a.reshape(len(a), -1)), TypeError),
+}
+
+
+@promise()
+def bad_measurements(subject: Subject) -> None:
+    """``predict`` refuses measurements that cannot be right in one sentence that names ``Y_meas``."""
+    model, data = subject.fitted, subject.problem.data
+    for what, (spoil, kinds) in _BAD.items():
+        wrong = spoil(data)
+        expect_refusal(lambda y=wrong: model.predict(y), what, naming="Y_meas", kinds=kinds)
+
+
+@promise()
+def bad_images(subject: Subject) -> None:
+    """``fit`` and ``score`` refuse images that cannot be right in one sentence that names ``X_true``."""
+    _, images, data = subject.problem
+    for what in ("an array with NaN", "a transposed array", "an empty array", "text"):
+        spoil, kinds = _BAD[what]
+        wrong = spoil(images)
+        expect_refusal(lambda x=wrong: subject.new().fit(x, data), what, naming="X_true", kinds=kinds)
+    wrong = _BAD["a transposed array"][0](images)
+    call = lambda: subject.fitted.score(wrong, data)  # noqa: E731
+    expect_refusal(call, "a transposed array in score", naming="X_true", kinds=ValueError)
+
+
+@promise()
+def bad_operators(subject: Subject) -> None:
+    """An operator that is none of pylops, or has a wrong adjoint, is refused in a sentence that says so."""
+    _, images, data = subject.problem
+    matrix = np.eye(int(np.prod(data.shape[1:])), int(np.prod(images.shape[1:])))
+    expect_refusal(
+        lambda: subject.new(Problem(matrix, images, data)).fit(images, data),
+        "a matrix as operator",
+        naming="LinearOperator",
+        kinds=TypeError,
+    )
+    wrong = _WrongAdjoint(subject.problem.operator)
+    for model in (subject.new(), subject.copy()):
+        model.set_params(operator=wrong)
+        expect_refusal(
+            lambda m=model: m.fit(images, data), "a wrong adjoint", naming="adjoint", kinds=ValueError
+        )
+
+
+@promise(made_by=lambda subject: not subject.required)
+def forgotten_operator(subject: Subject) -> None:
+    """Images and measurements of different sizes without an operator are refused, or learned from."""
+    rng = np.random.default_rng(0)
+    images, data = rng.normal(size=(3, 4)), rng.normal(size=(3, 5))
+    model = subject.new(Problem(None, images, data))
+    try:
+        model.fit(images, data)
+    except Exception:
+        expect_refusal(
+            lambda: model.fit(images, data),
+            "a forgotten operator",
+            naming="operator=None",
+            kinds=ValueError,
+        )
+    else:
+        shape = model.predict(data).shape
+        expect(shape == images.shape, f"images of shape {images.shape} are reconstructed in shape {shape}")
+
+
+@promise(made_by=lambda subject: bool(list(_refused_values(subject.estimator))))
+def parameters_checked(subject: Subject) -> None:
+    """``fit``, ``predict``, ``score`` and ``save`` refuse a parameter that ``set_params`` has made wrong."""
+    _, images, data = subject.problem
+    with tempfile.TemporaryDirectory() as folder:
+        calls: dict[str, Callable[[Any], Any]] = {
+            "fit": lambda model: model.fit(images, data),
+            "predict": lambda model: model.predict(data),
+            "score": lambda model: model.score(images, data),
+            "save": lambda model: model.save(Path(folder) / "model.skinverse"),
+        }
+        for name, value in _refused_values(subject.estimator):
+            for method, call in calls.items():
+                model = subject.copy(**{name: value})
+                expect_refusal(
+                    lambda call=call, model=model: call(model),
+                    f"{name}={value!r} in {method}",
+                    naming=f"{name}:",
+                    kinds=ParameterError,
+                )
+
+
+@promise(made_by=lambda subject: subject.has("device") and not torch.cuda.is_available())
+def missing_device(subject: Subject) -> None:
+    """A device that is not there is refused in a sentence that names the parameter."""
+    data = subject.problem.data
+    model = subject.copy(device="cuda")
+    expect_refusal(lambda: model.predict(data), 'device="cuda"', naming="device", kinds=ValueError)
+
+
+class _WrongAdjoint(pylops.LinearOperator):
+    """Another operator with one and a half times its adjoint."""
+
+    def __init__(self, operator: pylops.LinearOperator) -> None:
+        super().__init__(dtype=operator.dtype, dims=operator.dims, dimsd=operator.dimsd)
+        self.inner = operator
+
+    def _matvec(self, x: Any) -> Any:
+        return self.inner.matvec(x)
+
+    def _rmatvec(self, y: Any) -> Any:
+        return 1.5 * self.inner.rmatvec(y)
+
+
+def _refused_values(estimator: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """For every declared parameter, also of nested objects, a value that it cannot have."""
+    for name, field in declared(type(estimator)):
+        allowed, value = field.metadata["allowed"], getattr(estimator, name)
+        wrong = [] if allowed is None else [bad for bad in _POOL if not allowed.allows(bad)]
+        if wrong:
+            yield prefix + name, wrong[0]
+        yield from _refused_values(value, f"{prefix}{name}__")
