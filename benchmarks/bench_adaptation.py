@@ -1,7 +1,7 @@
 """Model adaptation: deblurring learned for a width of 1.6 pixels, measured where it is 2.4 pixels.
 
-Pieces of BSD400 to learn from, pieces of BSD68 to adapt to, without true images, and others to judge on.
-The width is told, or not. What is trained is kept in ``.cache``.
+Methods learn from pieces of BSD400. They are adapted to pieces of BSD68 without true images, with the new
+width told or not, and judged on other pieces. Trainings are kept in ``.cache``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from skinverse.operators import GaussianBlur, as_torch, gaussian_blur
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 CACHE = Path(__file__).resolve().parent / ".cache"
 SIZE, BEFORE, NOW, NOISE, SEED, N_ADAPT = 64, 1.6, 2.4, 0.01, 0, 16
-TRAINER = Trainer(max_epochs=3, lr=1e-3, lr_decay=0.05, max_norm=1.0, validation_fraction=0.0)
+TRAINER = Trainer(max_epochs=3, lr=1e-3, final_lr=5e-5, max_grad_norm=1.0, validation_fraction=0.0)
 
 
 def pieces(name: str, corners: tuple[int, ...]) -> np.ndarray:
@@ -61,7 +61,7 @@ def draw(shown: dict[str, np.ndarray], found: dict[str, float]) -> None:
 
 def main() -> None:
     torch.set_num_threads(2)
-    warnings.simplefilter("ignore", ConvergenceWarning)  # what is not told the noise never ends
+    warnings.simplefilter("ignore", ConvergenceWarning)  # adaptations without a noise level never end
     if not (DATA / "bsd68.npz").exists():
         print(f"{DATA / 'bsd68.npz'} is not here: nothing measured")
         return
@@ -80,7 +80,7 @@ def main() -> None:
     unknown = GaussianBlur((SIZE, SIZE), BEFORE)
     for name, operator in (("adapted, width known", known), ("adapted, width unknown", unknown)):
         start = time.perf_counter()
-        ways[name] = ModelAdaptation(before, operator, noise_std=NOISE).fit(Y_meas=y)
+        ways[name] = ModelAdaptation(operator, estimator=before, noise_std=NOISE).fit(Y_meas=y)
         seconds[name] = time.perf_counter() - start
     shown = {name: method.predict(y_test) for name, method in ways.items()}
     found = {name: quality(x_test, image) for name, image in shown.items()}

@@ -1,7 +1,7 @@
-"""Adversarial regularization for sparse-view CT: chest images and ellipses, every critic, two rules.
+"""Adversarial regularisation for sparse-view CT: chest images and ellipses, every energy, two rules for lam.
 
-Objects of 128 x 128 pixels, 60 angles, noise of 2.5 % of the mean modulus of the data; 80 images train,
-20 test. Total variation takes the weight that is best on the test set itself.
+Images have 128 x 128 pixels, data 60 angles and noise of 2.5 % of their mean modulus; 80 images train, 20
+test. Total variation has the weight that is best on the test set itself.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from skinverse.operators import as_torch, parallel_beam
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SIZE, N_ANGLES, NOISE, N_TRAIN, N_TEST, SEED = 128, 60, 0.025, 80, 20, 0
 TRAINERS = {
-    "ridge": Trainer(max_epochs=200, lr=1e-2, lr_decay=0.1, score_every=50),
-    "convex_ridge": Trainer(max_epochs=40, lr=1e-2, lr_decay=0.1, score_every=40),
-    "lipschitz": Trainer(max_epochs=40, lr=3e-3, lr_decay=0.1, score_every=40),
-    "convex": Trainer(max_epochs=15, lr=1e-3, lr_decay=0.1, score_every=15),
-    "conv": Trainer(max_epochs=40, lr=1e-3, lr_decay=0.1, score_every=40),
+    "ridge": Trainer(max_epochs=200, lr=1e-2, final_lr=1e-3, score_every=50),
+    "convex_ridge": Trainer(max_epochs=40, lr=1e-2, final_lr=1e-3, score_every=40),
+    "lipschitz": Trainer(max_epochs=40, lr=3e-3, final_lr=3e-4, score_every=40),
+    "convex": Trainer(max_epochs=15, lr=1e-3, final_lr=1e-4, score_every=15),
+    "conv": Trainer(max_epochs=40, lr=1e-3, final_lr=1e-4, score_every=40),
 }
 
 
@@ -62,27 +62,27 @@ def best_tv(images: np.ndarray, data: np.ndarray, operator: Any) -> tuple[np.nda
 
 
 def compare(
-    name: str, images: np.ndarray, operator: Any, critics: list[str], everything: dict[str, Any]
+    name: str, images: np.ndarray, operator: Any, energies: list[str], everything: dict[str, Any]
 ) -> None:
-    """Filtered back-projection, total variation and every critic with both rules; written as it comes."""
+    """Measure FBP, total variation and every energy with both rules, and write after each of them."""
     data = measured(images, operator, SEED)
     (x, x_test), (y, y_test) = ((a[:N_TRAIN], a[N_TRAIN : N_TRAIN + N_TEST]) for a in (images, data))
     shown = {"FBP": FilteredBackProjection(operator, filter="hann").fit().predict(y_test)}
     shown["TV"], tv = best_tv(x_test, y_test, operator)
     figures = everything.setdefault(name, {})
     figures |= {"fbp": quality(x_test, shown["FBP"]), "tv_best_on_test": tv}
-    for critic in critics:
+    for energy in energies:
         with tempfile.TemporaryDirectory() as memory:  # both rules share one training
             method = AdversarialRegularizer(
-                operator, critic=critic, lam="fit", trainer=TRAINERS[critic], memory=memory
+                operator, energy=energy, lam="fit", trainer=TRAINERS[energy], memory=memory
             )
             start = time.perf_counter()
             method.fit(x, y)
             seconds = time.perf_counter() - start
             ruled = clone(method).set_params(lam="auto").fit(x, y)
-        shown[critic], info = method.predict(y_test, return_info=True)
-        figures[critic] = {
-            "fit": quality(x_test, shown[critic]) | {"lam": method.lam_, "scale": method.scale_},
+        shown[energy], info = method.predict(y_test, return_info=True)
+        figures[energy] = {
+            "fit": quality(x_test, shown[energy]) | {"lam": method.lam_, "scale": method.scale_},
             "seconds_fit": seconds,
             "mean_steps": float(info.n_steps.mean()),
             "converged": float(info.converged.mean()),

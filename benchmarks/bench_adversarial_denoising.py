@@ -1,7 +1,7 @@
-"""Adversarial regularization on BSD68 at sigma 0.1, trained on other photographs of the same kind.
+"""Adversarial regularisation on BSD68 at sigma 0.1, trained on other photographs of the same kind.
 
-370 photographs of 180 x 180 train the critic, choose its weights and calibrate ``lam`` and the scale;
-BSD68 is only looked at to be measured.
+370 photographs of 180 x 180 train the energy, choose its weights and calibrate ``lam`` and the scale; BSD68
+is used for the measurement alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from skinverse.metrics import psnr, ssim
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SIGMA, SEED, TV_LAM = 0.1, 0, 0.08
-TRAINERS = {"ridge": Trainer(max_epochs=40, lr=1e-2, lr_decay=0.1, score_every=20)}
+TRAINERS = {"ridge": Trainer(max_epochs=40, lr=1e-2, final_lr=1e-3, score_every=20)}
 
 
 def noisy(images: np.ndarray, seed: int) -> np.ndarray:
@@ -35,11 +35,11 @@ def quality(images: np.ndarray, x: np.ndarray) -> dict[str, float]:
 
 
 def measure(
-    critic: str, known: np.ndarray, known_data: np.ndarray, images: np.ndarray, data: np.ndarray
+    energy: str, known: np.ndarray, known_data: np.ndarray, images: np.ndarray, data: np.ndarray
 ) -> dict[str, Any]:
-    """Training, calibration and BSD68 with one critic."""
+    """Training, calibration and BSD68 with one energy."""
     start = time.perf_counter()
-    method = AdversarialRegularizer(critic=critic, trainer=TRAINERS[critic]).fit(known, known_data)
+    method = AdversarialRegularizer(energy=energy, trainer=TRAINERS[energy]).fit(known, known_data)
     fitted = time.perf_counter()
     x, info = method.predict(data, return_info=True)
     figures = quality(images, x) | {
@@ -52,7 +52,7 @@ def measure(
         "weak_convexity": method.weak_convexity_,
         "epochs": len(method.history_),
     }
-    print(critic, figures, flush=True)
+    print(energy, figures, flush=True)
     return figures
 
 
@@ -73,8 +73,8 @@ def main() -> None:
         "target_minutes": 15,
     }
     print(figures, flush=True)
-    for critic in TRAINERS:
-        figures[critic] = measure(critic, known, known_data, images, data)
+    for energy in TRAINERS:
+        figures[energy] = measure(energy, known, known_data, images, data)
     write("adversarial_denoising", figures, seed=SEED)
 
 

@@ -23,21 +23,23 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from skinverse import AdversarialRegularizer, BilevelRegularizer, Trainer
-from skinverse.functionals import GradientStepCritic
+from skinverse._defaults import seeded
+from skinverse.energies import GradientStepEnergy
 from skinverse.metrics import psnr
 from skinverse.networks import DnCNN
 from skinverse.operators import as_torch, structurally_random
 from skinverse.solvers import conjugate_gradient
+from skinverse.training import Phase, run
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SIZE, SAMPLING, NOISE, SEED, N_TRAIN = 64, 0.2, 0.01, 0, 370
 STEPS = (1, 2, 5, 10, 20, 50, 100, 200)
-PRETRAINER = Trainer(max_epochs=25, lr=2e-3, lr_decay=0.1, validation_fraction=0.0)
-TRAINER = Trainer(max_epochs=28, lr=2e-3, lr_decay=0.05, max_norm=1.0, validation_fraction=0.0)
-ADVERSARY = Trainer(max_epochs=3, lr=2e-3, lr_decay=0.1, score_every=1)
+PRETRAINER = Trainer(max_epochs=25, lr=2e-3, final_lr=2e-4, validation_fraction=0.0)
+TRAINER = Trainer(max_epochs=28, lr=2e-3, final_lr=1e-4, max_grad_norm=1.0, validation_fraction=0.0)
+ADVERSARY = Trainer(max_epochs=3, lr=2e-3, final_lr=2e-4, score_every=1)
 # Limits of the reconstructions in training; each starts where it ended in the epoch before.
 LOWER: dict[str, Any] = {"max_steps": 100, "tol": 1e-3, "hypergradient": "jacobian_free"}
-NOTHING = Trainer(max_epochs=1, lr=1e-12)
+NOTHING = Trainer(max_epochs=1, lr=1e-12, final_lr=1e-12, score_every=1)
 
 
 def network() -> DnCNN:
@@ -72,12 +74,13 @@ def red(images: np.ndarray, data: np.ndarray, operator: Any) -> dict[str, Any]:
     """The network as a denoiser, then proximal gradient steps along ``x - h(x)`` at the best of few lam."""
     h, std = network(), 0.05
 
-    def loss(module: nn.Module, x: Tensor, _: Tensor) -> Tensor:
+    def loss(module: nn.Module, x: Tensor) -> Tensor:
         z = x[:, None] + std * torch.randn_like(x[:, None])
         return (module(z) - x[:, None]).square().flatten(1).sum(1)
 
     x, y = (torch.from_numpy(batch) for batch in (images, data))
-    PRETRAINER.train(h, loss, x[:N_TRAIN], x[:N_TRAIN])
+    with seeded(SEED) as draws:
+        run(h, [Phase("denoising", loss, (x[:N_TRAIN],), PRETRAINER.over())], draws=draws, seed=SEED)
     A = as_torch(operator)
 
     def reconstruct(y: Tensor, lam: float, n_steps: int) -> list[Tensor]:
@@ -130,23 +133,23 @@ def main(betas: list[float | None], *, all_ways: bool) -> None:
     figures: dict[str, Any] = {} if all_ways else known()
     if all_ways:
         figures["RED with a denoiser"] = red(images, data, operator)
-    energy = GradientStepCritic(network())
+    energy = GradientStepEnergy(network())
     ways: dict[str, Any] = {
         "gradient step": BilevelRegularizer(
             operator,
-            regularizer=energy,
+            energy=energy,
             pretrainer=PRETRAINER,
             trainer=NOTHING,
             **LOWER,
         ),
-        "adversarial": AdversarialRegularizer(operator, critic=energy, trainer=ADVERSARY),
-        "adversarial, convex": AdversarialRegularizer(operator, critic="convex", trainer=ADVERSARY),
+        "adversarial": AdversarialRegularizer(operator, energy=energy, trainer=ADVERSARY),
+        "adversarial, convex": AdversarialRegularizer(operator, energy="convex", trainer=ADVERSARY),
     }
     ways = ways if all_ways else {}
     for beta in betas:
         ways[f"bilevel, beta {beta or 'none'}"] = BilevelRegularizer(
             operator,
-            regularizer=energy,
+            energy=energy,
             beta=beta,
             pretrainer=PRETRAINER,
             trainer=TRAINER,

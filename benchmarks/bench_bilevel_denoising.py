@@ -15,8 +15,8 @@ from skinverse.metrics import psnr, ssim
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SIGMA, SEED, N_TRAIN = 0.1, 0, 370
-PRETRAINER = Trainer(max_epochs=70, lr=1e-2, lr_decay=0.1, validation_fraction=0.0)
-TRAINER = Trainer(max_epochs=10, lr=1e-2, lr_decay=0.1)
+PRETRAINER = Trainer(max_epochs=70, lr=1e-2, final_lr=1e-3, validation_fraction=0.0)
+TRAINER = Trainer(max_epochs=10, lr=1e-2, final_lr=1e-3, score_every=1)
 
 
 def noisy(name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""What a bilevel training step costs: against an unroll, and against the loop of the comparative study.
+"""Costs of a bilevel training step, compared with an unroll and with the loop of the comparative study.
 
 The unroll differentiates through 200 gradient steps; the implicit step takes the same 200 and solves one
 linear system. The study's loop does the implicit step with torch's own operations: the energy is
@@ -20,7 +20,8 @@ from _record import write
 from torch import Tensor, nn
 
 from skinverse.datasets import load_photographs
-from skinverse.functionals import Learned, LeastSquares, ModuleCritic, RidgeCritic, WeightedCritic
+from skinverse.energies import ModuleEnergy, RidgeEnergy, WeightedEnergy
+from skinverse.functionals import EnergyFunctional, LeastSquares
 from skinverse.solvers import accelerated_gradient, implicit, minres
 
 SIGMA, SEED, BATCH, SIDE, N_STEPS, STEP, LAM = 0.1, 0, 8, 64, 200, 0.1, 0.1
@@ -30,7 +31,7 @@ TOL, LINEAR_TOL = 1e-4, 1e-3
 class PlainRidge(nn.Module):
     """The formula of the weighted ridge in torch's own operations, its spectral norm at each evaluation."""
 
-    def __init__(self, start: RidgeCritic) -> None:
+    def __init__(self, start: RidgeEnergy) -> None:
         super().__init__()
         self.filters, self.log_steepness = start.filters, start.log_steepness
         self.log_sharpness = start.log_sharpness
@@ -50,38 +51,38 @@ def pieces() -> tuple[Tensor, Tensor]:
     return x, x + SIGMA * torch.randn(x.shape, generator=torch.Generator().manual_seed(SEED))
 
 
-def ridge() -> WeightedCritic:
-    critic = WeightedCritic(RidgeCritic(), scale=4.0)
-    critic.log_weight.data.fill_(np.log(LAM))
-    return critic
+def ridge() -> WeightedEnergy:
+    energy = WeightedEnergy(RidgeEnergy(), scale=4.0)
+    energy.log_weight.data.fill_(np.log(LAM))
+    return energy
 
 
 def unrolled(x: Tensor, y: Tensor) -> None:
-    critic, z = ridge(), y
+    energy, z = ridge(), y
     for _ in range(N_STEPS):
-        z = z - STEP * (z - y + critic.value_and_grad(z)[1])
+        z = z - STEP * (z - y + energy.value_and_grad(z)[1])
     (z - x).square().sum().backward()
 
 
 def implicitly(x: Tensor, y: Tensor) -> None:
-    critic, z = ridge(), y
+    energy, z = ridge(), y
     with torch.no_grad():
         for _ in range(N_STEPS):
-            z = z - STEP * (z - y + critic.value_and_grad(z)[1])
-    objective = LeastSquares(None, y) + Learned(critic)
+            z = z - STEP * (z - y + energy.value_and_grad(z)[1])
+    objective = LeastSquares(None, y) + EnergyFunctional(energy)
     (implicit(objective, z, tol=LINEAR_TOL) - x).square().sum().backward()
 
 
 def our_step(x: Tensor, y: Tensor) -> None:
-    objective = LeastSquares(None, y) + Learned(ridge())
+    objective = LeastSquares(None, y) + EnergyFunctional(ridge())
     z = accelerated_gradient(objective, y, tol=TOL).x
     (implicit(objective, z, tol=LINEAR_TOL) - x).square().sum().backward()
 
 
 def study_step(x: Tensor, y: Tensor) -> None:
     """The same lower level and linear solver, everything differentiated anew each time."""
-    energy = PlainRidge(RidgeCritic())
-    objective = LeastSquares(None, y) + Learned(ModuleCritic(energy, 1))
+    energy = PlainRidge(RidgeEnergy())
+    objective = LeastSquares(None, y) + EnergyFunctional(ModuleEnergy(energy, 1))
     z = accelerated_gradient(objective, y, tol=TOL).x
 
     def gradient(z: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Deep equilibrium deblurring: trained on pieces of BSD400, measured on whole BSD68 images, and iterated on.
 
-Gaussian blur of 1.6 pixels, noise 0.01. Total variation gets the weight that is best on the test images. What
-has been trained is kept in ``.cache``, so the two ways may be trained one by one, each named on the command
+The blur is a Gaussian of 1.6 pixels, the noise 0.01. Total variation has the weight that is best on the test
+images. Trainings are kept in ``.cache``, so the two ways may be trained one by one, each named on the command
 line, before the script is run without a name.
 """
 
@@ -28,8 +28,8 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 CACHE = Path(__file__).resolve().parent / ".cache"
 SIZE, BLUR, NOISE, SEED, N_TRAIN = 64, 1.6, 0.01, 0, 370
 NETWORK = {"n_features": 48, "n_layers": 5}
-PRETRAINER = Trainer(max_epochs=12, lr=3e-3, lr_decay=0.05, validation_fraction=0.0)
-# Most steps in training, and how often as many are taken afterwards.
+PRETRAINER = Trainer(max_epochs=12, lr=3e-3, final_lr=0.05 * 3e-3, validation_fraction=0.0)
+# Largest number of steps in training, and the multiples of it that are taken afterwards.
 DEPTHS, FACTORS = {"equilibrium": 60, "unrolled": 5}, (1, 2, 5, 10)
 EPOCHS = {"equilibrium": 12, "unrolled": 5}
 WAYS: dict[str, dict[str, Any]] = {
@@ -102,7 +102,12 @@ def fitted(name: str, operator: Any, images: np.ndarray, data: np.ndarray) -> De
         torch.manual_seed(SEED)
         network = DnCNN(**NETWORK)
     trainer = Trainer(
-        max_epochs=EPOCHS[name], lr=1e-3, lr_decay=0.05, max_norm=1.0, validation_fraction=0.02, score_every=2
+        max_epochs=EPOCHS[name],
+        lr=1e-3,
+        final_lr=5e-5,
+        max_grad_norm=1.0,
+        validation_fraction=0.02,
+        score_every=2,
     )
     method = DeepEquilibriumRecon(
         operator,

@@ -1,11 +1,11 @@
-"""Cells under Fourier masks: covariance models against total variation, and what happens in unseen settings.
+"""Cells under Fourier masks: covariance models against total variation, also in settings without a training.
 
-64 x 64 pixels, 128 x 128 where there is a GPU. A supervised network, unrolled ten times, is trained for one
-rate of sampling and one noise; the priors are trained once, on images alone, turned and flipped. All are
-measured over a grid of rates and noises, total variation with the weight that is best on the test images each
-time. The latent variables of the priors minimise their energy ("soft") or are those of the encoder
-("encoded"). What is trained is kept in ``.cache``; a covariance or "supervised" on the command line trains
-that alone.
+Images have 64 x 64 pixels, or 128 x 128 where there is a GPU. A supervised network, unrolled ten times, is
+trained for one rate of sampling and one noise. The priors are trained once, on images alone, turned and
+flipped. All are measured over a grid of rates and noises, total variation with the weight that is best on the
+test images each time. The latent variables of the priors minimise their energy ("soft") or are those of the
+encoder ("encoded"). Trainings are kept in ``.cache``; a covariance or "supervised" on the command line trains
+that method alone.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def turned(images: np.ndarray) -> np.ndarray:
 
 def prior(covariance: str) -> GenerativeCovariancePrior:
     recipe = Trainer(
-        max_epochs=6, batch_size=16, lr=1e-3, lr_decay=0.05, max_norm=10.0, validation_fraction=0.0
+        max_epochs=6, batch_size=16, lr=1e-3, final_lr=5e-5, max_grad_norm=10.0, validation_fraction=0.0
     )
     return GenerativeCovariancePrior(covariance=covariance, n_latent=16, trainer=recipe, memory=str(CACHE))
 
@@ -95,8 +95,10 @@ def supervised(images: np.ndarray) -> DeepEquilibriumRecon:
     """A network unrolled ten times, trained for one rate and one noise."""
     some = images[np.random.default_rng(SEED).permutation(len(images))[:N_SUPERVISED]]
     operator, data = masked(some, *SEEN, SEED)
-    recipe = Trainer(max_epochs=4, lr=1e-3, lr_decay=0.1, max_norm=1.0, validation_fraction=0.02)
-    first = Trainer(max_epochs=5, lr=2e-3, lr_decay=0.1, validation_fraction=0.0)
+    recipe = Trainer(
+        max_epochs=4, lr=1e-3, final_lr=1e-4, max_grad_norm=1.0, validation_fraction=0.02, score_every=1
+    )
+    first = Trainer(max_epochs=5, lr=2e-3, final_lr=2e-4, validation_fraction=0.0)
     network = DeepEquilibriumRecon(
         operator, backward="unroll", max_steps=10, pretrainer=first, trainer=recipe, memory=str(CACHE)
     )

@@ -2,7 +2,7 @@
 
 The protocol of J. Adler and O. Oktem at half the resolution: 5 % noise, and ellipses that no method has seen
 to test on. Total variation gets the weight that is best on the test images. Methods may be named on the
-command line; figures of the others, and the picture, are kept. What is trained is kept in ``.cache``.
+command line; figures of the others, and the picture, are kept. Trainings are kept in ``.cache``.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def methods(operator: Any, tv: TotalVariationRecon) -> dict[str, Any]:
             max_epochs=max_epochs,
             batch_size=5,
             lr=lr,
-            lr_decay=0.02,
-            max_norm=1.0,
+            final_lr=0.02 * lr,
+            max_grad_norm=1.0,
             validation_fraction=0.02,
             score_every=2,
         )

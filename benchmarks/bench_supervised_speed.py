@@ -1,4 +1,4 @@
-"""What learned primal-dual costs: ten iterations, 128 x 128 pixels, 30 views, batches of five.
+"""Costs of learned primal-dual: ten iterations, 128 x 128 pixels, 30 views, batches of five.
 
 A training step against one whose products with the operator go image by image through NumPy, by ASTRA where
 it is installed and else by pylops; reconstruction of one image against its operators and convolutions alone.
@@ -17,7 +17,7 @@ from _record import write
 from torch import Tensor
 
 from skinverse.datasets import make_ellipses
-from skinverse.estimators._unrolled_networks import PrimalDualUnrolled
+from skinverse.estimators.unrolled.primal_dual import PrimalDualUnrolled
 from skinverse.operators import LinearMap, as_torch, parallel_beam
 
 SIZE, N_VIEWS, N_DETECTORS, BATCH, SEED, N_RUNS = 128, 30, 183, 5, 0, 7
@@ -73,7 +73,7 @@ def pairs(A: LinearMap, x: Tensor, y: Tensor, n: int) -> None:
 
 def convolutions(network: PrimalDualUnrolled, x: Tensor, y: Tensor) -> None:
     """The networks of all iterations, without operators."""
-    n = network.n_memory
+    n = network.n_states
     h, f = y[:, None].repeat(1, n + 2, 1, 1), x[:, None].repeat(1, n + 1, 1, 1)
     with torch.no_grad():
         for D, P in zip(network.dual, network.primal, strict=True):

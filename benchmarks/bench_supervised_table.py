@@ -131,7 +131,14 @@ class State:
 
     def go_on(self, images: np.ndarray, data: np.ndarray, n_rounds: int) -> None:
         lr = 1e-3 * 0.5 * (1 + math.cos(math.pi * self.rounds / n_rounds))
-        trainer = Trainer(max_epochs=N_EPOCHS, batch_size=BATCH, lr=lr, max_norm=1.0, validation_fraction=0.0)
+        trainer = Trainer(
+            max_epochs=N_EPOCHS,
+            batch_size=BATCH,
+            lr=lr,
+            final_lr=lr,
+            max_grad_norm=1.0,
+            validation_fraction=0.0,
+        )
         how = {"warm_start": self.rounds > 0, "random_state": SEED + self.rounds, "trainer": trainer}
         start = time.perf_counter()
         self.method.set_params(**how).fit(images, data)

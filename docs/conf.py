@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import io
 import json
 import re
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 import skinverse
 from skinverse.estimators import BaseReconstructor
@@ -37,7 +41,7 @@ myst_heading_anchors = 3
 
 html_theme = "pydata_sphinx_theme"
 html_title = "skinverse"
-html_theme_options = {"show_prev_next": False, "navigation_with_keys": False}
+html_theme_options = {"show_prev_next": True, "navigation_with_keys": False}
 html_show_sourcelink = False
 
 sphinx_gallery_conf = {
@@ -49,12 +53,15 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "show_signature": False,
     "remove_config_comments": True,
+    "capture_repr": ("_repr_html_",),  # a display or a line of matplotlib would show its address
 }
+# The gallery shows all that an example writes to stderr; progress bars are for terminals and notebooks.
+tqdm.__init__ = partialmethod(tqdm.__init__, file=io.StringIO())
 
 
 # ------------------------------------------------------------------------------------ measured numbers
 def measured() -> str:
-    """A table of what the benchmarks wrote."""
+    """A table of the numbers that the benchmarks wrote."""
     results = HERE.parent / "benchmarks" / "results"
     ct, bsd = (
         json.loads((results / f"{name}.json").read_text())["figures"] for name in ("tv_ct", "denoising")
@@ -71,33 +78,33 @@ def measured() -> str:
 
 
 def measured_adversarial() -> str:
-    """What the critics reach, beside total variation."""
+    """Results of learned energies, beside total variation."""
     results = HERE.parent / "benchmarks" / "results"
     files = [results / f"adversarial_{name}.json" for name in ("denoising", "ct")]
     bsd, ct = (json.loads(file.read_text())["figures"] if file.exists() else {} for file in files)
     cells = [("", "PSNR (dB)", "SSIM", 'PSNR, lam="auto"', "minutes of fit")]
     if bsd:
         cells += [("BSD68, total variation", f"{bsd['tv']['psnr']:.2f}", f"{bsd['tv']['ssim']:.3f}", "", "")]
-    for critic in [name for name, found in bsd.items() if "seconds_fit" in str(found)]:
-        found = bsd[critic]
+    for energy in [name for name, found in bsd.items() if "seconds_fit" in str(found)]:
+        found = bsd[energy]
         minutes = f"{found['seconds_fit'] / 60:.1f}"
-        cells += [(f"BSD68, {critic}", f"{found['psnr']:.2f}", f"{found['ssim']:.3f}", "", minutes)]
+        cells += [(f"BSD68, {energy}", f"{found['psnr']:.2f}", f"{found['ssim']:.3f}", "", minutes)]
     for data in [name for name in ("chest", "ellipses") if name in ct]:
         fbp, tv = ct[data]["fbp"], ct[data]["tv_best_on_test"]
         cells += [
             (f"CT of {data}, filtered back-projection", f"{fbp['psnr']:.2f}", f"{fbp['ssim']:.3f}", "", "")
         ]
         cells += [(f"CT of {data}, total variation", f"{tv['psnr']:.2f}", f"{tv['ssim']:.3f}", "", "")]
-        for critic in [name for name in ct[data] if "fit" in ct[data][name]]:
-            found = ct[data][critic]
+        for energy in [name for name in ct[data] if "fit" in ct[data][name]]:
+            found = ct[data][energy]
             fit, auto, minutes = found["fit"], found["auto"], found["seconds_fit"] / 60
             row = (f"{fit['psnr']:.2f}", f"{fit['ssim']:.3f}", f"{auto['psnr']:.2f}", f"{minutes:.1f}")
-            cells += [(f"CT of {data}, {critic}", *row)]
+            cells += [(f"CT of {data}, {energy}", *row)]
     return table(cells)
 
 
 def measured_bilevel() -> str:
-    """What bilevel learning reaches, with both hypergradients."""
+    """Results of bilevel learning, with both hypergradients."""
     results = HERE.parent / "benchmarks" / "results"
     files = [results / f"bilevel_{name}.json" for name in ("denoising", "compressive")]
     bsd, sensing = (json.loads(file.read_text())["figures"] if file.exists() else {} for file in files)
@@ -114,7 +121,7 @@ def measured_bilevel() -> str:
 
 
 def measured_equilibrium() -> str:
-    """What equilibria reach, beside total variation, their unrolled twin and networks without symmetry."""
+    """Results of equilibria, beside total variation, an unrolled network and networks without symmetry."""
     results = HERE.parent / "benchmarks" / "results"
     files = [results / f"equilibrium_{name}.json" for name in ("deblurring", "equivariance")]
     bsd, mri = (json.loads(file.read_text())["figures"] if file.exists() else {} for file in files)
@@ -130,7 +137,7 @@ def measured_equilibrium() -> str:
 
 
 def measured_generative() -> str:
-    """What covariance models reach, beside other constraints, a supervised network and total variation."""
+    """Results of covariance models, beside other constraints, a supervised network and total variation."""
     results = HERE.parent / "benchmarks" / "results"
     files = [results / f"generative_{name}.json" for name in ("mnist", "cells")]
     mnist, cells = (json.loads(file.read_text())["figures"] if file.exists() else {} for file in files)
@@ -146,7 +153,7 @@ def measured_generative() -> str:
 
 
 def measured_supervised() -> str:
-    """What supervised methods reach on ellipses and photographs, beside classical ones."""
+    """Results of supervised methods on ellipses and photographs, beside classical ones."""
     tables = []
     for name, title in (("ct", "CT of ellipses"), ("denoising", "BSD68, noise 0.1")):
         file = HERE.parent / "benchmarks" / "results" / f"supervised_{name}.json"
@@ -162,7 +169,7 @@ def measured_supervised() -> str:
 
 
 def measured_adaptation() -> str:
-    """What adaptation gains where the blur has changed."""
+    """Gains of adaptation where the blur has changed."""
     file = HERE.parent / "benchmarks" / "results" / "adaptation.json"
     figures = json.loads(file.read_text())["figures"] if file.exists() else {}
     cells = [("deblurring after the blur has changed", "PSNR (dB)")]
@@ -170,7 +177,7 @@ def measured_adaptation() -> str:
 
 
 def table(cells: list[tuple[str, ...]]) -> str:
-    """A table whose first row is its head; nothing where nothing was measured."""
+    """A table whose first row is its head; an empty text where nothing was measured."""
     if len(cells) < 2:
         return ""
     lines = [".. list-table::", "   :header-rows: 1", ""]
@@ -190,7 +197,7 @@ def table(cells: list[tuple[str, ...]]) -> str:
 
 # ------------------------------------------------------------------------------------ reading the docstrings
 def escape_stars(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """A shape such as (n, *dims) is no emphasis, outside of literals and examples."""
+    """Escape the star of a shape such as (n, *dims): outside of literals it would be emphasis."""
     for i, line in enumerate(lines):
         if not line.lstrip().startswith((">>>", "...")):
             lines[i] = re.sub(r"(``.*?``)|\*(?=[\w.]+[,)])", lambda star: star[1] or r"\*", line)
@@ -200,7 +207,7 @@ INITIAL = re.compile(r"[A-Z]\. ")
 
 
 def itemize_references(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """One item per reference: the initial it begins with would pass for the number of a list."""
+    """Make one item of each reference, whose first initial would pass for the number of a list."""
     start = lines.index("References") + 2 if "References" in lines else len(lines)
     stop = next((i for i in range(start, len(lines)) if not lines[i].strip()), len(lines))
     if start < stop and INITIAL.match(lines[start]):
@@ -208,7 +215,7 @@ def itemize_references(app: Any, what: str, name: str, obj: Any, options: Any, l
 
 
 def skip_foreign(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
-    """What a class inherits from other packages is documented there."""
+    """Leave out what a class inherits from other packages, which document it."""
     function = getattr(obj, "fget", obj)
     return None if str(getattr(function, "__module__", "")).startswith("skinverse") else True
 
@@ -240,7 +247,7 @@ def page_of_package() -> str:
         title("API"),
         title("Methods", "-"),
         autosummary("skinverse", methods),
-        title("Beside them", "-"),
+        title("Other classes and functions", "-"),
         autosummary("skinverse", rest),
     ]
     for room in rooms:

@@ -1,7 +1,8 @@
 """Deblur photographs that no method has seen: a table on the terminal, a picture in demo.png.
 
-Every method chooses its parameter by ``GridSearchCV`` on some photographs and is judged on others. The
-learned one, a critic, trains on patches of the same photographs and calibrates its own ``lam``.
+``GridSearchCV`` chooses the parameter of every method on some photographs, and the method is judged on
+others. The learned one trains its energy on patches of the same photographs, and calibrates ``lam``
+itself.
 """
 
 from __future__ import annotations
@@ -68,14 +69,14 @@ def main() -> None:
         reconstructions[name] = clone(best.best_estimator_).fit(known, known_data).predict(unseen_data)
         report(name, unseen, reconstructions[name], time.perf_counter() - start, best.best_params_)
     shown = [1, 3]
-    critic = train_critic(known, operator, rng)
+    learned = train_energy(known, operator, rng)
     start = time.perf_counter()
-    reconstructions["Critic"] = critic.predict(unseen_data)
-    chosen = {"lam": critic.lam_, "scale": critic.scale_}
-    report("Critic (learned)", unseen, reconstructions["Critic"], time.perf_counter() - start, chosen)
+    reconstructions["Learned energy"] = learned.predict(unseen_data)
+    chosen = {"lam": learned.lam_, "scale": learned.scale_}
+    report("Learned energy", unseen, reconstructions["Learned energy"], time.perf_counter() - start, chosen)
     display = ReconstructionDisplay.from_predictions(
         unseen[shown],
-        {name: reconstructions[name][shown] for name in ("Tikhonov", "TV", "Critic")},
+        {name: reconstructions[name][shown] for name in ("Tikhonov", "TV", "Learned energy")},
         Y_meas=unseen_data[shown],
         data_range=1.0,
     )
@@ -83,11 +84,12 @@ def main() -> None:
     print(f"\npicture: {Path('demo.png').resolve()}")
 
 
-def train_critic(images: np.ndarray, operator, rng: np.random.Generator) -> AdversarialRegularizer:
-    """A critic for this operator, trained on the photographs and their mirror images."""
+def train_energy(images: np.ndarray, operator, rng: np.random.Generator) -> AdversarialRegularizer:
+    """An energy for this operator, trained on the photographs and their mirror images."""
     more = np.concatenate([images, images[:, :, ::-1], images[:, ::-1]])
-    trainer = Trainer(max_epochs=250, lr=1e-2, lr_decay=0.1, score_every=125)
-    return AdversarialRegularizer(operator, trainer=trainer).fit(more, measure(more, operator, rng))
+    trainer = Trainer(max_epochs=250, lr=1e-2, final_lr=1e-3, score_every=125)
+    method = AdversarialRegularizer(operator, trainer=trainer, verbose=1)
+    return method.fit(more, measure(more, operator, rng))
 
 
 def report(name: str, truth: np.ndarray, images: np.ndarray, seconds: float, chosen: dict) -> None:

@@ -1,13 +1,14 @@
 """
-Compressive sensing: a regularizer trained through the reconstruction
+Compressive sensing: a regulariser trained through the reconstruction
 =====================================================================
 
-Bilevel learning chooses a regularizer and its weight so that the *reconstruction* is good. The bound ``beta``
+Bilevel learning chooses a regulariser and its weight so that the *reconstruction* is good. The bound ``beta``
 on its smoothness trades convexity for accuracy; a search tries several.
 """
 
 # %%
-# Photographs of 32 x 32 pixels, seen through a structurally random matrix with a quarter of the rows.
+# The images are photographs of 32 x 32 pixels. A structurally random matrix with a quarter of the rows
+# measures them.
 import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.model_selection import GridSearchCV
@@ -22,22 +23,28 @@ images, data, A = make_problem("compressive_sensing", noise=0.02, random_state=0
 X_train, X_test, Y_train, Y_test = images[:28], images[28:], data[:28], data[28:]
 
 # %%
-# ``fit`` takes images first and measurements second. ``lam="fit"`` learns the weight with the regularizer. To
-# train, a coarse tolerance is good enough.
-trainer = Trainer(max_epochs=3, lr=1e-2, lr_decay=0.1)
-pretrainer = Trainer(max_epochs=40, lr=1e-2, lr_decay=0.1, validation_fraction=0.0)
+# ``fit`` takes images first and measurements second. ``lam="fit"``, the default, learns the weight
+# together with the regulariser. For the training a coarse tolerance is good enough.
+trainer = Trainer(max_epochs=3, lr=1e-2, final_lr=1e-3, score_every=1)
+pretrainer = Trainer(max_epochs=40, lr=1e-2, final_lr=1e-3, validation_fraction=0.0)
 method = BilevelRegularizer(
-    A, hypergradient="jacobian_free", trainer=trainer, pretrainer=pretrainer, bounds=(0, 1), tol=1e-3
+    A,
+    hypergradient="jacobian_free",
+    trainer=trainer,
+    pretrainer=pretrainer,
+    bounds=(0, 1),
+    tol=1e-3,
+    verbose=1,
 ).fit(X_train, Y_train)
 method.set_params(tol=1e-4)
-f"lam {method.lam_:.3g}, weakly convex with modulus {method.weak_convexity_:.3g}"
+print(f"lam {method.lam_:.3g}, weakly convex with modulus {method.weak_convexity_:.3g}")
 
 # %%
-# A search over ``beta`` and ``lam``, in two processes: each point is a training of its own, a short one
-# on few of the pieces. With ``beta=1`` the regularizer is proven to be convex.
-short = Trainer(max_epochs=1, lr=1e-2, validation_fraction=0.0)
+# The next search over ``beta`` and ``lam`` runs in two processes. Each point is a training of its own, a
+# short one on few of the pieces. With ``beta=1`` the regulariser is proven to be convex.
+short = Trainer(max_epochs=1, lr=1e-2, final_lr=1e-2, validation_fraction=0.0)
 search = GridSearchCV(
-    BilevelRegularizer(A, hypergradient="jacobian_free", trainer=short, bounds=(0, 1)),
+    BilevelRegularizer(A, hypergradient="jacobian_free", trainer=short, pretrainer=short, bounds=(0, 1)),
     {"lam": [0.3, 1.0], "beta": [1.0, 2.0]},
     cv=2,
     n_jobs=2,
@@ -59,7 +66,10 @@ axes.legend()
 # %%
 # Total variation gets the weight that is best on the test images themselves.
 tv = max(
-    (TotalVariationRecon(A, lam=lam, bounds=(0, 1)).fit() for lam in np.logspace(-2.5, -1, 5)),
+    (
+        TotalVariationRecon(A, lam=lam, bounds=(0, 1), max_steps=3000).fit()
+        for lam in np.logspace(-2.5, -1, 5)
+    ),
     key=lambda tv: tv.score(X_test, Y_test),
 )
 reconstructions = {

@@ -2,8 +2,9 @@
 Compressive sensing: wavelets, with and without momentum
 ========================================================
 
-A third as many random measurements as pixels determine an image that has few wavelet coefficients.
-Iterative soft thresholding finds it; with momentum (FISTA) it needs far fewer steps for the same image.
+Random measurements, a third as many as there are pixels, determine an image that has few wavelet
+coefficients. Iterative soft thresholding (ISTA) finds it. With momentum (FISTA) it needs far fewer steps
+for the same image.
 """
 
 # %%
@@ -28,7 +29,7 @@ reconstructions = {
 ReconstructionDisplay.from_predictions(photographs, reconstructions, data_range=1.0)
 
 # %%
-# The same minimiser; the momentum is worth it.
+# Both solvers have the same minimiser, and momentum reaches it earlier.
 display = ConvergenceDisplay.from_estimator(
     WaveletRecon(A, lam=0.01, solver="fista").fit(), photographs, data, name="FISTA"
 )

@@ -2,13 +2,14 @@
 CT: learned primal-dual, iteration by iteration
 ===============================================
 
-Ten views are too few for filtered back-projection, and the textures of these heads are no constant pieces
-for total variation. Learned methods see pairs: a network that cleans up the filtered back-projection, and
-networks between the projections, which look at the data again in every iteration.
+Ten views are too few for filtered back-projection, and the texture of these heads is not piecewise
+constant, as total variation assumes. Two methods learn from pairs here: a network that cleans up the
+filtered back-projection, and networks between projections, which use the data again in every iteration.
 """
 
 # %%
-# Heads, turned and stretched at random, with a soft texture, and ten noisy views of each.
+# The images are heads, turned and stretched at random, with a soft texture. The data are ten noisy views
+# of each.
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ phantom = shepp_logan(2 * SIZE)
 
 
 def head() -> np.ndarray:
-    """One head, its centre staying in the centre."""
+    """One head, whose centre stays where it was."""
     centre = np.full(2, SIZE - 0.5)
     turn = AffineTransform(scale=rng.uniform(0.95, 1.25, 2), rotation=rng.uniform(-3, 3))
     whole = AffineTransform(translation=-centre) + turn + AffineTransform(translation=centre)
@@ -48,10 +49,11 @@ data = (exact + 0.02 * exact.mean() * rng.normal(size=exact.shape)).astype(np.fl
 X_train, X_test, Y_train, Y_test = images[:400], images[400:], data[:400], data[400:]
 
 # %%
-# Both learn for a few hundred steps; the weight of total variation is the best on the test images.
-trainer = Trainer(max_epochs=10, lr=3e-3, lr_decay=0.05, max_norm=1.0, validation_fraction=0.0)
-primal_dual = LearnedPrimalDual(A, n_iterations=5, n_features=16, trainer=trainer).fit(X_train, Y_train)
-post = PostProcessor(A, network="dncnn", trainer=trainer).fit(X_train, Y_train)
+# Both are trained for a few hundred steps. Total variation has the weight that is best on the test images.
+trainer = Trainer(max_epochs=10, lr=3e-3, final_lr=1.5e-4, max_grad_norm=1.0, validation_fraction=0.0)
+primal_dual = LearnedPrimalDual(A, n_iterations=5, n_features=16, trainer=trainer, verbose=1)
+primal_dual.fit(X_train, Y_train)
+post = PostProcessor(A, network="dncnn", trainer=trainer, verbose=1).fit(X_train, Y_train)
 total_variation = TotalVariationRecon(A).fit()
 best = max(
     [0.003, 0.01, 0.03, 0.1], key=lambda lam: total_variation.set_params(lam=lam).score(X_test, Y_test)
@@ -67,7 +69,7 @@ for name, x in found.items():
     print(f"{name:26s} {psnr(X_test, x).mean():.2f} dB")
 
 # %%
-# What each iteration makes of one head.
+# The image of one head changes from iteration to iteration.
 stages = list(primal_dual.staged_predict(Y_test))
 figure, axes = plt.subplots(1, len(stages) + 1, figsize=(11, 2.2), layout="constrained")
 for k, (axis, x) in enumerate(zip(axes, [*stages, X_test], strict=True), start=1):

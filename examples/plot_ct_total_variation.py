@@ -2,12 +2,13 @@
 CT: filtered back-projection and total variation
 =================================================
 
-Thirty views are few: filtered back-projection shows streaks, total variation does not. Its weight ``lam``
-is found by an ordinary grid search.
+Thirty views are few: filtered back-projection shows streaks, and total variation does not. An ordinary grid
+search finds its weight ``lam``.
 """
 
 # %%
-# Phantoms, their noisy sinograms and the operator between them; half of them is kept for the end.
+# The problem consists of phantoms, their noisy sinograms and the operator between them. Two of the six
+# phantoms are kept for the end.
 from sklearn.model_selection import GridSearchCV, train_test_split
 
 from skinverse import FilteredBackProjection, TotalVariationRecon
@@ -21,7 +22,7 @@ X_train, X_test, Y_train, Y_test = train_test_split(images, data, test_size=2, r
 # Images come first, measurements second, so the search maximises the mean PSNR as it is.
 search = GridSearchCV(TotalVariationRecon(A), {"lam": [0.1, 0.3, 1.0]}, cv=2, error_score="raise")
 search.fit(X_train, Y_train)
-search.best_params_
+print(search.best_params_)
 
 # %%
 fbp = FilteredBackProjection(A, filter="hann").fit()

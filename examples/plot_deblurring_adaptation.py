@@ -2,13 +2,13 @@
 Deblurring after the microscope has changed: adapting a trained model
 =====================================================================
 
-A model was trained on pairs for one blur. Then the focus drifts: the data are blurred more, nobody knows by
-how much, and there are no sharp images to train on again. Model adaptation finds the width from the
-measurements alone, and takes the weights along.
+A model was trained on pairs for one blur. Then the focus drifts: the data are blurred more, nobody knows
+by how much, and there are no sharp images for another training. Model adaptation finds the width of the
+blur from the measurements alone, and then adapts the weights.
 """
 
 # %%
-# Pieces of photographs, the blur of the training, and the blur of today.
+# The images are pieces of photographs. There are two blurs, that of the training and that of today.
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -34,22 +34,25 @@ Y_before, Y_today = measured(before, X_train, 0), measured(today, X_train, 0)
 Y_new = measured(today, X_new, 1)
 
 # %%
-# ``fit`` takes images first and measurements second. The second model is what we would like to have: it was
-# trained on pairs of today.
-settings = {"n_iterations": 5, "n_features": 16}
-trainer = Trainer(max_epochs=12, lr=2e-3, lr_decay=0.1, max_norm=1.0, validation_fraction=0.0)
+# ``fit`` takes images first and measurements second. The second model is the ideal: it is trained on pairs of
+# today, which nobody has.
+settings = {"n_iterations": 5, "n_features": 16, "verbose": 1}
+trainer = Trainer(max_epochs=12, lr=2e-3, final_lr=2e-4, max_grad_norm=1.0, validation_fraction=0.0)
 trained = LearnedGradientDescent(before, trainer=trainer, **settings).fit(X_train, Y_before)
 ideal = LearnedGradientDescent(today, trainer=trainer, **settings).fit(X_train, Y_today)
 
 # %%
-# ``GaussianBlur`` is a family of operators; the search begins with the width of the training. Of all widths
-# the one with the least risk is taken: Stein's estimate needs the noise level, but no true image.
-adapted = ModelAdaptation(trained, GaussianBlur((SIZE, SIZE), 1.6), noise_std=NOISE).fit(Y_meas=Y_new)
+# ``GaussianBlur`` is a family of operators, and the search begins with the width of the training. It
+# takes the width with the least risk. Stein's estimate of the risk needs the noise level, but no true
+# image.
+family = GaussianBlur((SIZE, SIZE), 1.6)
+adapted = ModelAdaptation(family, estimator=trained, noise_std=NOISE).fit(Y_meas=Y_new)
 width = float(adapted.operator_.parameters["sigma"])
 print(f"width found: {width:.2f}, truth: 2.4")
 
 # %%
-# What it costs to think that the blur is another one. The adapted model does not know the true width.
+# The model as it was trained assumes a wrong blur, which costs quality. The adapted model does not know
+# the true width either, and finds one that is close.
 reconstructions = {
     "as trained": trained.predict(Y_new),
     "adapted": adapted.predict(Y_new),
@@ -62,7 +65,7 @@ ReconstructionDisplay.from_predictions(
 )
 
 # %%
-# The fit of the data alone does not show the right width: a weaker blur fits as well. The risk does.
+# The fit of the data alone does not show the right width: a weaker blur fits as well. The risk does show it.
 widths = np.linspace(1.4, 3.0, 9)
 fits, errors = [], []
 for sigma in widths:

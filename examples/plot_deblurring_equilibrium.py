@@ -2,13 +2,13 @@
 Deblurring: a network iterated to its fixed point
 =================================================
 
-A deep equilibrium model learns one iteration and returns its fixed point. One may iterate as long as one
-likes afterwards: the image comes closer to the fixed point and stays there. An unrolled network, trained with
-a few steps, does something else when it is given more of them.
+A deep equilibrium model learns one iteration and returns its fixed point. After the training one may
+iterate as long as one likes: the image comes closer to the fixed point and stays there. An unrolled
+network is trained with a few steps, and its result changes with every further one.
 """
 
 # %%
-# Pieces of photographs, blurred, with a little noise.
+# The images are pieces of photographs, and the data are blurred, with a little noise.
 import warnings
 
 import matplotlib.pyplot as plt
@@ -27,19 +27,25 @@ X_train, X_test, Y_train, Y_test = images[:64], images[64:], data[:64], data[64:
 # %%
 # ``fit`` takes images first and measurements second. The network learns to denoise, then everything is
 # trained through the fixed point; its derivative comes from the equation that it solves.
-pretrainer = Trainer(max_epochs=60, lr=3e-3, lr_decay=0.1, validation_fraction=0.0)
-trainer = Trainer(max_epochs=4, lr=1e-3, lr_decay=0.1, max_norm=1.0)
-settings = {"backward": "jacobian_free", "pretrainer": pretrainer, "trainer": trainer, "tol": 1e-4}
+pretrainer = Trainer(max_epochs=60, lr=3e-3, final_lr=3e-4, validation_fraction=0.0)
+trainer = Trainer(max_epochs=4, lr=1e-3, final_lr=1e-4, max_grad_norm=1.0, score_every=1)
+settings = {
+    "backward": "jacobian_free",
+    "pretrainer": pretrainer,
+    "trainer": trainer,
+    "tol": 1e-4,
+    "verbose": 1,
+}
 method = DeepEquilibriumRecon(A, **settings).fit(X_train, Y_train)
 _, info = method.predict(Y_test, return_info=True)
-f"{info.n_steps.mean():.0f} steps to the fixed point"
+print(f"{info.n_steps.mean():.0f} steps to the fixed point")
 
 # %%
-# The unrolled twin: the same iteration, five steps of it, differentiated one by one.
+# The unrolled twin takes five steps of the same iteration, which are differentiated one by one.
 twin = DeepEquilibriumRecon(A, **settings | {"backward": "unroll"}, max_steps=5).fit(X_train, Y_train)
 
 # %%
-# What happens if one iterates more? Both go far beyond the steps that they were trained with.
+# Now both take far more steps than in their training.
 steps = [1, 2, 5, 10, 20, 50, 100]
 figure, axes = plt.subplots(figsize=(5, 3), layout="constrained")
 with warnings.catch_warnings():

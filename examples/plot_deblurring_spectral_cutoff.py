@@ -1,9 +1,10 @@
 """
-Deblurring: what the singular values say
-========================================
+Deblurring: singular values and the noise
+=========================================
 
-Blur makes singular values that decay quickly: behind the first few, data are noise. Truncated singular
-value decomposition keeps those above a threshold and shows directly what a problem allows to recover.
+The singular values of a blur decay quickly, and beyond the first few the data are mostly noise. Truncated
+singular value decomposition keeps the singular values above a threshold, and so shows which part of an
+image can be recovered at all.
 """
 
 # %%

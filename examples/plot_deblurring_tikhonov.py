@@ -1,10 +1,10 @@
 """
-Deblurring: Tikhonov regularization and its parameter
+Deblurring: Tikhonov regularisation and its parameter
 =====================================================
 
-Too small a weight amplifies the noise, too large a one blurs. Three ways to choose it: look at all of them,
-let ``GridSearchCV`` maximise the PSNR on known images, or trust the noise level (the discrepancy
-principle), which needs no true image at all.
+A small weight amplifies the noise, and a large one blurs. There are three ways to choose it: look at the
+results of all weights, let ``GridSearchCV`` maximise the PSNR on known images, or use the noise level
+(the discrepancy principle), which needs no true image at all.
 """
 
 # %%
@@ -34,7 +34,7 @@ axes.set(xlabel="lam", ylabel="mean PSNR (dB)")
 axes.legend()
 
 # %%
-# A well-known trait of the discrepancy principle: it smooths a little too much.
+# The discrepancy principle is known to smooth a little too much, and it does so here.
 reconstructions = {
     "lam too small": Tikhonov(A, lam=1e-4).fit().predict(data[:2]),
     "grid search": search.predict(data[:2]),

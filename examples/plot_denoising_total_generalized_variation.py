@@ -2,12 +2,12 @@
 Denoising: slopes without stairs
 ================================
 
-Total variation turns a slope into stairs. Total generalized variation has slopes for free and keeps the
+Total variation turns a slope into stairs. Total generalised variation does not penalise slopes, and keeps the
 edges.
 """
 
 # %%
-# A picture with edges, slopes and a curve, and noise.
+# The picture has edges, slopes and a curve, and noise is added to it.
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -22,7 +22,8 @@ X_true = picture[None]
 Y_meas = X_true + 0.08 * np.random.default_rng(0).normal(size=X_true.shape)
 
 # %%
-# No operator is denoising. The noise level chooses the amount of regularization in both.
+# Without an operator the problem is denoising. The noise level chooses the amount of regularisation in
+# both methods.
 X_hat = {
     "TV": TotalVariationRecon(lam="discrepancy", noise_std=0.08).fit().predict(Y_meas),
     "TGV": TotalGeneralizedVariationRecon(lam="discrepancy", noise_std=0.08).fit().predict(Y_meas),
@@ -30,7 +31,7 @@ X_hat = {
 ReconstructionDisplay.from_predictions(X_true, X_hat, Y_meas=Y_meas)
 
 # %%
-# One row of the picture.
+# One row of the picture shows the difference.
 figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
 axes.plot(X_true[0, 30], "k", linewidth=1, label="truth")
 for name, x in X_hat.items():

@@ -2,9 +2,10 @@
 Deblurring with every method
 ============================
 
-Each method of the package on the same blurred, noisy photographs. The weight ``lam`` of a classical one, or
-the number of steps where steps regularize, is found by a search; what learns finds its own. Four photographs
-are little to learn from: this is how to call the methods, not how good they are.
+Each method of the package reconstructs the same blurred, noisy photographs. A search finds the weight
+``lam`` of a classical method, or the number of steps where steps regularise; a learned method finds its
+own. Four photographs are few to learn from: the example shows how to call the methods, and not how good
+they are.
 """
 
 # %%
@@ -24,28 +25,30 @@ X_train, Y_train, A = make_problem("deblurring", n_samples=4, size=32, noise=0.0
 X_test, Y_test, _ = make_problem("deblurring", n_samples=2, size=32, noise=0.05, random_state=1)
 
 # %%
-# The methods are those of the public list: a new one appears here by itself. (Model adaptation has an example
-# of its own: it takes another method to another operator.)
+# The methods are those of the public list, so that a new one appears here by itself. (Model adaptation has an
+# example of its own, since it takes another method to another operator.)
 public = [getattr(skinverse, name) for name in skinverse.__all__ if name != "ModelAdaptation"]
 methods = [c(A) for c in public if isinstance(c, type) and issubclass(c, BaseReconstructor)]
 
-few = Trainer(max_epochs=8, lr=1e-2, validation_fraction=0.0)  # bilevel learning solves in every step
-trainer = Trainer(max_epochs=60, lr=2e-3, lr_decay=0.1, max_norm=1.0, validation_fraction=0.0)
+trainer = Trainer(max_epochs=60, lr=2e-3, final_lr=2e-4, max_grad_norm=1.0, validation_fraction=0.0)
+# Bilevel learning reconstructs all images in every step: fewer epochs have to do.
+few = Trainer(max_epochs=8, lr=1e-2, final_lr=1e-2, validation_fraction=0.0)
 
 
 def tuned(method):
     """The method, trained for a moment, or with the best of three weights or numbers of steps."""
-    known = method.get_params()
+    known = method.get_params(deep=False)
     if "trainer" in known:
-        steps = few if "hypergradient" in known else trainer
-        return method.set_params(trainer=steps).fit(X_train, Y_train)
+        chosen = few if "hypergradient" in known else trainer
+        trainers = dict.fromkeys({"trainer", "pretrainer"} & known.keys(), chosen)
+        return method.set_params(**trainers).fit(X_train, Y_train)
     grids = {"lam": [1e-3, 1e-2, 1e-1], "max_steps": [2, 5, 10]}
     grid = next(({name: values} for name, values in grids.items() if name in known), {})
     return GridSearchCV(method, grid, cv=2, error_score="raise").fit(X_train, Y_train)
 
 
 # %%
-# No photograph is known to the search that chose the weights.
+# The searches and trainings have not seen the photographs of the test.
 reconstructions = {}
 print(f"{'method':32s}{'PSNR':>8s}{'SSIM':>8s}")
 for method in methods:
@@ -54,7 +57,7 @@ for method in methods:
         warnings.simplefilter("ignore", ConvergenceWarning)  # weights far from the best one may take longer
         try:
             reconstructions[name] = tuned(method).predict(Y_test)
-        except TypeError:  # filtered back-projection knows CT and Fourier data only
+        except TypeError:  # two formulas invert other operators: projections, sampled Fourier transforms
             print(f"{name:32s}     not for this operator")
             continue
     x = reconstructions[name]

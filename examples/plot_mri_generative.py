@@ -1,21 +1,23 @@
 """
-MRI: a generative model that knows where it is unsure
-=====================================================
+MRI: a generative model with an uncertainty for each pixel
+==========================================================
 
-A generative model learns from images alone what heads look like, and where its own drawings are not to be
-trusted: a mean and a covariance for every latent variable. It is then a regularizer for every mask and
-noise, without learning again, and says how sure each pixel is.
+A generative model learns from images alone what heads look like. For every value of its latent variables
+it gives a mean and a covariance, which says where the mean can be trusted. The model is then a
+regulariser for every mask and noise, without another training, and gives a standard deviation for each
+pixel.
 """
 
 # %%
-# Heads: phantoms turned, stretched and shifted at random, with other grey values and a soft texture.
+# The images are heads: phantoms turned, stretched and shifted at random, with varying grey values and a
+# soft texture.
 import matplotlib.pyplot as plt
 import numpy as np
 import pylops
 from scipy.ndimage import gaussian_filter
 from skimage.transform import AffineTransform, warp
 
-from skinverse import FilteredBackProjection, GenerativeCovariancePrior, TotalVariationRecon, Trainer
+from skinverse import GenerativeCovariancePrior, TotalVariationRecon, Trainer, ZeroFilled
 from skinverse.datasets import shepp_logan
 from skinverse.displays import CovarianceDisplay
 from skinverse.metrics import psnr
@@ -27,7 +29,7 @@ phantom = shepp_logan(4 * SIZE)
 
 
 def head() -> np.ndarray:
-    """One head, its centre staying in the centre."""
+    """One head, shifted a little."""
     centre = np.full(2, 2 * SIZE - 0.5)
     turn = AffineTransform(scale=rng.uniform(0.95, 1.25, 2), rotation=rng.uniform(-0.3, 0.3))
     shift = AffineTransform(translation=centre + rng.uniform(-4, 4, 2))
@@ -40,12 +42,15 @@ heads = np.stack([head() for _ in range(1504)]).astype(np.float32)
 X_train, X_test = heads[:-4], heads[-4:]
 
 # %%
-# No measurements, no operator: images are all that it learns from.
-trainer = Trainer(max_epochs=10, batch_size=32, lr=2e-3, lr_decay=0.1, max_norm=10.0, validation_fraction=0.0)
-prior = GenerativeCovariancePrior(n_latent=12, noise_std=NOISE, trainer=trainer).fit(X_train)
+# The model learns from images alone, without measurements and without an operator.
+trainer = Trainer(
+    max_epochs=10, batch_size=32, lr=2e-3, final_lr=2e-4, max_grad_norm=10.0, validation_fraction=0.0
+)
+prior = GenerativeCovariancePrior(n_latent=12, noise_std=NOISE, trainer=trainer, verbose=1).fit(X_train)
 
 # %%
-# What it draws by itself, and what one pixel of a head hangs together with: red is positive, blue negative.
+# The first picture shows images that the model draws. The second one shows the covariance of one pixel of
+# a head with the others: red is positive, blue negative.
 figure, axes = plt.subplots(1, 6, figsize=(10, 1.9), layout="constrained")
 for axis, image in zip(axes, prior.sample(6, random_state=0), strict=True):
     axis.imshow(image, cmap="gray", vmin=0, vmax=0.8)
@@ -60,7 +65,7 @@ A = fourier_sampling(mask)
 exact = np.stack([(A @ x.ravel()).reshape(A.dimsd) for x in X_test.astype(np.complex64)])
 Y_test = exact + NOISE / np.sqrt(2) * (rng.normal(size=exact.shape) + 1j * rng.normal(size=exact.shape))
 
-# Total variation is told too that heads are real: real and imaginary parts of the data, real images.
+# Total variation uses that heads are real as well: its data are real and imaginary parts, its images real.
 parts = pylops.VStack([A.toreal(), (-1j * A).toreal()])
 parts.dims, Y_parts = A.dims, np.concatenate([Y_test.real, Y_test.imag], 1)
 total_variation = TotalVariationRecon(parts).fit()
@@ -68,7 +73,7 @@ weights = [3e-3, 6e-3, 1.2e-2, 2.5e-2]
 best = max(weights, key=lambda lam: total_variation.set_params(lam=lam).score(X_test, Y_parts))
 prior.set_params(operator=A)
 found = {
-    "zero-filled": FilteredBackProjection(A).fit().predict(Y_test),
+    "zero-filled": ZeroFilled(A).fit().predict(Y_test),
     "total variation": total_variation.set_params(lam=best).predict(Y_parts),
     "range": prior.set_params(constraint="range").predict(Y_test),
 }
@@ -80,7 +85,7 @@ error = np.abs(X_test - found["covariance"])
 print(f"within two standard deviations: {(error <= 2 * std).mean():.0%} of the pixels")
 
 # %%
-# The uncertainty tells beforehand where the errors may be.
+# The uncertainty shows in advance where the errors may be.
 columns = {"truth": X_test, **found, "error": error, "two standard deviations": 2 * std}
 figure, axes = plt.subplots(2, len(columns), figsize=(13, 4), layout="constrained")
 for column, (name, images) in zip(axes.T, columns.items(), strict=True):

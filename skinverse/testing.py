@@ -118,9 +118,7 @@ def reconstructor_checks(estimator: Any) -> Iterator[Check]:
     subject = Subject(estimator)
     for promise in PROMISES:
         if promise.made_by(subject):
-            yield Check(
-                promise.name, promise.sentence, not_promised.get(promise.name), subject, promise.test
-            )
+            yield Check(promise.name, promise.sentence, not_promised.get(promise.name), subject, promise.test)
 
 
 def check_reconstructor(estimator: Any) -> None:

@@ -68,7 +68,9 @@ class LearnedGain(LearnedReconstructor):
         def loss(module: Any, x: Tensor, z: Tensor) -> Tensor:
             return ((module(z) - x) / unit).abs().square().flatten(1).mean(1)
 
-        yield Phase("gain", loss, (images, A.adjoint(data) / A.norm() ** 2), self.trainer.over(max_epochs=5, lr=0.1))
+        yield Phase(
+            "gain", loss, (images, A.adjoint(data) / A.norm() ** 2), self.trainer.over(max_epochs=5, lr=0.1)
+        )
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
         z = A.adjoint(data) / A.norm() ** 2
@@ -191,7 +193,9 @@ class Wraps(Descent):
 
 @breaks("unknown_argument", "is accepted")
 class Takes(Descent):
-    def __init__(self, operator: Any = None, *, n_iterations: int = 3, device: str = "auto", **others: Any) -> None:
+    def __init__(
+        self, operator: Any = None, *, n_iterations: int = 3, device: str = "auto", **others: Any
+    ) -> None:
         self.operator, self.n_iterations, self.device = operator, n_iterations, device
 
 
@@ -566,7 +570,9 @@ class Verbose(Accepts):
 @breaks("bad_images", "an array with NaN is accepted")
 class BlindToImages(Descent):
     def fit(self, X_true: Any = None, Y_meas: Any = None) -> Any:
-        images = np.nan_to_num(X_true) if isinstance(X_true, np.ndarray) and X_true.dtype.kind == "f" else X_true
+        images = (
+            np.nan_to_num(X_true) if isinstance(X_true, np.ndarray) and X_true.dtype.kind == "f" else X_true
+        )
         return super().fit(images, Y_meas)
 
 
@@ -581,7 +587,11 @@ class TakesMatrices(Descent):
 @breaks("bad_operators", "a wrong adjoint is accepted")
 class Trusts(Descent):
     def fit(self, X_true: Any = None, Y_meas: Any = None) -> Any:
-        return super().fit(X_true, Y_meas) if isinstance(self.operator, pylops.LinearOperator) else self._refused()
+        return (
+            super().fit(X_true, Y_meas)
+            if isinstance(self.operator, pylops.LinearOperator)
+            else self._refused()
+        )
 
     def _fit_to(self, X_true: Any, Y_meas: Any) -> None:
         self.operator_ = self.operator
@@ -830,7 +840,9 @@ class FixedStep(Descent):
 @breaks("form", "with its rows in another order")
 class WeighsRows(Descent):
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
-        weights = torch.linspace(0, 1, data.shape[1], dtype=data.real.dtype).reshape(-1, *[1] * (data.ndim - 2))
+        weights = torch.linspace(0, 1, data.shape[1], dtype=data.real.dtype).reshape(
+            -1, *[1] * (data.ndim - 2)
+        )
         return super()._reconstruct(A, weights * data)
 
 
@@ -864,7 +876,9 @@ def named(estimator: Any, name: str) -> Check:
 
 
 @pytest.mark.draws_globally  # some of the broken ones do
-@pytest.mark.parametrize(("name", "make", "says"), BROKEN, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("name", "make", "says"), BROKEN, ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_a_broken_promise_is_found_and_named(name: str, make: Make, says: str) -> None:
     expect_found(make(), name, says)
 

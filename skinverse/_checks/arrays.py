@@ -44,7 +44,9 @@ def flat_arrays(subject: Subject) -> None:
     _, images, data = subject.problem
     rows = data.reshape(len(data), -1)
     model = subject.new().fit(images.reshape(len(images), -1), rows)
-    expect_close(model.predict(rows), subject.reconstruction, _ROUNDING, "flat arrays change the result by {}")
+    expect_close(
+        model.predict(rows), subject.reconstruction, _ROUNDING, "flat arrays change the result by {}"
+    )
 
 
 @promise()

@@ -26,7 +26,9 @@ def parameters_stored(subject: Subject) -> None:
     """The constructor stores its arguments untouched, under their own names, and does not look at them."""
     given = {name: object() for name in inspect.signature(subject.kind).parameters}
     stored = subject.kind(**given).get_params(deep=False)
-    expect(stored.keys() == given.keys(), f"get_params tells {sorted(stored)} of the arguments {sorted(given)}")
+    expect(
+        stored.keys() == given.keys(), f"get_params tells {sorted(stored)} of the arguments {sorted(given)}"
+    )
     changed = [name for name, value in given.items() if stored[name] is not value]
     expect(not changed, f"the constructor changes {', '.join(changed)}")
 

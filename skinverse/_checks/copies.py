@@ -47,7 +47,10 @@ def other_operator(subject: Subject) -> None:
     operator, _, data = subject.problem
     found = subject.copy(operator=-1 * operator).predict(-data)
     expect_close(
-        found, subject.reconstruction, _ROUNDING, "the image of -y under -A differs from that of y under A by {}"
+        found,
+        subject.reconstruction,
+        _ROUNDING,
+        "the image of -y under -A differs from that of y under A by {}",
     )
 
 

@@ -72,9 +72,12 @@ def threads(subject: Subject) -> None:
             drawn.append(_draw())
     n_own = sum(numbers == _draw(*generators) for numbers in drawn)
     for fit in fits:
-        expect_identical(fit.result(), subject.reconstruction, "a fit in another thread changes the result by {}")
+        expect_identical(
+            fit.result(), subject.reconstruction, "a fit in another thread changes the result by {}"
+        )
     expect(
-        n_own == len(drawn), f"{len(drawn) - n_own} of {len(drawn)} numbers drawn beside the fits are not the caller's"
+        n_own == len(drawn),
+        f"{len(drawn) - n_own} of {len(drawn)} numbers drawn beside the fits are not the caller's",
     )
 
 
@@ -88,10 +91,14 @@ def defaults_of_torch(subject: Subject) -> None:
         found = subject.fit().predict(data)
     finally:
         torch.set_default_dtype(before)
-    expect_identical(found, subject.reconstruction, "torch.set_default_dtype(torch.float64) changes the result by {}")
+    expect_identical(
+        found, subject.reconstruction, "torch.set_default_dtype(torch.float64) changes the result by {}"
+    )
     with torch.device("meta"):  # as torch.set_default_device, but local
         found = subject.fit().predict(data)
-    expect_identical(found, subject.reconstruction, 'torch.set_default_device("meta") changes the result by {}')
+    expect_identical(
+        found, subject.reconstruction, 'torch.set_default_device("meta") changes the result by {}'
+    )
 
 
 # ---------------------------------------------------------------------- generators of the user

@@ -20,6 +20,7 @@ from skinverse._parameters import ParameterError, declared
 # Values of which nearly every parameter refuses one.
 _POOL: tuple[Any, ...] = (-1, 0, float("nan"), "no such option", 2.5, object())
 
+
 def _with_one(a: Array, value: float) -> Array:
     """The array with another first value."""
     a = a.copy()

@@ -47,7 +47,8 @@ def grid_search(subject: Subject) -> None:
     scores, best = search.cv_results_["mean_test_score"], search.best_params_
     by_hand = subject.new().set_params(**best).fit(images[:-2], data[:-2]).score(images[-2:], data[-2:])
     expect(
-        np.isclose(search.best_score_, by_hand), f"the search finds a score of {search.best_score_} and by hand {by_hand}"
+        np.isclose(search.best_score_, by_hand),
+        f"the search finds a score of {search.best_score_} and by hand {by_hand}",
     )
     expect(search.best_score_ == max(scores), f"of the scores {scores} the search takes {search.best_score_}")
     shape = search.predict(data).shape
@@ -61,11 +62,15 @@ def regressor(subject: Subject) -> None:
     flat, rows = (a.reshape(len(a), -1) for a in (images, data))
     expected = subject.reconstruction.reshape(flat.shape)
     of_fitted = subject.fitted.as_regressor()
-    expect_identical(of_fitted.predict(data), subject.reconstruction, "as_regressor of what is fitted differs by {}")
+    expect_identical(
+        of_fitted.predict(data), subject.reconstruction, "as_regressor of what is fitted differs by {}"
+    )
     fitted = subject.new().as_regressor().fit(rows, flat)
     found = fitted.predict(rows)
     expect(found.shape == flat.shape, f"flat arrays become images of shape {found.shape}")
     expect_close(found, expected, 1e-6, "as_regressor().fit(Y_meas, X_true) differs by {}")
     shaped = clone(fitted).fit(data, images).predict(data)
-    expect(shaped.shape == images.shape, f"images of shape {images.shape} are predicted in shape {shaped.shape}")
+    expect(
+        shaped.shape == images.shape, f"images of shape {images.shape} are predicted in shape {shaped.shape}"
+    )
     expect_close(shaped, subject.reconstruction, 1e-6, "as_regressor() of images differs by {}")

@@ -1,4 +1,4 @@
-"""Phantoms of ellipses: one that everybody knows, and random ones."""
+"""Phantoms of ellipses: the head of Shepp and Logan, and random ones."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def shepp_logan(size: int, *, modified: bool = True, dtype: DTypeLike = np.float
         The values of higher contrast in use today, within [0, 1]; otherwise the original ones, within
         [0, 2], where the details differ by one percent.
     dtype : dtype, default=float32
-        Of the image.
+        Data type of the image.
 
     Returns
     -------
@@ -83,7 +83,7 @@ def make_ellipses(
     size : int
         Pixels along each side of [-1, 1]^2.
     dtype : dtype, default=float32
-        Of the images.
+        Data type of the images.
     random_state : int, Generator, RandomState or None, default=None
         Seed or source of randomness.
 

@@ -48,7 +48,7 @@ def load_photographs(
     dtype: DTypeLike = np.float32,
     random_state: RandomState = None,
 ) -> Array:
-    """Grey photographs in [0, 1] that scikit-image and scikit-learn bring along; nothing is downloaded.
+    """Grey photographs in [0, 1] from the packages of scikit-image and scikit-learn; nothing is downloaded.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def load_photographs(
         each from a random photograph and with a side between ``size`` and the photograph's (uniform in the
         logarithm).
     dtype : dtype, default=float32
-        Of the images.
+        Data type of the images.
     random_state : int, Generator, RandomState or None, default=None
         Chooses the patches; not used without ``n_patches``.
 

@@ -1,4 +1,4 @@
-"""Complete inverse problems of one call."""
+"""Complete inverse problems: images, operator and noisy data in one call."""
 
 from __future__ import annotations
 
@@ -74,9 +74,9 @@ def make_problem(
         Standard deviation of the Gaussian noise, relative to the mean absolute value of each sample's
         noise-free data. For complex data it counts the real and imaginary part together.
     random_state : int, Generator, RandomState or None, default=None
-        Draws the images and the noise. Photographs are random patches of all that there are.
+        Seed of the images and of the noise. Photographs are random patches of all photographs in the package.
     images : ndarray of shape (n_samples, size, size), optional
-        Simulate data of these images instead, e.g. of ``load_photographs(64, subset="test")``.
+        Images to simulate data of, instead of drawn ones, such as ``load_photographs(64, subset="test")``.
 
     Returns
     -------

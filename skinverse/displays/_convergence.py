@@ -1,4 +1,4 @@
-"""Quality against the steps or seconds spent."""
+"""Quality of reconstructions against the number of steps, or the time, spent on them."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class ConvergenceDisplay:
         For each curve its name, the abscissae, shape (k,), and the values, shape (k,) or (k, n_samples). Of
         several images the mean is drawn, with a band from the smallest to the largest value.
     xlabel : str, default="steps"
-        What the abscissa is.
+        Label of the abscissa.
     ylabel : str, default="PSNR (dB)"
-        What the ordinate is.
+        Label of the ordinate.
 
     Attributes
     ----------
@@ -79,7 +79,7 @@ class ConvergenceDisplay:
     ) -> Self:
         """Reconstruct under growing step limits and plot.
 
-        Each point is an honest reconstruction from the start, with ``max_steps`` on a geometric grid up to
+        Each point is a reconstruction of its own from the start, with ``max_steps`` on a geometric grid up to
         the estimator's own; the grid ends where all images stop by themselves. It therefore costs
         ``n_points`` reconstructions, together about twice the longest of them.
 
@@ -124,16 +124,16 @@ class ConvergenceDisplay:
         ylabel: str = "PSNR (dB)",
         ax: Axes | None = None,
     ) -> Self:
-        """Plot curves that are there already.
+        """Plot curves that have been computed before.
 
         Parameters
         ----------
         histories : dict of str to (x, y)
             The curves by name.
         xlabel : str, default="steps"
-            What the abscissa is.
+            Label of the abscissa.
         ylabel : str, default="PSNR (dB)"
-            What the ordinate is.
+            Label of the ordinate.
         ax : matplotlib Axes, optional
             Where to plot; a new figure by default.
 

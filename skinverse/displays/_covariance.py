@@ -1,4 +1,4 @@
-"""What a generative model has learned about the covariance of a pixel."""
+"""The learned covariance of a pixel with all others."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ class CovarianceDisplay:
 
     @classmethod
     def from_estimator(cls, estimator: Any, X_true: Any, pixel: tuple[int, int], *, axes: Any = None) -> Self:
-        """Ask a fitted estimator, and plot.
+        """Compute the covariances with a fitted estimator and plot them.
 
         Parameters
         ----------
         estimator : object
-            A fitted :class:`skinverse.GenerativeCovariancePrior`, or what has its ``covariance_row``.
+            A fitted :class:`skinverse.GenerativeCovariancePrior`, or an object with its ``covariance_row``.
         X_true : array-like of shape (n_samples, H, W)
             Images.
         pixel : tuple of int
@@ -71,7 +71,7 @@ class CovarianceDisplay:
         return cls(X_true, estimator.covariance_row(X_true, pixel), pixel).plot(axes=axes)
 
     def plot(self, *, axes: Any = None) -> Self:
-        """Draw.
+        """Draw images and covariances.
 
         Parameters
         ----------
@@ -114,7 +114,7 @@ class CovarianceDisplay:
 
 
 def _largest(covariances: NDArray[Any], pixel: tuple[int, int]) -> float:
-    """The largest covariance with another pixel: the variance itself would outshine them all."""
+    """The largest covariance with another pixel, as colour scale: the variance itself is far larger."""
     others = np.abs(covariances)
     others[:, pixel[0], pixel[1]] = 0
     return float(others.max()) or 1.0

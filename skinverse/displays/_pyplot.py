@@ -1,4 +1,4 @@
-"""Get matplotlib, which is optional and imported when something is drawn."""
+"""Import matplotlib, an optional dependency, when something is drawn."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ def pyplot() -> Any:
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise ImportError("displays need matplotlib: pip install 'skinverse[plot]'") from error
+        raise ImportError("displays need matplotlib: pip install matplotlib") from error
     return plt

@@ -96,7 +96,7 @@ class ReconstructionDisplay:
         data_range : float, optional
             For the PSNR.
         errors : bool, default=True
-            Also show the errors.
+            Whether to show the errors, too.
         cmap : str, default="gray"
             Colour map of the images.
         axes : array-like of matplotlib Axes, optional
@@ -123,7 +123,7 @@ class ReconstructionDisplay:
         cmap: str = "gray",
         axes: Any = None,
     ) -> Self:
-        """Plot reconstructions that are there already.
+        """Plot reconstructions that have been computed before.
 
         Parameters
         ----------
@@ -136,7 +136,7 @@ class ReconstructionDisplay:
         data_range : float, optional
             For the PSNR.
         errors : bool, default=True
-            Also show the errors.
+            Whether to show the errors, too.
         cmap : str, default="gray"
             Colour map of the images.
         axes : array-like of matplotlib Axes, optional
@@ -156,7 +156,7 @@ class ReconstructionDisplay:
         Parameters
         ----------
         errors : bool, default=True
-            Also show the errors.
+            Whether to show the errors, too.
         cmap : str, default="gray"
             Colour map of the images.
         axes : array-like of matplotlib Axes, optional
@@ -199,7 +199,7 @@ class ReconstructionDisplay:
         return {name: _pictures(_numpy(x), name) for name, x in self.predictions.items()}
 
     def _data_column(self, n_samples: int) -> dict[str, Array]:
-        """Return the data, if they look like something."""
+        """Return the data where they can be shown as images."""
         if self.Y_meas is None:
             return {}
         data, images = _numpy(self.Y_meas), _numpy(self.X_true)
@@ -247,7 +247,7 @@ def _draw_column(axes: Array, title: str, pictures: Array, scale: Array | None, 
 
 
 def _fill(axes: Array) -> None:
-    """Stretch what is no image, such as a sinogram, over its axes."""
+    """Let a sinogram, whose axes have different units, fill its axes."""
     for axis in axes:
         axis.set_aspect("auto")
 

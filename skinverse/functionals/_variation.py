@@ -1,4 +1,4 @@
-"""Total variation and total generalized variation."""
+"""Total variation and total generalised variation."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class TotalVariation(Functional):
 
 
 class TotalGeneralizedVariation(Functional):
-    """Second-order total generalized variation.
+    """Second-order total generalised variation.
 
     ``TGV(x) = min_v sum_pixels |grad x - v| + alpha |E v|`` with the symmetrised derivative ``E``. It is zero
     for affine images, where total variation is not, so that slopes do not turn into stairs. The field ``v``
@@ -307,7 +307,7 @@ def _minimum_over_fields(g: Tensor, alpha: float, *, gap: float = 1e-4, max_step
                 break
     else:
         warnings.warn(
-            f"total generalized variation: {int((~done).sum())} of {len(g)} values are upper bounds only, "
+            f"total generalised variation: {int((~done).sum())} of {len(g)} values are upper bounds only, "
             f"with a relative gap above {gap} after {max_steps} steps",
             ConvergenceWarning,
             stacklevel=3,

@@ -79,6 +79,7 @@ def run(
             checkpoint.finish(_progress(module, phase, epochs))
         else:
             epochs = _restore(module, phase, finished)
+        module.eval()  # for what comes between two phases, also after a resume
         history += [{"phase": phase.name, **epoch} for epoch in epochs]
     return history
 

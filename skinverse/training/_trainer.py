@@ -58,13 +58,13 @@ class Trainer(Parametrized):
     n_steps: int | None = parameter(
         default=None,
         allowed=Integer(ge=1) | Null(),
-        doc="Number of steps of the optimizer, rounded up to whole passes through the training images.",
+        doc="Number of steps of the optimiser, rounded up to whole passes through the training images.",
     )
     batch_size: int | None = parameter(
         default=None, allowed=Integer(ge=1) | Null(), doc="Number of images in one step."
     )
     lr: float | None = parameter(
-        default=None, allowed=Real(gt=0) | Null(), doc="Learning rate of the optimizer in the first epoch."
+        default=None, allowed=Real(gt=0) | Null(), doc="Learning rate of the optimiser in the first epoch."
     )
     final_lr: float | None = parameter(
         default=None,
@@ -135,7 +135,7 @@ class Trainer(Parametrized):
         ----------
         n_steps, max_epochs : int or None
             One of both; not used where the trainer has one of them.
-        batch_size, lr, final_lr, optimizer, max_grad_norm, validation_fraction, score_every : object
+        batch_size, lr, final_lr, optimiser, max_grad_norm, validation_fraction, score_every : object
             As the fields. ``final_lr`` is ``lr`` by default.
 
         Returns

@@ -81,6 +81,31 @@ class ModelAdaptation(BaseReconstructor):
     (8, 16, 16)
     """
 
+    not_promised = {
+        "channels": "Without an operator it is that of the adapted method, not the identity.",
+        "complex_images": "Without an operator it is that of the adapted method, not the identity.",
+        "forgotten_operator": "Without an operator it is that of the adapted method, not the identity.",
+        "other_sizes": "Without an operator it is that of the adapted method, not the identity.",
+        "other_operator": (
+            "What was adapted belongs to one operator: another one is refused until the next ``fit``."
+        ),
+        "sizes_told": "What was adapted belongs to one operator: another one is refused whatever its size.",
+        "units": (
+            "The adapted method keeps the unit of its own training, and ``mu`` has units: the image "
+            "changes by 0.03 relative."
+        ),
+        "units_of_operator": "``mu`` has units: the image changes by 0.05 relative.",
+        "form": (
+            "An operator that is a product with a diagonal gets another analytic inverse: the image "
+            "changes by 0.6 relative."
+        ),
+        "level": (
+            "The adapted network sees the values of an image: a level of 1 changes the rest of it by "
+            "6e-3 relative."
+        ),
+        "phase": "A method that was trained on real images takes no complex ones.",
+    }
+
     _needs: ClassVar[tuple[str, ...]] = ("Y_meas",)
     _paired: ClassVar[bool] = False
     _shared: ClassVar[tuple[str, ...]] = ("operator", "estimator")

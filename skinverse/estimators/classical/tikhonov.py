@@ -50,6 +50,10 @@ class Tikhonov(BaseReconstructor):
     (6, 16, 16)
     """
 
+    not_promised = {
+        "level": "The penalty sees a constant: a level of 1 changes the rest of the image by 0.24 relative.",
+    }
+
     lam: float | str = parameter(
         default=0.1,
         allowed=Real(ge=0) | OneOf("discrepancy"),

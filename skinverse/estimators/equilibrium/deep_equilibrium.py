@@ -101,6 +101,12 @@ class DeepEquilibriumRecon(LearnedReconstructor):
     True
     """
 
+    not_promised = {
+        "level": (
+            "The network sees the values of an image: a level of 1 changes the rest of it by 0.01 relative."
+        ),
+    }
+
     _load: ClassVar[int] = 16
 
     iteration: str = parameter(

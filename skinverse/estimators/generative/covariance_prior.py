@@ -101,6 +101,14 @@ class GenerativeCovariancePrior(LearnedReconstructor):
     ((2, 16, 16), (2, 16, 16), (3, 16, 16))
     """
 
+    not_promised = {
+        "other_sizes": "The decoders make images of one size.",
+        "phase": (
+            "The model generates real and imaginary parts as two channels: the image changes by 0.09 "
+            "relative."
+        ),
+    }
+
     _needs: ClassVar[tuple[str, ...]] = ("X_true",)
     _paired: ClassVar[bool] = False
     _load: ClassVar[int] = 32

@@ -93,6 +93,16 @@ class BilevelRegularizer(EnergyReconstructor):
     0.0
     """
 
+    not_promised = {
+        "form": (
+            "The reconstructions of a training are solved to ``tol``, and steps depend on the form of "
+            "the operator: at the default the image changes by 6e-3 relative, at 1e-7 by 2e-5."
+        ),
+        "phase": (
+            "The energy sees real and imaginary parts as two channels: the image changes by 3e-3 relative."
+        ),
+    }
+
     lam: float | str = parameter(
         default="fit",
         allowed=Real(ge=0) | OneOf("fit"),

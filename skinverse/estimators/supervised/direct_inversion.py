@@ -64,6 +64,19 @@ class DirectInversion(LearnedReconstructor):
     (8, 16, 16)
     """
 
+    not_promised = {
+        "other_operator": "The map from data to images is learned for one operator.",
+        "other_sizes": "The linear map is learned for one size of images and one of data.",
+        "level": (
+            "The unit of the data is their root mean square, which sees a constant: a level of 1 "
+            "changes the rest of the image by 0.1 relative."
+        ),
+        "phase": (
+            "The learned map is linear in real and imaginary parts, not in complex numbers: the image "
+            "changes by 0.7 relative."
+        ),
+    }
+
     _load: ClassVar[int] = 64
 
     network: str | nn.Module = parameter(

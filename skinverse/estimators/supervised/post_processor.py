@@ -61,6 +61,19 @@ class PostProcessor(LearnedReconstructor):
     (8, 16, 16)
     """
 
+    not_promised = {
+        "form": (
+            "An operator that is a product with a diagonal gets another analytic inverse: the image "
+            "changes by 3 relative."
+        ),
+        "level": (
+            "The network sees the values of an image: a level of 100 changes the rest of it by 4.6 relative."
+        ),
+        "phase": (
+            "The network sees real and imaginary parts as two channels: the image changes by 0.01 relative."
+        ),
+    }
+
     _load: ClassVar[int] = 128
 
     initial: BaseReconstructor | FrozenEstimator | None = parameter(
