@@ -25,8 +25,8 @@ class Check:
     promise : str
         The promise in one sentence.
     skipped : str or None
-        Why the estimator does not make the promise, as its class says in ``not_promised``; None where it does.
-        The check can be called all the same.
+        Why the estimator does not make the promise, as its class says in ``not_promised``; None where it
+        does. The check can be called all the same.
     subject : object
         The estimator and what has been fitted for other checks.
     test : callable
@@ -125,9 +125,9 @@ def check_reconstructor(estimator: Any) -> None:
     """Check that an estimator keeps the public contract of reconstruction methods.
 
     The contract is that of :class:`~skinverse.estimators.BaseReconstructor`: images first,
-    ``fit(X_true, Y_meas)``, ``predict(Y_meas, return_info=False)``, ``score``, ``save``, ``as_regressor``; what
-    is refused, what is left alone, and what does not change a result. An estimator need not derive from a
-    class of this package.
+    ``fit(X_true, Y_meas)``, ``predict(Y_meas, return_info=False)``, ``score``, ``save``, ``as_regressor``;
+    what is refused, what is left alone, and what does not change a result. An estimator need not derive from
+    a class of this package.
 
     Parameters
     ----------

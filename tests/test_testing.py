@@ -1,4 +1,4 @@
-"""Every check of `skinverse.testing` finds the estimator that breaks its promise, and passes the one that keeps it."""
+"""Every check of `skinverse.testing` finds the estimator that breaks its promise, and only that."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_an_exemption_from_nothing_is_refused() -> None:
         list(reconstructor_checks(Mistyped()))
 
 
-# ---------------------------------------------------------------------- estimators that break one promise each
+# ---------------------------------------------------------------------- estimators that break one promise
 Make = Callable[[], Any]
 BROKEN: list[tuple[str, Make, str]] = []
 

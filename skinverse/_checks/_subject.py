@@ -21,6 +21,8 @@ Array = np.ndarray[Any, Any]
 # The default problem: compressive sensing of a few smooth images, ill-posed and not square.
 _DIMS, _N_MEASUREMENTS, _N_IMAGES = (12, 10), 70, 4
 _SMALL_DIMS, _N_SMALL_MEASUREMENTS, _N_SMALL_IMAGES = (8, 6), 36, 2
+# How comparisons solve for an image, and for how many images.
+_TIGHT, _ROUGH, _N_SOLVED = {"tol": 1e-7, "max_steps": 5000}, {"tol": 1e-2, "max_steps": 100}, 2
 # Learning rate of plain gradient steps, and noise relative to the root mean square of the data.
 _SGD_LR, _NOISE = 0.1, 0.02
 
@@ -28,7 +30,7 @@ _SGD_LR, _NOISE = 0.1, 0.02
 class Problem(NamedTuple):
     """Images, their noisy data and the operator between them; None is the identity of any size."""
 
-    operator: pylops.LinearOperator | None
+    operator: Any
     images: Array
     data: Array
 
@@ -134,8 +136,8 @@ class Subject:
     def fit_steadily(self, problem: Problem, **params: Any) -> Any:
         """A new estimator, fitted by plain gradient steps if there is a choice.
 
-        The first step of Adam is as long as the learning rate however small the gradient is: where a gradient is
-        zero but for rounding, rounding alone decides about the direction, and two fits differ that should not.
+        The first step of Adam is as long as the learning rate however small the gradient is: where a gradient
+        is zero but for rounding, rounding decides about the direction, and two fits differ that should not.
         """
         steady = {name: "sgd" for name in self.nested("optimizer")} | dict.fromkeys(
             self.nested("lr"), _SGD_LR
@@ -146,6 +148,25 @@ class Subject:
     def compared(self) -> Any:
         """The estimator fitted to :attr:`compared_problem` in that way."""
         return self.fit_steadily(self.compared_problem)
+
+    def solved(self, model: Any, data: Array, *, roughly: bool = False) -> Array:
+        """The first reconstructions, to another tolerance than that of the fit.
+
+        Without a tolerance the number of steps is part of the method.
+        """
+        how = self.those_of(**(_ROUGH if roughly else _TIGHT)) if self.has("tol") else {}
+        found: Array = copy.copy(model).set_params(**how).predict(data[:_N_SOLVED])
+        return found
+
+    @cached_property
+    def compared_images(self) -> Array:
+        """What comparisons expect."""
+        return self.solved(self.compared, self.compared_problem.data)
+
+    @cached_property
+    def compared_images_roughly(self) -> Array:
+        """The same after a few steps."""
+        return self.solved(self.compared, self.compared_problem.data, roughly=True)
 
     def copy(self, **params: Any) -> Any:
         """A copy of :attr:`fitted` with other parameters; nested ones become its own."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,7 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 
-from skinverse._checks._expect import (
-    as_array,
-    expect,
-    expect_close,
-    expect_identical,
-    relative_difference,
-)
+from skinverse._checks._expect import as_array, expect, expect_close, expect_identical, relative_difference
 from skinverse._checks._promise import promise
 from skinverse._checks._subject import Array, Subject
 
@@ -57,10 +52,8 @@ def precision(subject: Subject) -> None:
     (single, of_single), (double, of_double) = (
         subject.fitted.predict(y, return_info=True) for y in (narrow, data)
     )
-    for found, y in ((single, narrow), (double, data)):
-        expect(
-            found.real.dtype == y.real.dtype, f"data of {y.dtype} become images of {found.dtype}"
-        )  # real images of complex data are in order
+    for found, y in ((single, narrow), (double, data)):  # complex data may become real images
+        expect(found.real.dtype == y.real.dtype, f"data of {y.dtype} become images of {found.dtype}")
     if getattr(subject.fitted, "weak_convexity_", 0.0) == 0.0:  # else there may be several minima
         change = np.abs(single - double).max() / np.abs(data).max()
         expect(change <= _SINGLE, f"single precision changes the images by {change:.1e} of the data")
@@ -72,7 +65,7 @@ def precision(subject: Subject) -> None:
 @promise()
 def torch_arrays(subject: Subject) -> None:
     """Tensors become tensors on the same device, and give what arrays give."""
-    _, images, data = (torch.from_numpy(a) if isinstance(a, np.ndarray) else a for a in subject.problem)
+    images, data = (torch.from_numpy(a) for a in subject.problem[1:])
     found = subject.new().fit(images, data).predict(data)
     expect(isinstance(found, torch.Tensor), f"a tensor becomes a {type(found).__name__}")
     expect(found.device == data.device, f"a tensor on {data.device} becomes one on {found.device}")
@@ -84,13 +77,13 @@ def layout(subject: Subject) -> None:
     """Memory order, byte order, strides, lists, read-only and mapped arrays change no bit of the result."""
     _, images, data = subject.problem
     for name, lay_out in _LAYOUTS.items():
-        found = _attempt(lambda y=lay_out(data): subject.fitted.predict(y), f"{name} measurements")
+        found = _attempt(partial(subject.fitted.predict, lay_out(data)), f"{name} measurements")
         expect_identical(found, subject.reconstruction, f"{name} measurements change the result by {{}}")
     with tempfile.TemporaryDirectory() as folder:
         found = subject.fitted.predict(_mapped(data, Path(folder) / "data"))
     expect_identical(found, subject.reconstruction, "mapped measurements change the result by {}")
     model = subject.new()
-    _attempt(lambda: model.fit(_big_endian(images), _strided(data)), "big-endian images")
+    _attempt(partial(model.fit, _big_endian(images), _strided(data)), "big-endian images")
     expect_identical(model.predict(data), subject.reconstruction, "layouts in fit change the result by {}")
 
 
@@ -98,7 +91,7 @@ def layout(subject: Subject) -> None:
 def integers(subject: Subject) -> None:
     """Integers give what the same values give as floats."""
     whole = np.round(4 * subject.problem.data.real).astype(int)
-    found = _attempt(lambda: subject.fitted.predict(whole), "integers")
+    found = _attempt(partial(subject.fitted.predict, whole), "integers")
     expect_identical(found, subject.fitted.predict(whole.astype(float)), "integers change the result by {}")
 
 
@@ -114,7 +107,7 @@ def info(subject: Subject) -> None:
         shape = np.shape(values)
         expect(shape == (len(data),), f"{name} has the shape {shape}, not ({len(data)},)")
     kind = np.asarray(told["converged"]).dtype
-    expect(kind == bool, f"converged is of {kind}, not boolean")
+    expect(kind.kind == "b", f"converged is of {kind}, not boolean")
 
 
 @promise()
@@ -139,7 +132,7 @@ def companions(subject: Subject) -> None:
     model = subject.copy(**subject.those_of(tol=1e-2, max_steps=40) if subject.has("tol") else {})
     together, told = model.predict(data, return_info=True)
     order = np.random.default_rng(0).permutation(len(data))
-    parts = {
+    parts: dict[str, list[Any]] = {
         "with the images beside it": [[i] for i in range(len(data))],
         "with the order of the images": [order],
         "with the chunks in which they come": [range(2), range(2, len(data))],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -59,20 +60,17 @@ def better_than_nothing(subject: Subject) -> None:
     """Reconstructions are nearer to the true images than zero is."""
     images = subject.problem.images
     error = np.linalg.norm(subject.reconstruction - images) / np.linalg.norm(images)
-    expect(error < 0.95, f"the error of the reconstructions is {error:.2f} of the images' norm")
+    expect(bool(error < 0.95), f"the error of the reconstructions is {error:.2f} of the images' norm")
 
 
 @promise()
 def pairs(subject: Subject) -> None:
     """Images and measurements of different numbers are taken as no pairs, or refused in one sentence."""
-    operator, images, data = subject.problem
+    _, images, data = subject.problem
     if subject.needs_pairs:
-        expect_refusal(
-            lambda: subject.new().fit(images, data[:-1]),
-            f"{len(images)} images with {len(data) - 1} measurements",
-            naming=str(len(data) - 1),
-            kinds=ValueError,
-        )
+        what = f"{len(images)} images with {len(data) - 1} measurements"
+        fit = partial(subject.new().fit, images, data[:-1])
+        expect_refusal(fit, what, naming=str(len(data) - 1), kinds=ValueError)
     else:
         found = subject.new().fit(images, data[:-1]).predict(data)
         expect(found.shape == images.shape, f"a fit to no pairs reconstructs shape {found.shape}")
@@ -86,20 +84,16 @@ def wrong_way_round(subject: Subject) -> None:
     blur = gaussian_blur((12, 10), 1.0)
     images = np.random.default_rng(0).normal(size=(5, 12, 10))
     data = np.stack([blur @ x for x in images])
-    expect_refusal(
-        lambda: subject.new(Problem(blur, images, data)).fit(data, images),
-        "fit(Y_meas, X_true)",
-        naming="as_regressor",
-        kinds=ValueError,
-    )
+    fit = partial(subject.new(Problem(blur, images, data)).fit, data, images)
+    expect_refusal(fit, "fit(Y_meas, X_true)", naming="as_regressor", kinds=ValueError)
 
 
 @promise()
 def failed_fit(subject: Subject) -> None:
-    """A fit that fails leaves the estimator as it was, fitted or not, and its exception reaches the caller."""
+    """A fit that fails leaves the estimator as it was, and its exception reaches the caller."""
     _, images, data = subject.problem
     wrong, expected = np.full_like(data, np.nan), subject.reconstruction
-    small_steps = dict.fromkeys(subject.nested("batch_size"), 1)
+    small_steps: dict[str, Any] = dict.fromkeys(subject.nested("batch_size"), 1)
     fitted = subject.copy(**subject.those_of(warm_start=True), **small_steps)
     for model, error in ((subject.new(**small_steps), MemoryError), (fitted, KeyboardInterrupt)):
         _expect_untouched(model, lambda model: model.fit(images, wrong), Exception)
@@ -158,7 +152,7 @@ class _Failing(pylops.LinearOperator):
 
 
 def _interruption(subject: Subject, error: type[BaseException]) -> Callable[[Any], Any]:
-    """A fit into which an error comes: before the second step of a training, else from the operator at last."""
+    """A fit into which an error comes: before the second step of a training, or from the operator at last."""
     operator, images, data = subject.problem
     used = _Failing(operator, 0, error)
     if not subject.trains:

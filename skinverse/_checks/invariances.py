@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -13,16 +12,15 @@ from skinverse._checks._expect import expect, relative_difference
 from skinverse._checks._promise import promise
 from skinverse._checks._subject import Array, Problem, Subject, measured, smooth_images
 
-# Relative change that is none: of what is trained in single precision, and of what is computed to a tight tolerance.
+# Relative change that is none: of what is trained in single precision, and of what is solved for tightly.
 _LEARNED, _COMPUTED = 1e-3, 1e-5
-_TIGHT, _ROUGH, _N_SOLVED = {"tol": 1e-7, "max_steps": 5000}, {"tol": 1e-2, "max_steps": 100}, 2
 # The small one first: it tells the powers of lam apart where a large one hides them.
 _FACTORS = (1e-3, 1e3)
 
 
 @promise()
 def units(subject: Subject) -> None:
-    """Images and data times a factor give the reconstruction times it, ``lam`` times the power that it needs."""
+    """Images and data times a factor give the image times it, with ``lam`` times some power of it."""
     operator, images, data = subject.compared_problem
 
     def scaled(factor: float) -> Problem:
@@ -33,7 +31,7 @@ def units(subject: Subject) -> None:
 
 @promise()
 def units_of_operator(subject: Subject) -> None:
-    """Operator and data times a factor give the same reconstruction, ``lam`` times the power that it needs."""
+    """Operator and data times a factor give the same image, with ``lam`` times some power of it."""
     operator, images, data = subject.compared_problem
 
     def scaled(factor: float) -> Problem:
@@ -44,7 +42,7 @@ def units_of_operator(subject: Subject) -> None:
 
 @promise()
 def form(subject: Subject) -> None:
-    """An operator that is written as a product, with its rows in another order, or stacked is the same map."""
+    """A map that is written in another form, as a product or a stack, is the same operator."""
     operator, images, data = subject.compared_problem
     n, rows = operator.shape[0], data.reshape(len(data), -1)
     order = np.random.default_rng(0).permutation(n)
@@ -54,11 +52,11 @@ def form(subject: Subject) -> None:
         "with its rows in another order": (pylops.Restriction(n, order) @ operator, rows[:, order]),
         "stacked from two halves": (pylops.VStack(halves), rows),
     }
-    expected = _solved(subject, subject.compared, data)
+    expected = subject.compared_images
     for otherwise, (other, values) in forms.items():
         other.dims = operator.dims
         problem = Problem(other, images, values.reshape(-1, *other.dimsd))
-        found = _solved(subject, subject.fit_steadily(problem), problem.data)
+        found = subject.solved(subject.fit_steadily(problem), problem.data)
         change = relative_difference(found, expected)
         _expect_none(subject, change, f"the operator {otherwise} changes the reconstruction")
 
@@ -70,7 +68,7 @@ def level(subject: Subject) -> None:
 
     def raised(constant: float) -> Array:
         problem = Problem(base.operator, base.images + constant, base.data + constant)
-        return _solved(subject, subject.fit_steadily(problem), problem.data) - constant
+        return subject.solved(subject.fit_steadily(problem), problem.data) - constant
 
     expected = raised(0.0)
     spread = np.linalg.norm(expected - expected.mean())
@@ -86,7 +84,7 @@ def phase(subject: Subject) -> None:
     if not np.iscomplexobj(problem.images):
         problem = _denoising(smooth_images(2, (6, 6), complex_=True))
     model, turn = subject.fit(problem), np.exp(0.7j)
-    found, expected = (_solved(subject, model, data) for data in (turn * problem.data, problem.data))
+    found, expected = (subject.solved(model, data) for data in (turn * problem.data, problem.data))
     change = relative_difference(found, turn * expected)
     _expect_none(subject, change, "a phase changes the reconstruction")
 
@@ -98,25 +96,25 @@ def _expect_factors_harmless(
     what: str,
 ) -> None:
     """Expect no change by factors, for some power of them by which the weight may go with them."""
-    data = subject.compared_problem.data
 
     def fitted(factor: float, power: int) -> Any:
         return subject.fit_steadily(scaled(factor), **_rescaled(subject, factor, power))
 
-    def change(model: Any, factor: float, how: dict[str, Any]) -> float:
-        found = back(_solved(subject, model, scaled(factor).data, how), factor)
-        return relative_difference(found, _solved(subject, subject.compared, data, how))
+    def change(model: Any, factor: float, *, roughly: bool = False) -> float:
+        found = back(subject.solved(model, scaled(factor).data, roughly=roughly), factor)
+        expected = subject.compared_images_roughly if roughly else subject.compared_images
+        return relative_difference(found, expected)
 
     first, second = _FACTORS
     weighted = isinstance(subject.parameters.get("lam"), (int, float))
     models, changes = {}, {}
     for power in (0, 1, 2) if weighted else (0,):
         models[power] = fitted(first, power)
-        changes[power] = change(models[power], first, _ROUGH)
+        changes[power] = change(models[power], first, roughly=True)
         if changes[power] <= _allowed(subject):
             break
     power = min(changes, key=lambda power: changes[power])
-    worst = max(change(models[power], first, _TIGHT), change(fitted(second, power), second, _TIGHT))
+    worst = max(change(models[power], first), change(fitted(second, power), second))
     told = f" and lam times its power {power}" if weighted else ""
     _expect_none(subject, worst, f"{what} times {first:g} or {second:g}{told} change the image")
 
@@ -124,16 +122,6 @@ def _expect_factors_harmless(
 def _denoising(images: Array) -> Problem:
     identity = pylops.Identity(images.shape[1:], dtype=images.dtype)
     return Problem(identity, images, measured(identity, images))
-
-
-def _solved(subject: Subject, model: Any, data: Array, how: dict[str, Any] = _TIGHT) -> Array:
-    """The first reconstructions, to another tolerance than that of the fit.
-
-    Without a tolerance the number of steps is part of the method.
-    """
-    how = subject.those_of(**how) if subject.has("tol") else {}
-    found: Array = copy.copy(model).set_params(**how).predict(data[:_N_SOLVED])
-    return found
 
 
 def _expect_none(subject: Subject, change: float, otherwise: str) -> None:

@@ -1,4 +1,4 @@
-"""Promises on what an estimator leaves alone: itself in ``predict``, random generators, threads, defaults of torch."""
+"""Promises on what an estimator leaves alone: itself in ``predict``, random generators, defaults of torch."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def generators_left_alone(subject: Subject) -> None:
 @promise()
 def threads(subject: Subject) -> None:
     """Fits in two threads give what they give one after the other, and leave random numbers to the caller."""
-    data = subject.problem.data
+    data, expected = subject.problem.data, subject.reconstruction
     with _restored_generators(), _frequent_turns(), ThreadPoolExecutor(2) as pool:
         generators = np.random.RandomState(), torch.Generator()  # noqa: NPY002
         generators[0].set_state(np.random.get_state())  # noqa: NPY002
@@ -70,42 +70,33 @@ def threads(subject: Subject) -> None:
         while not all(fit.done() for fit in fits):
             time.sleep(1e-4)
             drawn.append(_draw())
-    n_own = sum(numbers == _draw(*generators) for numbers in drawn)
     for fit in fits:
-        expect_identical(
-            fit.result(), subject.reconstruction, "a fit in another thread changes the result by {}"
-        )
-    expect(
-        n_own == len(drawn),
-        f"{len(drawn) - n_own} of {len(drawn)} numbers drawn beside the fits are not the caller's",
-    )
+        expect_identical(fit.result(), expected, "a fit in another thread changes the result by {}")
+    n_others = sum(numbers != _draw(*generators) for numbers in drawn)
+    expect(n_others == 0, f"{n_others} of {len(drawn)} numbers drawn beside the fits are not the caller's")
 
 
 @promise()
 def defaults_of_torch(subject: Subject) -> None:
     """A default dtype or device that the user has set in torch changes nothing."""
-    data = subject.problem.data
+    data, expected = subject.problem.data, subject.reconstruction
     before = torch.get_default_dtype()
     try:
         torch.set_default_dtype(torch.float64)
         found = subject.fit().predict(data)
     finally:
         torch.set_default_dtype(before)
-    expect_identical(
-        found, subject.reconstruction, "torch.set_default_dtype(torch.float64) changes the result by {}"
-    )
+    expect_identical(found, expected, "torch.set_default_dtype(torch.float64) changes the result by {}")
     with torch.device("meta"):  # as torch.set_default_device, but local
         found = subject.fit().predict(data)
-    expect_identical(
-        found, subject.reconstruction, 'torch.set_default_device("meta") changes the result by {}'
-    )
+    expect_identical(found, expected, 'torch.set_default_device("meta") changes the result by {}')
 
 
 # ---------------------------------------------------------------------- generators of the user
 def _states() -> tuple[Any, ...]:
     """States of the global generators of Python, NumPy and torch."""
-    _, keys, position, *_ = np.random.get_state()  # noqa: NPY002
-    return random.getstate(), keys.tobytes(), position, torch.get_rng_state().numpy().tobytes()
+    state: Any = np.random.get_state()  # noqa: NPY002
+    return random.getstate(), state[1].tobytes(), state[2:], torch.get_rng_state().numpy().tobytes()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,7 @@ def bad_measurements(subject: Subject) -> None:
     """``predict`` refuses measurements that cannot be right in one sentence that names ``Y_meas``."""
     model, data = subject.fitted, subject.problem.data
     for what, (spoil, kinds) in _BAD.items():
-        wrong = spoil(data)
-        expect_refusal(lambda y=wrong: model.predict(y), what, naming="Y_meas", kinds=kinds)
+        expect_refusal(partial(model.predict, spoil(data)), what, naming="Y_meas", kinds=kinds)
 
 
 @promise()
@@ -59,11 +59,9 @@ def bad_images(subject: Subject) -> None:
     _, images, data = subject.problem
     for what in ("an array with NaN", "a transposed array", "an empty array", "text"):
         spoil, kinds = _BAD[what]
-        wrong = spoil(images)
-        expect_refusal(lambda x=wrong: subject.new().fit(x, data), what, naming="X_true", kinds=kinds)
-    wrong = _BAD["a transposed array"][0](images)
-    call = lambda: subject.fitted.score(wrong, data)  # noqa: E731
-    expect_refusal(call, "a transposed array in score", naming="X_true", kinds=ValueError)
+        expect_refusal(partial(subject.new().fit, spoil(images), data), what, naming="X_true", kinds=kinds)
+    score = partial(subject.fitted.score, images.T.copy(), data)
+    expect_refusal(score, "a transposed array in score", naming="X_true", kinds=ValueError)
 
 
 @promise()
@@ -72,7 +70,7 @@ def bad_operators(subject: Subject) -> None:
     _, images, data = subject.problem
     matrix = np.eye(int(np.prod(data.shape[1:])), int(np.prod(images.shape[1:])))
     expect_refusal(
-        lambda: subject.new(Problem(matrix, images, data)).fit(images, data),
+        partial(subject.new(Problem(matrix, images, data)).fit, images, data),
         "a matrix as operator",
         naming="LinearOperator",
         kinds=TypeError,
@@ -80,9 +78,8 @@ def bad_operators(subject: Subject) -> None:
     wrong = _WrongAdjoint(subject.problem.operator)
     for model in (subject.new(), subject.copy()):
         model.set_params(operator=wrong)
-        expect_refusal(
-            lambda m=model: m.fit(images, data), "a wrong adjoint", naming="adjoint", kinds=ValueError
-        )
+        fit = partial(model.fit, images, data)
+        expect_refusal(fit, "a wrong adjoint", naming="adjoint", kinds=ValueError)
 
 
 @promise(made_by=lambda subject: not subject.required)
@@ -94,12 +91,8 @@ def forgotten_operator(subject: Subject) -> None:
     try:
         model.fit(images, data)
     except Exception:
-        expect_refusal(
-            lambda: model.fit(images, data),
-            "a forgotten operator",
-            naming="operator=None",
-            kinds=ValueError,
-        )
+        fit = partial(model.fit, images, data)
+        expect_refusal(fit, "a forgotten operator", naming="operator=None", kinds=ValueError)
     else:
         shape = model.predict(data).shape
         expect(shape == images.shape, f"images of shape {images.shape} are reconstructed in shape {shape}")
@@ -118,21 +111,16 @@ def parameters_checked(subject: Subject) -> None:
         }
         for name, value in _refused_values(subject.estimator):
             for method, call in calls.items():
-                model = subject.copy(**{name: value})
-                expect_refusal(
-                    lambda call=call, model=model: call(model),
-                    f"{name}={value!r} in {method}",
-                    naming=f"{name}:",
-                    kinds=ParameterError,
-                )
+                what = f"{name}={value!r} in {method}"
+                refused = partial(call, subject.copy(**{name: value}))
+                expect_refusal(refused, what, naming=f"{name}:", kinds=ParameterError)
 
 
 @promise(made_by=lambda subject: subject.has("device") and not torch.cuda.is_available())
 def missing_device(subject: Subject) -> None:
     """A device that is not there is refused in a sentence that names the parameter."""
-    data = subject.problem.data
-    model = subject.copy(device="cuda")
-    expect_refusal(lambda: model.predict(data), 'device="cuda"', naming="device", kinds=ValueError)
+    predict = partial(subject.copy(device="cuda").predict, subject.problem.data)
+    expect_refusal(predict, 'device="cuda"', naming="device", kinds=ValueError)
 
 
 class _WrongAdjoint(pylops.LinearOperator):

@@ -31,7 +31,7 @@ def score_is_psnr(subject: Subject) -> None:
     for name, truth in {"images": images, "flat images": images.reshape(len(images), -1)}.items():
         found = subject.fitted.score(truth, data)
         expect(
-            isinstance(found, float) and np.isclose(found, expected, rtol=1e-9),
+            isinstance(found, float) and bool(np.isclose(found, expected, rtol=1e-9)),
             f"the score of {name} is {found!r}, and the mean PSNR {expected:.3f} dB",
         )
 

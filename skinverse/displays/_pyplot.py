@@ -9,5 +9,5 @@ def pyplot() -> Any:
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise ImportError("displays need matplotlib: pip install matplotlib") from error
+        raise ImportError("displays need matplotlib: pip install 'skinverse[plot]'") from error
     return plt

@@ -113,7 +113,7 @@ class BaseReconstructor(Parametrized, ABC):
     :meth:`_fit`. Both receive the operator as a batched torch map ``A`` and tensors on the right device.
     """
 
-    # Promises of the contract that a method does not keep, by the names of the checks in `skinverse.testing`, and why.
+    # Why a method does not keep some promises of the contract, by the names of checks in `skinverse.testing`.
     not_promised: ClassVar[Mapping[str, str]] = {}
     # What `fit` needs, and whether images and measurements must come in pairs.
     _needs: ClassVar[tuple[str, ...]] = ()

@@ -87,7 +87,7 @@ def _entry_of(operator: LinearOperator) -> tuple[str, Arguments]:
     if name is None:
         raise ValueError(
             f"the operator {type(operator).__name__} has no recipe and cannot be stored: "
-            "save after set_params(operator=None), load, and set_params(operator=...) again"
+            "save it unfitted with operator=None, or pickle the estimator"
         )
     return name, ENTRIES[name].arguments(operator)
 

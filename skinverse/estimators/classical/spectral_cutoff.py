@@ -93,10 +93,11 @@ class SpectralCutoff(BaseReconstructor):
         check_noise_known(self.lam, self.noise_std)
 
     def _check_fitted(self) -> None:
-        if getattr(self, "operator_", None) is None:
+        operator = getattr(self, "operator_", None)
+        if operator is None:
             return
         n = len(self.singular_values_)
-        known = {"components_": self.operator_.dims, "data_components_": self.operator_.dimsd}
+        known = {"components_": operator.dims, "data_components_": operator.dimsd}
         for name, sizes in known.items():
             if getattr(self, name).shape != (n, *sizes):
                 raise ValueError(
