@@ -21,8 +21,9 @@ Array = np.ndarray[Any, Any]
 # The default problem: compressive sensing of a few smooth images, ill-posed and not square.
 _DIMS, _N_MEASUREMENTS, _N_IMAGES = (12, 10), 70, 4
 _SMALL_DIMS, _N_SMALL_MEASUREMENTS, _N_SMALL_IMAGES = (8, 6), 36, 2
-# How comparisons solve for an image, and for how many images.
-_TIGHT, _ROUGH, _N_SOLVED = {"tol": 1e-7, "max_steps": 5000}, {"tol": 1e-2, "max_steps": 100}, 2
+# How comparisons solve for images: of what is computed, of what is learned in single precision, and in a few steps.
+_TIGHT, _TIGHT_LEARNED = {"tol": 1e-7, "max_steps": 5000}, {"tol": 1e-6, "max_steps": 1000}
+_ROUGH, _N_SOLVED = {"tol": 1e-2, "max_steps": 100}, 2
 # Learning rate of plain gradient steps, and noise relative to the root mean square of the data.
 _SGD_LR, _NOISE = 0.1, 0.02
 
@@ -154,7 +155,8 @@ class Subject:
 
         Without a tolerance the number of steps is part of the method.
         """
-        how = self.those_of(**(_ROUGH if roughly else _TIGHT)) if self.has("tol") else {}
+        tight = _TIGHT_LEARNED if self.learns else _TIGHT
+        how = self.those_of(**(_ROUGH if roughly else tight)) if self.has("tol") else {}
         found: Array = copy.copy(model).set_params(**how).predict(data[:_N_SOLVED])
         return found
 

@@ -135,7 +135,7 @@ class Trainer(Parametrized):
         ----------
         n_steps, max_epochs : int or None
             One of both; not used where the trainer has one of them.
-        batch_size, lr, final_lr, optimiser, max_grad_norm, validation_fraction, score_every : object
+        batch_size, lr, final_lr, optimizer, max_grad_norm, validation_fraction, score_every : object
             As the fields. ``final_lr`` is ``lr`` by default.
 
         Returns

@@ -28,12 +28,7 @@ BRIEF: dict[str, dict[str, Any]] = {
     "AdversarialRegularizer": {"lam": 0.1, "tol": 1e-2, "max_steps": 20},
     "BilevelRegularizer": {"lam": 0.1, "beta": 1.0, "tol": 1e-2},
     # What has hardly been trained need not contract, unless it does by construction.
-    "DeepEquilibriumRecon": {
-        "lam": 0.1,
-        "iteration": "contractive",
-        "tol": 1e-4,
-        "backward": "jacobian_free",
-    },
+    "DeepEquilibriumRecon": {"lam": 0.1, "iteration": "contractive", "tol": 1e-4, "pretraining": False},
     "GenerativeCovariancePrior": {"lam": 0.1, "n_latent": 2, "n_restarts": 1, "max_steps": 5},
     "Kaczmarz": {"n_blocks": 6},
     "LISTA": {"n_iterations": 2},
