@@ -98,7 +98,7 @@ def reconstructor_checks(estimator: Any) -> Iterator[Check]:
     -----
     With pytest, every check becomes a test, and what a class does not promise is seen to be skipped::
 
-        @pytest.mark.parametrize("check", reconstructor_checks(MyMethod()), ids=str)
+        @pytest.mark.parametrize("check", list(reconstructor_checks(MyMethod())), ids=str)
         def test_contract(check):
             if check.skipped:
                 pytest.skip(check.skipped)

@@ -21,7 +21,7 @@ Array = np.ndarray[Any, Any]
 # The default problem: compressive sensing of a few smooth images, ill-posed and not square.
 _DIMS, _N_MEASUREMENTS, _N_IMAGES = (12, 10), 70, 4
 _SMALL_DIMS, _N_SMALL_MEASUREMENTS, _N_SMALL_IMAGES = (8, 6), 36, 2
-# How comparisons solve for images: of what is computed, of what is learned in single precision, and in a few steps.
+# How comparisons solve for images: what is computed, what is learned in single precision, and in a few steps.
 _TIGHT, _TIGHT_LEARNED = {"tol": 1e-7, "max_steps": 5000}, {"tol": 1e-6, "max_steps": 1000}
 _ROUGH, _N_SOLVED = {"tol": 1e-2, "max_steps": 100}, 2
 # Learning rate of plain gradient steps, and noise relative to the root mean square of the data.

@@ -45,7 +45,7 @@ def calibrate(
     ----------
     misfit : Functional
         The fidelity ``f``, bound to the data of the images.
-    regulariser : callable
+    regularizer : callable
         ``s -> R_s``, smooth.
     solve : callable
         ``(objective, start) -> Solution``.
