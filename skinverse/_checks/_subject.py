@@ -140,9 +140,9 @@ class Subject:
         The first step of Adam is as long as the learning rate however small the gradient is: where a gradient
         is zero but for rounding, rounding decides about the direction, and two fits differ that should not.
         """
-        steady = {name: "sgd" for name in self.nested("optimizer")} | dict.fromkeys(
-            self.nested("lr"), _SGD_LR
-        )
+        steady: dict[str, Any] = dict.fromkeys(self.nested("optimizer"), "sgd")
+        if steady:
+            steady |= dict.fromkeys(self.nested("lr"), _SGD_LR)
         return self.fit(problem, **steady, **params)
 
     @cached_property

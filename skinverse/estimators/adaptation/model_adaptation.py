@@ -94,7 +94,7 @@ class ModelAdaptation(BaseReconstructor):
             "The adapted method keeps the unit of its own training, and ``mu`` has units: the image "
             "changes by 0.03 relative."
         ),
-        "units_of_operator": "``mu`` has units: the image changes by 0.05 relative.",
+        "units_of_operator": "The weight ``mu`` has units: the image changes by 0.05 relative.",
         "form": (
             "An operator that is a product with a diagonal gets another analytic inverse: the image "
             "changes by 0.6 relative."
