@@ -229,9 +229,7 @@ def test_saving_again_does_not_grow_the_file(path) -> None:
 
 def test_unknown_operator_is_named_with_the_way_out(path) -> None:
     operator = M @ pylops.Smoothing1D(3, 6)
-    with pytest.raises(
-        ValueError, match=r"Smoothing1D has no recipe .* save after set_params\(operator=None\)"
-    ):
+    with pytest.raises(ValueError, match=r"Smoothing1D has no recipe .* save it unfitted with operator=None"):
         save(Toy(operator), path)
     assert not path.exists()
 
