@@ -352,7 +352,7 @@ numbers = st.floats(-10, 10, width=32)
 @given(
     y=st.lists(numbers, min_size=1, max_size=6),
     lam=st.floats(0, 5),
-    # From 1e-30 the primal-dual method takes more than 5000 steps, and says so: its weight begins at that scale.
+    # From 1e-30 the primal-dual method needs more than 5000 steps: its weight begins at that scale.
     start=st.floats(-10, 10, width=16),
 )
 def test_denoising_with_l1_is_soft_thresholding(solver, y, lam, start) -> None:
