@@ -240,7 +240,7 @@ class BaseReconstructor(Parametrized, ABC):
         return float(np.mean(psnr(images, X_hat)))
 
     def as_regressor(self) -> ReconstructionRegressor:
-        """The same method in scikit-learn's order: ``fit(Y_meas, X_true)``, flat arrays in and out.
+        """The same method in scikit-learn's order: ``fit(Y_meas, X_true)``; arrays may be flat.
 
         Returns
         -------

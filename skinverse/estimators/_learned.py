@@ -8,6 +8,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import PurePath
 from typing import Any, ClassVar, Self
 
 import joblib
@@ -79,8 +80,8 @@ class LearnedReconstructor(BaseReconstructor):
     )
     memory: Any = parameter(
         default=None,
-        allowed=Instance(str, joblib.Memory) | Null(),
-        kind="str, joblib.Memory or None",
+        allowed=Instance(str, PurePath, joblib.Memory, name="str, Path or joblib.Memory") | Null(),
+        kind="str, Path, joblib.Memory or None",
         doc="""
         Folder in which trainings are kept: the same training, or a search over parameters that only concern
         the reconstruction, is done once.""",

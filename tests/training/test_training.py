@@ -6,8 +6,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pylops
 import pytest
@@ -349,10 +351,11 @@ def test_a_grid_over_reconstruction_parameters_trains_once_per_fold(pairs, tmp_p
     assert search.best_params_ == {"lam": 0.0}
 
 
-def test_a_cached_training_is_the_same_and_not_done_again(pairs, tmp_path) -> None:
+@pytest.mark.parametrize("memory", [str, Path, joblib.Memory])
+def test_a_cached_training_is_the_same_and_not_done_again(pairs, tmp_path, memory) -> None:
     first = Gain(trainer=FAST, memory=str(tmp_path)).fit(*pairs)
     n_before = n_losses
-    second = Gain(trainer=FAST, memory=str(tmp_path)).fit(*pairs)
+    second = Gain(trainer=FAST, memory=memory(tmp_path)).fit(*pairs)
     assert gain(first) == gain(second) and n_losses == n_before
     assert second.history_ == first.history_
 
