@@ -28,6 +28,7 @@ from skinverse._parameters import (
     Instance,
     Integer,
     Null,
+    OneOf,
     Parametrized,
     Real,
     declared,
@@ -44,6 +45,7 @@ from skinverse.estimators._validation import (
     per_sample,
     resolve_device,
     same_kind,
+    warn_of_doubts,
 )
 from skinverse.metrics import psnr
 from skinverse.operators import LinearMap, as_torch, local_copy, note_sent
@@ -132,6 +134,14 @@ class BaseReconstructor(Parametrized, ABC):
         kw_only=False,
         kind="pylops.LinearOperator or None",
         doc="The operator ``A``; None is the identity (denoising). Clones share it.",
+    )
+    check_operator: str | float = parameter(
+        default="error",
+        allowed=OneOf("error", "warn") | Real(gt=0),
+        doc="""
+        What to do where the operator fails its dot test: projectors on graphics processors are often not
+        exact adjoints of one another. A number is the largest relative error that is allowed, in place of
+        1e-4 in single and 1e-8 in double precision.""",
     )
     device: str = parameter(
         default="auto", allowed=_Device(), doc='Where to compute; "auto" is CUDA where there is a device.'
@@ -283,7 +293,7 @@ class BaseReconstructor(Parametrized, ABC):
         data = None if Y_meas is None else as_batch(Y_meas, "Y_meas", device)
         operator = self._operator_for(images, data)
         if operator is not None:
-            check_operator(operator)
+            check_operator(operator, self.check_operator)
             images = None if images is None else per_sample(images, operator.dims, "X_true", "operator.dims")
             data = None if data is None else per_sample(data, operator.dimsd, "Y_meas", "operator.dimsd")
         self._check_pairs(images, data)
@@ -291,6 +301,8 @@ class BaseReconstructor(Parametrized, ABC):
         A = None if operator is None else as_torch(operator)
         if A is not None and images is not None and data is not None and self._paired:
             check_not_swapped(A, images, data)
+        if A is not None and data is not None:
+            warn_of_doubts(A, data)
         self._fit(A, images, data)
 
     def _check_given(self, X_true: Any, Y_meas: Any) -> None:
@@ -337,9 +349,11 @@ class BaseReconstructor(Parametrized, ABC):
             data = as_batch(Y_meas, "Y_meas", resolve_device(self.device))
             operator: Any = self._operator_for(None, data)
             if operator is not self.operator_:
-                check_operator(operator)
+                check_operator(operator, self.check_operator)
             data = per_sample(data, operator.dimsd, "Y_meas", "operator.dimsd")
-            solution = self._reconstruct_in_chunks(as_torch(operator), data, reconstruct)
+            A = as_torch(operator)
+            warn_of_doubts(A, data)
+            solution = self._reconstruct_in_chunks(A, data, reconstruct)
         self._warn(solution)
         return solution
 

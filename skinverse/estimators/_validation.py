@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -101,8 +102,15 @@ def per_sample(batch: Tensor, dims: tuple[int, ...], name: str, source: str) -> 
     )
 
 
-def check_operator(operator: Any) -> None:
+def check_operator(operator: Any, action: str | float) -> None:
     """Refuse what is no pylops operator, and an operator whose adjoint is not its adjoint.
+
+    Parameters
+    ----------
+    operator : object
+        What should be a pylops operator.
+    action : {"error", "warn"} or float
+        What to do where it fails its dot test; a number is the largest relative error that is allowed.
 
     Raises
     ------
@@ -113,7 +121,25 @@ def check_operator(operator: Any) -> None:
     """
     if not isinstance(operator, pylops.LinearOperator):
         raise TypeError(f"operator: expected a pylops.LinearOperator, got {type(operator).__name__}")
-    dot_test(operator)
+    try:
+        dot_test(operator, tol=None if isinstance(action, str) else action)
+    except ValueError as error:
+        if action != "warn":
+            raise
+        warnings.warn(str(error), UserWarning, stacklevel=5)
+
+
+def warn_of_doubts(A: LinearMap, data: Tensor) -> None:
+    """Warn of data that seem to be of another convention than the operator's.
+
+    Warns
+    -----
+    UserWarning
+        With the reason.
+    """
+    found = A.doubt(data[:_FEW])
+    if found:
+        warnings.warn(f"Y_meas: {found}", UserWarning, stacklevel=4)
 
 
 def operator_digest(operator: pylops.LinearOperator | None) -> str:

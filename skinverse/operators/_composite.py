@@ -18,6 +18,7 @@ class View(LinearMap):
         super().__init__(dims, dimsd)
         self._parts = (linear,)
         self.passive, self.analytic_inverse = linear.passive, linear.analytic_inverse
+        self.isometry, self.coisometry = linear.isometry, linear.coisometry
 
     def _forward(self, x: Tensor) -> Tensor:
         return self._parts[0]._forward(x.reshape(len(x), *self._parts[0].dims)).reshape(len(x), *self.dimsd)
@@ -28,6 +29,13 @@ class View(LinearMap):
     def filtered_adjoint(self, y: Tensor, filter: str = "ramp") -> Tensor:
         inner = self._parts[0]
         return inner.filtered_adjoint(y.reshape(len(y), *inner.dimsd), filter).reshape(len(y), *self.dims)
+
+    def norm(self) -> float:
+        """That of the map."""
+        return self._parts[0].norm()
+
+    def doubt(self, y: Tensor) -> str | None:
+        return self._parts[0].doubt(y.reshape(len(y), *self._parts[0].dimsd))
 
     def block(self, start: int, stop: int) -> LinearMap:
         if self._parts[0].dimsd != self.dimsd:
@@ -43,6 +51,7 @@ class Scaling(LinearMap):
         self._alpha = alpha if isinstance(alpha, complex) and alpha.imag else float(alpha.real)
         self._parts = (linear,)
         self.passive, self.analytic_inverse = linear.passive, linear.analytic_inverse
+        self.isometry, self.coisometry = linear.isometry, linear.coisometry
 
     def _forward(self, x: Tensor) -> Tensor:
         return self._alpha * self._parts[0]._forward(x)
@@ -52,6 +61,13 @@ class Scaling(LinearMap):
 
     def filtered_adjoint(self, y: Tensor, filter: str = "ramp") -> Tensor:
         return self._parts[0].filtered_adjoint(y / self._alpha, filter)
+
+    def norm(self) -> float:
+        """``|alpha| ||A||``."""
+        return abs(self._alpha) * self._parts[0].norm()
+
+    def doubt(self, y: Tensor) -> str | None:
+        return self._parts[0].doubt(y)
 
     def block(self, start: int, stop: int) -> LinearMap:
         return Scaling(self._alpha, self._parts[0].block(start, stop))
@@ -77,12 +93,17 @@ class Adjoint(LinearMap):
     def __init__(self, linear: LinearMap) -> None:
         super().__init__(linear.dimsd, linear.dims)
         self._parts = (linear,)
+        self.isometry, self.coisometry = linear.coisometry, linear.isometry
 
     def _forward(self, x: Tensor) -> Tensor:
         return self._parts[0]._adjoint(x)
 
     def _adjoint(self, y: Tensor) -> Tensor:
         return self._parts[0]._forward(y)
+
+    def norm(self) -> float:
+        """That of the map."""
+        return self._parts[0].norm()
 
 
 class Conjugate(LinearMap):
@@ -97,6 +118,10 @@ class Conjugate(LinearMap):
 
     def _adjoint(self, y: Tensor) -> Tensor:
         return self._parts[0]._adjoint(y.conj().resolve_conj()).conj().resolve_conj()
+
+    def norm(self) -> float:
+        """That of the map."""
+        return self._parts[0].norm()
 
 
 class PartOf(LinearMap):
@@ -165,6 +190,10 @@ class BlockDiagonal(LinearMap):
         pieces = zip(self._parts, y.reshape(len(y), -1).split(self._heights, dim=1), strict=True)
         rows = [part._adjoint(piece.reshape(len(y), *part.dimsd)).flatten(1) for part, piece in pieces]
         return _joined(rows).reshape(len(y), *self.dims)
+
+    def norm(self) -> float:
+        """The largest of the blocks."""
+        return max(part.norm() for part in self._parts)
 
 
 def _joined(rows: list[Tensor]) -> Tensor:

@@ -11,7 +11,9 @@ from pylops import LinearOperator
 from pylops.signalprocessing import DCT, FFT2D, Convolve2D
 
 
-def fourier_sampling(mask: ArrayLike, coil_maps: ArrayLike | None = None) -> LinearOperator:
+def fourier_sampling(
+    mask: ArrayLike, coil_maps: ArrayLike | None = None, *, centred: bool = False
+) -> LinearOperator:
     r"""Cartesian Fourier samples of a complex image: magnetic resonance imaging with one or more coils.
 
     Parameters
@@ -22,6 +24,11 @@ def fourier_sampling(mask: ArrayLike, coil_maps: ArrayLike | None = None) -> Lin
         corner.
     coil_maps : array_like of shape (n_coils, height, width), default=None
         Complex sensitivities; None is one coil with sensitivity one everywhere.
+    centred : bool, default=False
+        Whether the origin of the image is its pixel ``[height // 2, width // 2]``, as in data of BART, sigpy,
+        fastMRI and ISMRMRD: ``fftshift(fft2(ifftshift(x), norm="ortho"))``. Otherwise it is the first pixel:
+        ``fftshift(fft2(x, norm="ortho"))``. Data of the one convention give in the other an image that is
+        shifted by half its size; ``fit`` and ``predict`` warn where they see that.
 
     Returns
     -------
@@ -62,7 +69,7 @@ def fourier_sampling(mask: ArrayLike, coil_maps: ArrayLike | None = None) -> Lin
     samples = np.flatnonzero(mask)
     if coil_maps is None:
         sample = pylops.Restriction(mask.size, samples, dtype="complex128")
-        return _with_int_sizes(sample @ _spectrum(mask.shape, "complex128"))
+        return _with_int_sizes(sample @ _spectrum(mask.shape, "complex128", centred=centred))
     coil_maps = np.asarray(coil_maps)
     if coil_maps.ndim != 3 or coil_maps.shape[1:] != mask.shape:
         expected = f"(n_coils, {mask.shape[0]}, {mask.shape[1]})"
@@ -70,15 +77,23 @@ def fourier_sampling(mask: ArrayLike, coil_maps: ArrayLike | None = None) -> Lin
     dtype = np.result_type(coil_maps, np.complex64).name
     sense = pylops.VStack([pylops.Diagonal(coil, dtype=dtype) for coil in coil_maps])
     sample = pylops.Restriction((len(coil_maps), mask.size), samples, axis=1, dtype=dtype)
-    return _with_int_sizes(sample @ _spectrum(coil_maps.shape, dtype) @ sense)
+    return _with_int_sizes(sample @ _spectrum(coil_maps.shape, dtype, centred=centred) @ sense)
 
 
-def _spectrum(dims: tuple[int, ...], dtype: str) -> LinearOperator:
+def _spectrum(dims: tuple[int, ...], dtype: str, *, centred: bool) -> LinearOperator:
     """Orthonormal Fourier transform of the last two axes, with the zero frequency in the centre."""
     engine = (
         "scipy" if dtype == "complex64" else "numpy"
     )  # NumPy's warns that it computes in double precision
-    return FFT2D(dims, axes=(-2, -1), norm="ortho", fftshift_after=True, engine=engine, dtype=dtype)
+    return FFT2D(
+        dims,
+        axes=(-2, -1),
+        norm="ortho",
+        ifftshift_before=centred,
+        fftshift_after=True,
+        engine=engine,
+        dtype=dtype,
+    )
 
 
 def _with_int_sizes(operator: LinearOperator) -> LinearOperator:

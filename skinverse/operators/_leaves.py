@@ -17,6 +17,8 @@ class Identity(LinearMap):
     def __init__(self, dims: tuple[int, ...], dimsd: tuple[int, ...]) -> None:
         super().__init__(dims, dimsd)
         self.identity = self.dims == self.dimsd
+        self.isometry = all(new >= old for new, old in zip(self.dimsd, self.dims, strict=True))
+        self.coisometry = all(new <= old for new, old in zip(self.dimsd, self.dims, strict=True))
 
     def _forward(self, x: Tensor) -> Tensor:
         return _fitted(x, self.dimsd)
@@ -35,6 +37,10 @@ class Identity(LinearMap):
 class Zero(LinearMap):
     """Maps everything to zero."""
 
+    def norm(self) -> float:
+        """Zero."""
+        return 0.0
+
     def _forward(self, x: Tensor) -> Tensor:
         return x.new_zeros((len(x), *self.dimsd))
 
@@ -50,12 +56,16 @@ class Diagonal(LinearMap):
     def __init__(self, values: np.ndarray, dims: tuple[int, ...]) -> None:
         super().__init__(dims, dims)
         self._constants["d"] = torch.from_numpy(np.require(values, requirements="W"))
+        self.isometry = self.coisometry = bool(np.ptp(np.abs(values).astype(float)) == 0)
 
     def _forward(self, x: Tensor) -> Tensor:
         return self._constant("d", x) * x
 
     def _adjoint(self, y: Tensor) -> Tensor:
         return self._constant("d", y).conj() * y
+
+    def _spectral_norm(self) -> float:
+        return float(np.abs(self._constants["d"].cpu().numpy()).max())
 
 
 class Diagonals(LinearMap):
@@ -75,6 +85,12 @@ class Diagonals(LinearMap):
         d = self._constant("d", y)
         return (d.conj() * y.reshape(len(y), *d.shape)).sum(1).reshape(len(y), *self.dims)
 
+    def _spectral_norm(self) -> float:
+        """The largest length of the values that one pixel is multiplied by."""
+        sizes = np.abs(self._constants["d"].cpu().numpy()).astype(float)
+        peak = float(sizes.max()) or 1.0
+        return peak * float(np.linalg.norm(sizes / peak, axis=0).max())
+
 
 class Restriction(LinearMap):
     """Selects entries along an axis, possibly with repetitions."""
@@ -84,8 +100,10 @@ class Restriction(LinearMap):
     def __init__(self, index: np.ndarray, axis: int, dims: tuple[int, ...], dimsd: tuple[int, ...]) -> None:
         super().__init__(dims, dimsd)
         self._axis = axis % len(dims) + 1
-        self._repeats = len(np.unique(index)) != len(index)
         self._constants["index"] = torch.from_numpy(np.asarray(index, dtype=np.int64) % dims[axis])
+        self._counts = np.bincount(self._constants["index"].numpy(), minlength=dims[axis])
+        self._repeats = bool(self._counts.max() > 1)
+        self.isometry, self.coisometry = bool(np.ptp(self._counts) == 0), not self._repeats
 
     def _forward(self, x: Tensor) -> Tensor:
         return x.index_select(self._axis, self._constant("index", x))
@@ -95,6 +113,9 @@ class Restriction(LinearMap):
         index = self._constant("index", y).reshape(-1, *[1] * (y.ndim - self._axis - 1)).expand_as(y)
         put = x.scatter_add_ if self._repeats else x.scatter_
         return put(self._axis, index, y)
+
+    def _spectral_norm(self) -> float:
+        return float(np.sqrt(self._counts.max()))
 
 
 class Matrix(LinearMap):
@@ -152,6 +173,7 @@ class Flip(LinearMap):
     """Reverses an axis."""
 
     passive = True
+    isometry = coisometry = True
 
     def __init__(self, axis: int, dims: tuple[int, ...]) -> None:
         super().__init__(dims, dims)
@@ -163,11 +185,16 @@ class Flip(LinearMap):
     def _adjoint(self, y: Tensor) -> Tensor:
         return y.flip(self._axis)
 
+    def norm(self) -> float:
+        """One."""
+        return 1.0
+
 
 class Roll(LinearMap):
     """Shifts periodically along an axis."""
 
     passive = True
+    isometry = coisometry = True
 
     def __init__(self, shift: int, axis: int, dims: tuple[int, ...]) -> None:
         super().__init__(dims, dims)
@@ -179,11 +206,16 @@ class Roll(LinearMap):
     def _adjoint(self, y: Tensor) -> Tensor:
         return y.roll(-self._shift, self._axis)
 
+    def norm(self) -> float:
+        """One."""
+        return 1.0
+
 
 class Transpose(LinearMap):
     """Exchanges axes."""
 
     passive = True
+    isometry = coisometry = True
 
     def __init__(self, axes: list[int], dims: tuple[int, ...], dimsd: tuple[int, ...]) -> None:
         super().__init__(dims, dimsd)
@@ -196,11 +228,16 @@ class Transpose(LinearMap):
     def _adjoint(self, y: Tensor) -> Tensor:
         return y.permute(self._back)
 
+    def norm(self) -> float:
+        """One."""
+        return 1.0
+
 
 class Pad(LinearMap):
     """Pads with zeros."""
 
     passive = True
+    isometry = True
 
     def __init__(self, pad: list[tuple[int, int]], dims: tuple[int, ...], dimsd: tuple[int, ...]) -> None:
         super().__init__(dims, dimsd)
@@ -212,9 +249,15 @@ class Pad(LinearMap):
     def _adjoint(self, y: Tensor) -> Tensor:
         return torch.nn.functional.pad(y, [-width for width in self._widths])
 
+    def norm(self) -> float:
+        """One."""
+        return 1.0
+
 
 class Sum(LinearMap):
     """Sums along an axis."""
+
+    coisometry = True
 
     def __init__(self, axis: int, dims: tuple[int, ...], dimsd: tuple[int, ...]) -> None:
         super().__init__(dims, dimsd)
@@ -225,6 +268,9 @@ class Sum(LinearMap):
 
     def _adjoint(self, y: Tensor) -> Tensor:
         return y.unsqueeze(self._axis).expand(len(y), *self.dims).clone()
+
+    def _spectral_norm(self) -> float:
+        return float(self.dims[self._axis - 1] ** 0.5)
 
 
 class Real(LinearMap):

@@ -38,8 +38,8 @@ def as_torch(op: pylops.LinearOperator) -> LinearMap:
     """Lower a pylops operator to a torch map on batches, differentiable any number of times.
 
     Products, sums, scalings, adjoints, powers and stacks of the operators in common use become torch code.
-    All other operators are applied image by image through NumPy (through CuPy on CUDA, where it is
-    installed), and are differentiable all the same. Precision and device follow the batch: float32 stays
+    All other operators are applied through NumPy (through CuPy on CUDA, where it is installed), whole batches
+    at once where they implement ``_matmat``, and are differentiable all the same. Precision and device follow the batch: float32 stays
     float32.
 
     Parameters

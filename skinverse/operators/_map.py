@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import enum
+import math
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import reduce
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
-
-from skinverse._tensors import norm
 
 _COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 
@@ -73,6 +73,10 @@ class LinearMap(ABC):
     passive = False
     # Whether the map is the identity, for which some functionals have closed forms.
     identity = False
+    # Whether `A^H A`, or `A A^H`, is the square of the norm times the identity: then the norm of a product is
+    # that of the other factors, times this one.
+    isometry = False
+    coisometry = False
     # Whether derivatives with respect to parameters of the map are wanted.
     requires_grad = False
     # Kind of the inverse that `filtered_adjoint` applies.
@@ -151,11 +155,15 @@ class LinearMap(ABC):
         return Composition((self, other))
 
     def norm(self) -> float:
-        """Spectral norm, computed once by power iteration on ``A^H A`` to about 1e-3."""
+        """Spectral norm, computed once: a formula where the map has one, else Lanczos to 1 %."""
         if self._norm is None:
             with torch.no_grad():
-                self._norm = float(norm(self(leading(self))))
+                self._norm = self._spectral_norm()
         return self._norm
+
+    def _spectral_norm(self) -> float:
+        """The norm; a map that has a formula for it overrides this."""
+        return spectral_norm(self)
 
     def precision(self) -> torch.dtype:
         """float32 if a constant is stored in it, so that checks need no second copy; else float64."""
@@ -164,6 +172,10 @@ class LinearMap(ABC):
         ]
         single = torch.float32 in [*kept, *(part.precision() for part in self._parts)]
         return torch.float32 if single else torch.float64
+
+    def doubt(self, y: Tensor) -> str | None:
+        """Why the data look as if they were made in another convention than the map's, if they do."""
+        return None
 
     @abstractmethod
     def _forward(self, x: Tensor) -> Tensor: ...
@@ -187,21 +199,95 @@ class LinearMap(ABC):
         return {**self.__dict__, "_cast": {}}
 
 
-def leading(
-    linear: LinearMap, start: Tensor | None = None, *, max_steps: int = 300, tol: float = 1e-5
-) -> Tensor:
-    """The leading right singular vector, (1, *dims), by power iteration on ``A^H A``."""
+# Lanczos from a random start misses an error of `_ERROR` in the square of the norm with at most this
+# probability (Kuczynski and Wozniakowski, SIAM Journal on Matrix Analysis and Applications 13(4), 1992,
+# theorem 3.2).
+_ERROR, _FAILURE = 0.02, 1e-3
+# Steps from a direction that was the leading one shortly before.
+_FEW_STEPS = 12
+
+
+def spectral_norm(linear: LinearMap) -> float:
+    """Largest singular value to 1 %, by Golub-Kahan bidiagonalisation from a random start."""
+    return _bidiagonalise(linear, _random_image(linear), _steps(linear))[0]
+
+
+def leading(linear: LinearMap, start: Tensor | None = None) -> Tensor:
+    """The leading right singular vector, (1, *dims); quickly from one that was it before a small change."""
+    x, steps = _random_image(linear), _steps(linear)
+    if start is not None:  # a random part finds directions that the old one does not contain
+        x, steps = start / length(start) + x / length(x), min(steps, _FEW_STEPS)
+    _, weights = _bidiagonalise(linear, x, steps)
+    direction: Tensor | float = 0.0
+    for weight, v in zip(weights, _right_vectors(linear, x), strict=False):
+        direction = direction + weight * v
+    assert isinstance(direction, Tensor)
+    return direction / (length(direction) or 1.0)
+
+
+def length(x: Tensor) -> float:
+    """Euclidean norm of all values, without a square that is too large or too small."""
+    peak = float(x.abs().amax())
+    return peak * float(torch.linalg.vector_norm(x / peak)) if 0 < peak < math.inf else peak
+
+
+def _steps(linear: LinearMap) -> int:
+    """Steps after which the largest Ritz value is right, and never more than there are dimensions."""
+    n, m = math.prod(linear.dims), math.prod(linear.dimsd)
+    enough = (1 + math.log(1.648 * math.sqrt(n) / _FAILURE) / math.sqrt(_ERROR)) / 2
+    return max(1, min(math.ceil(enough), n, m))
+
+
+def _random_image(linear: LinearMap) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn((1, *linear.dims), generator=generator, dtype=linear.precision(), device="cpu")
-    x, value = x if start is None else start, x.new_zeros(1)
-    for _ in range(max_steps):
-        x = x / norm(x).clamp_min(torch.finfo(x.dtype).tiny).item()
-        image = linear.adjoint(linear(x))
-        previous, value = value, norm(image)
-        if abs(value - previous) <= tol * value:
-            break
-        x = image
-    return x / norm(x).clamp_min(torch.finfo(x.dtype).tiny).item()
+    return torch.randn((1, *linear.dims), generator=generator, dtype=linear.precision(), device="cpu")
+
+
+def _bidiagonalise(linear: LinearMap, start: Tensor, steps: int) -> tuple[float, list[float]]:
+    """Largest singular value of ``B`` in ``A V = U B``, and its right singular vector in the basis ``V``.
+
+    The basis is not kept and not orthogonalised: rounding makes copies of the largest value, no larger one.
+    """
+    diagonal: list[float] = []
+    above: list[float] = []
+    for _, (alpha, beta) in zip(range(steps), _coefficients(linear, start), strict=False):
+        diagonal.append(alpha)
+        above.append(beta)
+    scale = max(*diagonal, *above, 0.0)
+    if not 0 < scale < math.inf:
+        return scale, [1.0]
+    B = np.diag(np.array(diagonal) / scale) + np.diag(np.array(above[:-1]) / scale, 1)
+    _, values, right = np.linalg.svd(B)
+    return scale * float(values[0]), [float(weight) for weight in right[0]]
+
+
+def _coefficients(linear: LinearMap, start: Tensor) -> Iterator[tuple[float, float]]:
+    return ((alpha, beta) for _, alpha, beta in _golub_kahan(linear, start))
+
+
+def _right_vectors(linear: LinearMap, start: Tensor) -> Iterator[Tensor]:
+    return (v for v, _, _ in _golub_kahan(linear, start))
+
+
+def _golub_kahan(linear: LinearMap, start: Tensor) -> Iterator[tuple[Tensor, float, float]]:
+    """Right vectors, diagonal and superdiagonal of ``B``; ends where the Krylov space does."""
+    v, previous, beta, largest = start / (length(start) or 1.0), None, 0.0, 0.0
+    tiny = torch.finfo(start.dtype).eps
+    while True:
+        u = linear(v) if previous is None else linear(v) - beta * previous
+        alpha = length(u)
+        largest = max(largest, alpha)
+        if alpha <= 10 * tiny * largest:
+            yield v, alpha, 0.0
+            return
+        previous = u / alpha
+        w = linear.adjoint(previous) - alpha * v
+        beta = length(w)
+        largest = max(largest, beta)
+        yield v, alpha, beta
+        if not 10 * tiny * largest < beta < math.inf:
+            return
+        v = w / beta
 
 
 def common_inverse(parts: Iterable[LinearMap]) -> AnalyticInverse:
@@ -244,6 +330,8 @@ class Composition(LinearMap):
         super().__init__(parts[-1].dims, parts[0].dimsd)
         self._parts = parts
         self.analytic_inverse = common_inverse(part for part in parts if not part.passive)
+        self.isometry = all(part.isometry for part in parts)
+        self.coisometry = all(part.coisometry for part in parts)
 
     def _forward(self, x: Tensor) -> Tensor:
         for part in reversed(self._parts):
@@ -263,5 +351,27 @@ class Composition(LinearMap):
             y = part.adjoint(y) if part.passive else part.filtered_adjoint(y, filter)
         return y
 
+    def doubt(self, y: Tensor) -> str | None:
+        """The first doubt that a part has, from the data to the image."""
+        for part in self._parts:
+            y = y.reshape(len(y), *part.dimsd)
+            found = part.doubt(y)
+            if found:
+                return found
+            y = part._adjoint(y)
+        return None
+
     def block(self, start: int, stop: int) -> LinearMap:
         return Composition((self._parts[0].block(start, stop), *self._parts[1:]))
+
+    def _spectral_norm(self) -> float:
+        """``||U A V|| = ||U|| ||A|| ||V||`` for an isometry ``U`` and a co-isometry ``V``."""
+        first, last = 0, len(self._parts) - 1
+        while first < last and self._parts[first].isometry:
+            first += 1
+        while first < last and self._parts[last].coisometry:
+            last -= 1
+        inner = self._parts[first : last + 1]
+        outer = (*self._parts[:first], *self._parts[last + 1 :])
+        known = inner[0].norm() if len(inner) == 1 else spectral_norm(Composition(inner))
+        return known * math.prod(part.norm() for part in outer)
