@@ -39,8 +39,8 @@ def as_torch(op: pylops.LinearOperator) -> LinearMap:
 
     Products, sums, scalings, adjoints, powers and stacks of the operators in common use become torch code.
     All other operators are applied through NumPy (through CuPy on CUDA, where it is installed), whole batches
-    at once where they implement ``_matmat``, and are differentiable all the same. Precision and device follow the batch: float32 stays
-    float32.
+    at once where they implement ``_matmat``, and are differentiable all the same. Precision and device follow
+    the batch: float32 stays float32.
 
     Parameters
     ----------
