@@ -39,13 +39,6 @@ class FilteredBackProjection(BaseReconstructor):
     (2, 32, 32)
     """
 
-    not_promised = {
-        "form": (
-            "The adjoint of a diagonal in a product is taken for its inverse: the image changes by 3 "
-            "relative."
-        ),
-    }
-
     filter: str = parameter(
         default="ramp",
         allowed=OneOf("ramp", "shepp-logan", "cosine", "hamming", "hann"),
@@ -92,13 +85,6 @@ class ZeroFilled(BaseReconstructor):
     >>> ZeroFilled(A).fit().predict(data).shape
     (2, 16, 16)
     """
-
-    not_promised = {
-        "form": (
-            "The adjoint of a diagonal in a product is taken for its inverse: the image changes by 3 "
-            "relative."
-        ),
-    }
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
         if AnalyticInverse.ZERO_FILLING not in A.analytic_inverse:

@@ -47,10 +47,6 @@ class LearnedPrimalDual(UnrolledReconstructor):
     """
 
     not_promised = {
-        "form": (
-            "An operator that is a product with a diagonal gets another analytic inverse: the image "
-            "changes by 2.7 relative."
-        ),
         "level": (
             "The networks see the values of an image: a level of 1 changes the rest of it by 0.06 relative."
         ),
