@@ -159,9 +159,9 @@ class Projections(Formula):
         image = torch.complex(inverse(views.real), inverse(views.imag)) if y.is_complex() else inverse(views)
         return image.flatten(1)
 
-    def image_weights(self, weights: NDArray) -> NDArray:
+    def image_weights(self, measured: NDArray[np.bool_]) -> NDArray:
         """The same for all pixels."""
-        return np.full(math.prod(self._geometry.dims), weights[weights > 0].mean() if weights.any() else 0.0)
+        return np.full(math.prod(self._geometry.dims), float(measured.any()))
 
 
 def interpolated(views: Tensor, measured: NDArray[np.bool_]) -> Tensor:

@@ -70,17 +70,23 @@ class Formula(ABC):
         """Images, flat, of flat data, which are zero where they were not measured and have no weight."""
 
     @abstractmethod
-    def image_weights(self, weights: NDArray) -> NDArray:
-        """Weights of the pixels, flat: those of the data on which they depend, on average."""
+    def image_weights(self, measured: NDArray[np.bool_]) -> NDArray:
+        """1 for pixels of which something was measured, else 0; flat, as the data are."""
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Data that are multiples of one formula's data, ``y = rows F G x``, or of pixels, ``y = rows x``."""
+    """Data that are multiples of one formula's data, ``y = rows F G x``, or of pixels, ``y = rows x``.
+
+    ``G`` is stored with a largest entry of 1, so that equal ones are equal, and ``rows`` with what it was.
+    That is the gain, the only factor that counts where images of several parts are combined: weights of the
+    data are undone, whatever they are, and tell nothing of a coil.
+    """
 
     rows: sp.csr_array
-    formula: Formula | None
-    inner: Form | None
+    formula: Formula | None = None
+    inner: Form | None = None
+    gain: float = 1.0
 
     def goes_with(self, other: Part) -> bool:
         """Whether the data of both can be inverted together."""
@@ -99,7 +105,7 @@ class Form:
     @classmethod
     def of_image(cls, n_pixels: int) -> Form:
         """The identity."""
-        return cls((Part(sp.eye_array(n_pixels, format="csr"), None, None),))
+        return cls((Part(sp.eye_array(n_pixels, format="csr")),))
 
     # ------------------------------------------------------------------ how maps change it
     def times(self, matrix: sp.csr_array) -> Form:
@@ -111,11 +117,11 @@ class Form:
         return Form(tuple(replace(part, rows=_pruned(factor * part.rows)) for part in self.parts))
 
     def through(self, formula: Formula, rows: sp.csr_array) -> Form | None:
-        """After it a map ``rows F`` with a formula. Factors go to the data, so that equal maps are equal."""
+        """After it a map ``rows F`` with a formula."""
         factor = self._factor()
         if formula.real and any(np.iscomplexobj(part.rows.data) for part in self.parts):
             return None
-        return Form((Part(factor * rows, formula, self.scaled(1 / factor)),))
+        return Form((Part(factor * rows, formula, self.scaled(1 / factor), abs(factor)),))
 
     def between(self, start: int, stop: int) -> Form:
         """Some of the rows."""
@@ -199,13 +205,15 @@ class Form:
     def _summed(self, y: Tensor, weights: NDArray, filter: str) -> tuple[Tensor, NDArray]:
         """Weighted sums of what the data tell of the pixels, and the sums of the weights."""
         sums, pixel_weights = [], []
+        largest = max(part.gain for part in self.parts)
         for part in self.parts:
             power = abs(part.rows).power(2).T @ weights
             z = _adjoint(part.rows, y * _like(weights, y))
             if part.formula is not None:
                 assert part.inner is not None
                 z = part.formula.invert(z * _like(_reciprocal(power), z), power, filter)
-                z, power = part.inner._summed(z, part.formula.image_weights(power), filter)
+                image_weights = (part.gain / largest) ** 2 * part.formula.image_weights(power > 0)
+                z, power = part.inner._summed(z, image_weights, filter)
             sums.append(z)
             pixel_weights.append(power)
         return _total(sums), np.sum(pixel_weights, axis=0)
@@ -251,7 +259,8 @@ def _joined(parts: list[Part]) -> Part:
     entries = [matrix.tocoo() for matrix in rows]
     values = np.concatenate([e.data for e in entries])
     places = tuple(np.concatenate([e.coords[axis] for e in entries]) for axis in (0, 1))
-    return Part(_pruned(sp.csr_array((values, places), shape=rows[0].shape)), formula, first.inner)
+    gain = max(part.gain for part in parts)
+    return Part(_pruned(sp.csr_array((values, places), shape=rows[0].shape)), formula, first.inner, gain)
 
 
 def _of_one_formula(here: Part, there: Part) -> bool:

@@ -247,9 +247,9 @@ class _OfMember(Formula):
         """The images, flat."""
         return self._member.weighted_inverse(y.reshape(len(y), *self.dimsd), weights, filter).flatten(1)
 
-    def image_weights(self, weights: NDArray) -> NDArray:
+    def image_weights(self, measured: NDArray[np.bool_]) -> NDArray:
         """The same for all pixels."""
-        return np.full(math.prod(self._member.dims), weights[weights > 0].mean() if weights.any() else 0.0)
+        return np.full(math.prod(self._member.dims), float(measured.any()))
 
 
 def _as_parameter(value: Any, name: str) -> Tensor:

@@ -158,12 +158,10 @@ class ZeroFilling(Formula):
         """The images, flat."""
         return self._transform.adjoint(y.reshape(len(y), *self.dimsd)).flatten(1) / self._factor
 
-    def image_weights(self, weights: NDArray) -> NDArray:
-        """Those of the transform of which a pixel is a part, one of several coils for example."""
-        w = weights.reshape(self.dimsd)
-        n_measured = np.count_nonzero(w, axis=self._axes, keepdims=True)
-        means = w.sum(axis=self._axes, keepdims=True) / np.maximum(n_measured, 1)
-        return np.broadcast_to(means, self._transform.dims).ravel()
+    def image_weights(self, measured: NDArray[np.bool_]) -> NDArray:
+        """1 where something of the transform was measured of which a pixel is a part, of one coil say."""
+        some = measured.reshape(self.dimsd).any(axis=self._axes, keepdims=True)
+        return np.broadcast_to(some, self._transform.dims).ravel().astype(float)
 
 
 class Convolution(LinearMap):

@@ -23,6 +23,7 @@ Way = Callable[[Operator, NDArray, np.random.Generator], tuple[Operator, NDArray
 
 DIMS = (6, 5)
 ANGLES = np.array([0.1, 0.5, 1.2, 1.9, 2.6])
+COILS = np.random.default_rng(0).normal(size=(3, *DIMS)) + 0.5j
 SCAN = parallel_beam(DIMS, ANGLES, 9, dtype="float64")
 
 
@@ -43,6 +44,7 @@ STARTS: dict[str, Callable[[], Operator]] = {
     "some Fourier samples": lambda: fourier_sampling(np.eye(*DIMS, dtype=bool)),
     "cosine": lambda: DCT(DIMS),
     "projections of cosines": lambda: SCAN @ DCT(DIMS),
+    "coils": lambda: fourier_sampling(np.eye(*DIMS, dtype=bool), COILS),
     "pixels": lambda: pylops.Restriction(DIMS, [3, 0, 1], axis=0),
 }
 
@@ -221,19 +223,30 @@ def test_coils_are_combined_by_the_sum_of_squares_of_their_maps() -> None:
     assert_allclose(inverse(A, A @ x.ravel()), x.ravel(), atol=1e-12)
 
 
-def test_coils_with_other_weights_are_one_map_in_two_ways() -> None:
-    """Weights of a coil count in its rows as in its map."""
+def test_coils_are_combined_alike_in_one_operator_and_in_a_stack() -> None:
+    rng = np.random.default_rng(0)
+    maps = rng.normal(size=(3, *DIMS)) * np.array([1.0, 0.2, 30.0])[:, None, None]
+    maps = maps * np.exp(1j * rng.uniform(0, 6, maps.shape))
+    mask = rng.random(DIMS) < 0.5
+    A = fourier_sampling(mask, maps)
+    y = rng.normal(size=A.shape[0]) + 1j * rng.normal(size=A.shape[0])
+    kspace = np.zeros((3, *DIMS), dtype=complex)
+    kspace[:, mask] = y.reshape(3, -1)
+    coils = np.fft.ifft2(np.fft.ifftshift(kspace, (-2, -1)), norm="ortho")
+    expected = (maps.conj() * coils).sum(0) / (abs(maps) ** 2).sum(0)
+    stack = pylops.VStack([fourier_sampling(mask) @ pylops.Diagonal(m) for m in maps])
+    for op in (A, stack):
+        assert_allclose(inverse(op, y), expected.ravel())
+
+
+def test_weights_of_data_tell_nothing_of_the_coils() -> None:
+    """Whitened by the noise of each coil, and by weights of every datum."""
     rng = np.random.default_rng(0)
     maps = rng.normal(size=(3, *DIMS)) + 1j * rng.normal(size=(3, *DIMS))
-    mask, gains = rng.random(DIMS) < 0.5, np.array([1.0, 0.2, -3.0])
-    whitened = fourier_sampling(mask, gains[:, None, None] * maps)
-    per_coil = [fourier_sampling(mask) @ pylops.Diagonal(m) for m in maps]
-    stack = pylops.VStack([g * coil for g, coil in zip(gains, per_coil, strict=True)])
-    weighted = pylops.Diagonal(np.repeat(gains, mask.sum())) @ fourier_sampling(mask, maps)
-    y = rng.normal(size=whitened.shape[0]) + 1j * rng.normal(size=whitened.shape[0])
-    for other in (stack, weighted):
-        assert_allclose((other @ np.ones(30)), (whitened @ np.ones(30)))
-        assert relative(inverse(other, y), inverse(whitened, y)) < 1e-12
+    A = fourier_sampling(rng.random(DIMS) < 0.5, maps)
+    y = rng.normal(size=A.shape[0]) + 1j * rng.normal(size=A.shape[0])
+    for d in (np.repeat([1.0, 0.2, 30.0], len(y) // 3), weights(len(y), rng)):
+        assert relative(inverse(pylops.Diagonal(d) @ A, d * y), inverse(A, y)) < 1e-9
 
 
 # ---------------------------------------------------------------- projections
