@@ -93,7 +93,7 @@ class Adjoint(LinearMap):
     def form_after(self, inner: Form) -> Form | None:
         matrix = _matrix(self._parts[0])
         if matrix is None or np.bincount(matrix.indices).max(initial=0) > 1:
-            return None
+            return super().form_after(inner)
         return inner.times(matrix.conj().T.tocsr())
 
 
@@ -112,7 +112,7 @@ class Conjugate(LinearMap):
 
     def form_after(self, inner: Form) -> Form | None:
         matrix = _matrix(self._parts[0])
-        return None if matrix is None else inner.times(matrix.conj())
+        return super().form_after(inner) if matrix is None else inner.times(matrix.conj())
 
 
 class PartOf(LinearMap):

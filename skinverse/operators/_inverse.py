@@ -44,7 +44,7 @@ class Formula(ABC):
     Attributes
     ----------
     kind : AnalyticInverse
-        Kind of the inverse.
+        Kind of the inverse; none for a map of which only what is around it can be inverted.
     family : hashable
         Maps of one family can be :meth:`joined`: they see the same images in the same way.
     key : hashable
@@ -87,6 +87,17 @@ class Part:
     formula: Formula | None = None
     inner: Form | None = None
     gain: float = 1.0
+
+    @property
+    def left_inverse(self) -> sp.csr_array:
+        """The matrix that undoes the rows by least squares, of the data that were measured, up to a number.
+
+        The number keeps what all rows together weigh beside those of other parts.
+        """
+        power = np.asarray(abs(self.rows).power(2).sum(0)).ravel()
+        seen = np.flatnonzero(power)
+        weights = sp.diags_array(_reciprocal(power)[seen] * np.sqrt(power[seen].mean()))
+        return sp.csr_array(weights @ self.rows[:, seen].conj().T) if seen.size else self.rows[:0]
 
     def goes_with(self, other: Part) -> bool:
         """Whether the data of both can be inverted together."""
@@ -176,7 +187,8 @@ class Form:
             key = tuple(formula.key for formula in formulas)
             seen[key] = seen.get(key, False) | pixels
             kinds += [formula.kind for formula in formulas]
-        if np.sum([pixels.astype(int) for pixels in seen.values()], axis=0).max(initial=0) > 1:
+        n_ways = np.sum([pixels.astype(int) for pixels in seen.values()], axis=0)
+        if AnalyticInverse.NONE in kinds or n_ways.max(initial=0) > 1:
             return AnalyticInverse.NONE
         both = AnalyticInverse.FILTERED_BACK_PROJECTION | AnalyticInverse.ZERO_FILLING
         # Where projections meet transforms, the inverse is a filtered back-projection, for its filter counts.
@@ -195,6 +207,13 @@ class Form:
             for here, there in zip(self.parts, partners, strict=True)
         )
 
+    @property
+    def left_inverse(self) -> sp.csr_array | None:
+        """The matrix that undoes the rows of all parts; None where there is nothing to undo."""
+        matrix = sp.csr_array(sp.vstack([part.left_inverse for part in self.parts]))
+        identity = sp.eye_array(self.n_rows)
+        return None if matrix.shape == identity.shape and _close(matrix, identity) else matrix
+
     # ------------------------------------------------------------------ its inverse
     def invert(self, y: Tensor, weights: NDArray, filter: str) -> Tensor:
         """Flat images of flat data: weighted means of what the data tell of a pixel, zero if they do not."""
@@ -208,7 +227,7 @@ class Form:
         largest = max(part.gain for part in self.parts)
         for part in self.parts:
             power = abs(part.rows).power(2).T @ weights
-            z = _adjoint(part.rows, y * _like(weights, y))
+            z = adjoint_times(part.rows, y * _like(weights, y))
             if part.formula is not None:
                 assert part.inner is not None
                 z = part.formula.invert(z * _like(_reciprocal(power), z), power, filter)
@@ -290,7 +309,7 @@ def _reciprocal(weights: NDArray) -> NDArray:
     return np.where(there, 1 / np.where(there, weights, 1), 0)
 
 
-def _adjoint(rows: sp.csr_array, y: Tensor) -> Tensor:
+def adjoint_times(rows: sp.csr_array, y: Tensor) -> Tensor:
     """``rows^H y`` of flat data."""
     entries = rows.tocoo()
     row, column = (torch.from_numpy(index.astype(np.int64)).to(y.device) for index in entries.coords)

@@ -115,8 +115,9 @@ class Matrix(LinearMap):
         return Matrix(rows, self.dims, (stop - start, *self.dimsd[1:]))
 
     def form_after(self, inner: Form) -> Form | None:
-        monomial = bool((self._constants["A"].count_nonzero(1) <= 1).all())
-        return inner.times(single_entries(self._forward, self.dims)) if monomial else None
+        if bool((self._constants["A"].count_nonzero(1) > 1).any()):
+            return super().form_after(inner)
+        return inner.times(single_entries(self._forward, self.dims))
 
     def _times(self, matrix: Tensor, x: Tensor, shape: tuple[int, ...]) -> Tensor:
         dtype = torch.promote_types(matrix.dtype, x.dtype)

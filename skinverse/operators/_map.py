@@ -7,12 +7,14 @@ from abc import ABC, abstractmethod
 from typing import Any, Self
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from skinverse._hashing import digest
 from skinverse._tensors import norm
-from skinverse.operators._inverse import AnalyticInverse, Form, single_entries
+from skinverse.operators._inverse import AnalyticInverse, Form, Formula, adjoint_times, single_entries
 
 _COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 
@@ -60,6 +62,7 @@ class LinearMap(ABC):
         self._cast: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
         self._norm: float | None = None
         self._form: tuple[Form | None] | None = None
+        self._unweighted: tuple[LinearMap | None, LinearMap] | None = None
 
     # Whether every datum is a multiple of one pixel, as where pixels are selected, moved or weighted.
     monomial = False
@@ -132,7 +135,22 @@ class LinearMap(ABC):
 
     def form_after(self, inner: Form) -> Form | None:
         """The form of this map after another one, of which the analytic inverse is made; None without one."""
-        return inner.times(single_entries(self._forward, self.dims)) if self.monomial else None
+        if self.monomial:
+            return inner.times(single_entries(self._forward, self.dims))
+        return inner.through(_Unknown(self), sp.eye_array(math.prod(self.dimsd), format="csr"))
+
+    def unweighted(self) -> tuple[LinearMap | None, LinearMap]:
+        """``Q`` and ``Q A``, where ``Q`` undoes the weights of the data; None and ``A`` if there are none.
+
+        ``Q`` divides by the factors of a product with a diagonal, averages repeated data and leaves out what
+        has weight zero, as the analytic inverse does, also where there is none.
+        """
+        if self._unweighted is None:
+            form = self._inverse_form()
+            matrix = form and form.left_inverse
+            Q = None if matrix is None else _Rows(matrix, self.dimsd)
+            self._unweighted = (Q, self if Q is None else Q @ self)
+        return self._unweighted
 
     def _inverse_form(self) -> Form | None:
         if self._form is None:
@@ -202,7 +220,7 @@ class LinearMap(ABC):
         return self._cast[key]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cast": {}, "_form": None}
+        return {**self.__dict__, "_cast": {}, "_form": None, "_unweighted": None}
 
 
 def leading(
@@ -226,6 +244,39 @@ def check_shape(batch: Tensor, dims: tuple[int, ...], what: str, source: str) ->
     if tuple(batch.shape[1:]) != dims:
         expected = ", ".join(["n", *map(str, dims)])
         raise ValueError(f"expected {what} of shape ({expected}) from {source}, got {tuple(batch.shape)}")
+
+
+class _Unknown(Formula):
+    """A map that has no formula, for all that is known real-linear only; what is around it can be undone."""
+
+    kind = AnalyticInverse.NONE
+    real = True
+
+    def __init__(self, linear: LinearMap) -> None:
+        self.dims, self.dimsd = linear.dims, linear.dimsd
+        self.key = self.family = digest(linear, opaque="identity", quick=True)
+
+    def invert(self, y: Tensor, weights: NDArray, filter: str) -> Tensor:
+        """Never asked for."""
+        raise NotImplementedError
+
+    def image_weights(self, measured: NDArray[np.bool_]) -> NDArray:
+        """Never asked for."""
+        raise NotImplementedError
+
+
+class _Rows(LinearMap):
+    """A sparse matrix with few entries in each column, between data and flat data."""
+
+    def __init__(self, matrix: sp.csr_array, dims: tuple[int, ...]) -> None:
+        super().__init__(dims, (matrix.shape[0],))
+        self._matrix, self._adjoint_matrix = matrix, sp.csr_array(matrix.conj().T)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return adjoint_times(self._adjoint_matrix, x.flatten(1))
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return adjoint_times(self._matrix, y).reshape(len(y), *self.dims)
 
 
 class _Block(LinearMap):

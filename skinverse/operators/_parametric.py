@@ -215,13 +215,23 @@ class _Member(LinearMap):
             self._direction = leading(self, self._direction)
         return norm(self(self._direction))[0]
 
+    @property
+    def analytic_inverse(self) -> AnalyticInverse:
+        """That of the family."""
+        return self.family.analytic_inverse
+
+    def unweighted(self) -> tuple[LinearMap | None, LinearMap]:
+        """None and the map, whose data have no weights."""
+        return None, self
+
     def weighted_inverse(self, y: Tensor, weights: NDArray, filter: str) -> Tensor:
         """The family's own, differentiable in the parameters."""
         return self.family.filtered(y, self._like(y), weights, filter)
 
     def form_after(self, inner: Form) -> Form | None:
-        rows = sp.eye_array(math.prod(self.dimsd), format="csr")
-        return inner.through(_OfMember(self), rows) if self.family.analytic_inverse else None
+        if not self.family.analytic_inverse:
+            return super().form_after(inner)
+        return inner.through(_OfMember(self), sp.eye_array(math.prod(self.dimsd), format="csr"))
 
     def _like(self, x: Tensor) -> Parameters:
         real = x.dtype.to_real()

@@ -49,7 +49,7 @@ class SparseMap(LinearMap):
 
     def form_after(self, inner: Form) -> Form | None:
         monomial = bool((np.diff(self._matrix.indptr) <= 1).all())
-        return inner.times(self._matrix) if monomial else None
+        return inner.times(self._matrix) if monomial else super().form_after(inner)
 
     def _times(self, name: str, batch: Tensor) -> Tensor:
         if name not in self._constants:

@@ -1,4 +1,4 @@
-"""What starts from an analytic inverse is not spoilt by weights of the rows of an operator."""
+"""Analytic reconstructions, and what starts from them, do not depend on weights of the data."""
 
 from __future__ import annotations
 
@@ -44,6 +44,27 @@ def test_weights_of_rows_do_not_change_an_analytic_reconstruction(name: str) -> 
     expected = method(A).fit().predict(data)
     for op, y in ((weighted, d * data), (pylops.Diagonal(1 / d) @ weighted, data)):
         assert_allclose(method(op).fit().predict(y), expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", ["deblurring", "matrix"])
+def test_weights_do_not_spoil_a_start_without_a_formula(name: str) -> None:
+    images, data, A = make_problem("deblurring", n_samples=10, size=16, noise=0.01, random_state=0)
+    A = A if name == "deblurring" else pylops.MatrixMult(A.todense())
+    A.dims = A.dimsd = (16, 16)
+    d = statistical_weights(data.mean(0))
+
+    def images_of(op: pylops.LinearOperator, y: np.ndarray) -> np.ndarray:
+        model = PostProcessor(op, network="dncnn", patch_size=None, trainer=Trainer(n_steps=2))
+        return model.fit(images[:8], y[:8]).predict(y[8:])
+
+    expected = images_of(A, data)
+    halves = [
+        pylops.Restriction(d.size, half) @ pylops.Diagonal(d) @ A for half in np.split(np.arange(d.size), 2)
+    ]
+    for op in (pylops.Diagonal(d) @ A, pylops.VStack(halves)):
+        op.dims = A.dims
+        found = images_of(op, (d * data).reshape(-1, *op.dimsd))
+        assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("method", LEARNED)
