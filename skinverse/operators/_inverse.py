@@ -13,7 +13,7 @@ from __future__ import annotations
 import enum
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -94,7 +94,7 @@ class Part:
 
         The number keeps what all rows together weigh beside those of other parts.
         """
-        power = np.asarray(abs(self.rows).power(2).sum(0)).ravel()
+        power = _clear(np.asarray(abs(self.rows).power(2).sum(0)).ravel())
         seen = np.flatnonzero(power)
         weights = sp.diags_array(_reciprocal(power)[seen] * np.sqrt(power[seen].mean()))
         return sp.csr_array(weights @ self.rows[:, seen].conj().T) if seen.size else self.rows[:0]
@@ -180,7 +180,7 @@ class Form:
 
     @property
     def kind(self) -> AnalyticInverse:
-        """None where a pixel is seen through different formulas, which no weights make comparable."""
+        """Kind of the inverse; none if a pixel is seen through different formulas, beyond comparison."""
         seen: dict[tuple[Hashable, ...], Any] = {}
         kinds = []
         for formulas, pixels in self._seen():
@@ -219,14 +219,14 @@ class Form:
         """Flat images of flat data: weighted means of what the data tell of a pixel, zero if they do not."""
         scale = self.scale  # that squares of entries neither overflow nor vanish in single precision
         x, pixel_weights = self.scaled(1 / scale)._summed(y / scale, weights, filter)
-        return x * _like(_reciprocal(pixel_weights), x)
+        return x * _like(_reciprocal(_clear(pixel_weights)), x)
 
     def _summed(self, y: Tensor, weights: NDArray, filter: str) -> tuple[Tensor, NDArray]:
         """Weighted sums of what the data tell of the pixels, and the sums of the weights."""
         sums, pixel_weights = [], []
         largest = max(part.gain for part in self.parts)
         for part in self.parts:
-            power = abs(part.rows).power(2).T @ weights
+            power = _clear(abs(part.rows).power(2).T @ weights)
             z = adjoint_times(part.rows, y * _like(weights, y))
             if part.formula is not None:
                 assert part.inner is not None
@@ -252,7 +252,7 @@ class Form:
                 yield from (((part.formula, *others), pixels) for others, pixels in part.inner._seen())
 
 
-def single_entries(forward: Any, dims: tuple[int, ...]) -> sp.csr_array:
+def single_entries(forward: Callable[[Tensor], Tensor], dims: tuple[int, ...]) -> sp.csr_array:
     """The matrix of a map that has at most one entry in a row, by two products with it.
 
     The image of ones gives the entries; that of the numbers of the pixels, divided by them, their places.
@@ -303,10 +303,14 @@ def _zeros(n_rows: int, like: sp.csr_array) -> sp.csr_array:
     return sp.csr_array((n_rows, like.shape[1]), dtype=like.dtype)
 
 
+def _clear(power: NDArray) -> NDArray:
+    """Squares of which those are zero that are nothing but rounding beside the largest."""
+    return np.where(power > _NOTHING * power.max(initial=0), power, 0.0)
+
+
 def _reciprocal(weights: NDArray) -> NDArray:
     """One over the weights; zero where there is none."""
-    there = weights > _NOTHING * weights.max(initial=0)
-    return np.where(there, 1 / np.where(there, weights, 1), 0)
+    return np.where(weights > 0, 1 / np.where(weights > 0, weights, 1), 0)
 
 
 def adjoint_times(rows: sp.csr_array, y: Tensor) -> Tensor:

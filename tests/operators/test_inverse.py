@@ -224,6 +224,22 @@ def test_factors_do_no_harm_in_single_precision(factor: float) -> None:
         assert relative(found, inverse(SCAN, y.astype(np.float64))) < 1e-5
 
 
+def test_entries_that_are_rounding_are_no_measurements() -> None:
+    A = parallel_beam((N, N), EVERY, 47)
+    d = np.ones(A.dimsd)
+    d[::2] = 1e-17
+    y, some = A @ DISC.ravel(), pylops.Restriction(A.dimsd, np.arange(1, 60, 2), axis=0)
+    assert relative(inverse(pylops.Diagonal(d) @ A, d.ravel() * y), inverse(some @ A, some @ y)) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_images_do_not_depend_on_their_companions(dtype: torch.dtype) -> None:
+    index = np.random.default_rng(0).integers(SCAN.shape[0], size=100)
+    A = as_torch(pylops.Restriction(SCAN.shape[0], index) @ SCAN)
+    y = torch.randn(5, 100, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(A.filtered_adjoint(y)[3:4], A.filtered_adjoint(y[3:4]))
+
+
 # ---------------------------------------------------------------- coils
 def test_coils_are_combined_by_the_sum_of_squares_of_their_maps() -> None:
     rng = np.random.default_rng(0)

@@ -79,8 +79,8 @@ class ZeroFilled(BaseReconstructor):
     The operator is a :func:`~skinverse.operators.fourier_sampling` or
     :func:`~skinverse.operators.structurally_random`, or another one made of a transform and of weighted,
     selected, repeated or reordered data and pixels. Data are divided by their weights, so that whitening
-    changes nothing, repeated ones are averaged, and those of weight zero are not measured. The same linear map
-    gives the same image, however it is written.
+    changes nothing, repeated ones are averaged, and those of weight zero are not measured. The same linear
+    map gives the same image, however it is written.
 
     Raises
     ------
