@@ -837,6 +837,16 @@ class FixedStep(Descent):
         return 0.5 * gradient
 
 
+@breaks("form", "written as a product")
+class WeighsPixels(Descent):
+    """Takes the weights that an operator begins with for a sensitivity, whatever undoes them."""
+
+    def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
+        first = getattr(self.operator_, "args", (None,))[-1]
+        weights = abs(first.diag).reshape(A.dims) if isinstance(first, pylops.Diagonal) else 1.0
+        return Solution.direct(super()._reconstruct(A, data).x / torch.as_tensor(weights))
+
+
 @breaks("form", "with its rows in another order")
 class WeighsRows(Descent):
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:

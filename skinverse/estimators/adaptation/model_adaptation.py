@@ -95,10 +95,6 @@ class ModelAdaptation(BaseReconstructor):
             "changes by 0.03 relative."
         ),
         "units_of_operator": "The weight ``mu`` has units: the image changes by 0.05 relative.",
-        "form": (
-            "An operator that is a product with a diagonal gets another analytic inverse: the image "
-            "changes by 0.6 relative."
-        ),
         "level": (
             "The adapted network sees the values of an image: a level of 1 changes the rest of it by "
             "6e-3 relative."
