@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pylops import LinearOperator
 from torch import Tensor
 
+from skinverse._hashing import digest
 from skinverse._tensors import norm
 from skinverse.operators._inverse import AnalyticInverse, Form, Formula
 from skinverse.operators._lowering import as_torch
@@ -251,7 +252,7 @@ class _OfMember(Formula):
 
     def __init__(self, member: _Member) -> None:
         self._member, self.kind, self.dimsd = member, member.family.analytic_inverse, member.dimsd
-        self.key = self.family = id(member.family)
+        self.key = self.family = digest(member, opaque="identity", quick=True)
 
     def invert(self, y: Tensor, weights: NDArray, filter: str) -> Tensor:
         """The images, flat."""
