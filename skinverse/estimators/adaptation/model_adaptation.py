@@ -108,6 +108,8 @@ class ModelAdaptation(BaseReconstructor):
 
     _needs: ClassVar[tuple[str, ...]] = ("Y_meas",)
     _paired: ClassVar[bool] = False
+    # Weights are adapted to the operator of all measurements.
+    _complete: ClassVar[bool] = True
     _shared: ClassVar[tuple[str, ...]] = ("operator", "estimator")
     _load: ClassVar[int] = 64
 
