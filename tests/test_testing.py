@@ -566,6 +566,18 @@ class Accepts(Descent):
         return Y_meas
 
 
+@breaks("lone_image", "is accepted")
+class ReadsSignals(Descent):
+    def _check_axes(self, shape: tuple[int, ...]) -> None: ...
+
+
+@breaks("lone_image", "is accepted")
+class ReadsSignalsUnfitted(Descent):
+    def _check_axes(self, shape: tuple[int, ...]) -> None:
+        if self.operator_ is not None:
+            super()._check_axes(shape)
+
+
 @breaks("bad_measurements", "an array with NaN is accepted")
 class Blind(Accepts):
     def repaired(self, Y_meas: Any) -> Any:
@@ -629,7 +641,7 @@ class Verbose(Accepts):
         return Y_meas
 
 
-@breaks("bad_images", "an array with NaN is accepted")
+@breaks("bad_images", "an array with NaN in fit is accepted")
 class BlindToImages(Descent):
     def fit(self, X_true: Any = None, Y_meas: Any = None) -> Any:
         images = (

@@ -130,7 +130,8 @@ def masked(subject: Subject) -> None:
         return
     lower = subject.fitted.predict(np.ma.array(np.where(mask, 1.0, data), mask=mask))
     expect_identical(found, lower, "what lies under the mask changes the result by {}")
-    expect_identical(found[:1], subject.reconstruction[:1], "masks of others change an image by {}")
+    alone = "masks of others change an image by {}"
+    expect_close(found[:1], subject.reconstruction[:1], _ROUNDING, alone)
     kept = np.flatnonzero(~mask[1])
     rest = subject.copy(operator=pylops.Restriction(mask[1].size, kept, dtype=operator.dtype) @ operator)
     expected = rest.predict(data[1:].reshape(len(data) - 1, -1)[:, kept])

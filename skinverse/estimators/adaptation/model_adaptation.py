@@ -85,6 +85,7 @@ class ModelAdaptation(BaseReconstructor):
         "channels": "Without an operator it is that of the adapted method, not the identity.",
         "complex_images": "Without an operator it is that of the adapted method, not the identity.",
         "forgotten_operator": "Without an operator it is that of the adapted method, not the identity.",
+        "lone_image": "Without an operator it is that of the adapted method, not the identity.",
         "other_sizes": "Without an operator it is that of the adapted method, not the identity.",
         "other_operator": (
             "What was adapted belongs to one operator: another one is refused until the next ``fit``."
