@@ -240,10 +240,11 @@ def _ranges(x: Rows, data_range: ArrayLike | None) -> Values:
         return np.array([_own_range(image) for image in _doubles(x)])
     try:
         given = np.asarray(data_range, dtype=float)
-    except (TypeError, ValueError):
+    except Exception:  # whatever the array of another package says
         given = np.array(np.nan)
     if given.shape not in ((), (len(x),)) or not (np.isfinite(given) & (given > 0)).all():
-        raise ValueError(f"data_range: expected a positive number, or one per image, got {data_range!r}")
+        got = repr(data_range) if np.isscalar(data_range) else f"a {type(data_range).__name__}"
+        raise ValueError(f"data_range: expected a positive number, or one per image, got {got}")
     return np.broadcast_to(given, (len(x),))
 
 
