@@ -181,6 +181,15 @@ def test_metrics_read_every_type_of_number() -> None:
         assert_array_equal(nmse(narrow, whole), 0)
 
 
+def test_lazy_conjugates_and_negatives_reach_operators_that_know_numpy_only() -> None:
+    double = pylops.FunctionOperator(lambda x: 2 * x, lambda y: 2 * y, 6, 6, dtype=np.complex128)
+    fitted, y = Tikhonov(double, lam=0.1).fit(), torch.complex(*torch.from_numpy(X[:2, 0]))[None]
+    expected = fitted.predict(y)
+    for lazy in (y.conj().resolve_conj().conj(), torch._neg_view(-y)):
+        assert lazy.is_conj() or lazy.is_neg()
+        assert_array_equal(fitted.predict(lazy), expected)
+
+
 # ---------------------------------------------------------------------- memory
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the memory of the process from /proc")
 def test_a_large_set_is_not_copied_on_its_way() -> None:
