@@ -351,5 +351,12 @@ def batch_size_for(A: LinearMap) -> int:
 
 
 def in_batches(function: Callable[[Tensor], Tensor], A: LinearMap, data: Tensor) -> Tensor:
-    """A function of data, a part of the images at a time."""
-    return torch.cat([function(part) for part in data.split(batch_size_for(A))])
+    """A function of data, a part of the images at a time; no part is kept beside the whole."""
+    whole, start = torch.empty(0), 0
+    for part in data.split(batch_size_for(A)):
+        values = function(part)
+        if start == 0:
+            whole = values.new_empty((len(data), *values.shape[1:]))
+        whole[start : start + len(part)] = values
+        start += len(part)
+    return whole

@@ -85,6 +85,7 @@ class ModelAdaptation(BaseReconstructor):
         "channels": "Without an operator it is that of the adapted method, not the identity.",
         "complex_images": "Without an operator it is that of the adapted method, not the identity.",
         "forgotten_operator": "Without an operator it is that of the adapted method, not the identity.",
+        "lone_image": "Without an operator it is that of the adapted method, not the identity.",
         "other_sizes": "Without an operator it is that of the adapted method, not the identity.",
         "other_operator": (
             "What was adapted belongs to one operator: another one is refused until the next ``fit``."
@@ -104,6 +105,8 @@ class ModelAdaptation(BaseReconstructor):
 
     _needs: ClassVar[tuple[str, ...]] = ("Y_meas",)
     _paired: ClassVar[bool] = False
+    # Weights are adapted to the operator of all measurements.
+    _complete: ClassVar[bool] = True
     _shared: ClassVar[tuple[str, ...]] = ("operator", "estimator")
     _load: ClassVar[int] = 64
 

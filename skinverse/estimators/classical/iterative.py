@@ -159,7 +159,8 @@ class Kaczmarz(BaseReconstructor):
         """Whether ``block_norms_`` are those of this operator, as it is now, and of so many blocks."""
         operator: Any = self.operator_ if self.operator is None else self.operator
         known = getattr(self, "operator_digest_", None) == operator_digest(operator)
-        return known and A.dims == tuple(operator.dims) and len(self.block_norms_) == n_blocks
+        same_sizes = (A.dims, A.dimsd) == (tuple(operator.dims), tuple(operator.dimsd))
+        return known and same_sizes and len(self.block_norms_) == n_blocks
 
     def _norms(self, A: LinearMap) -> np.ndarray:
         return np.array([A.block(start, stop).norm() for start, stop in self._edges(A)])

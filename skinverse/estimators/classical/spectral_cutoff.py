@@ -139,7 +139,8 @@ class SpectralCutoff(BaseReconstructor):
         """The decomposition that ``fit`` stored, or that of an operator that came later."""
         operator = self.operator_ if self.operator is None else self.operator
         known = getattr(self, "operator_digest_", None) == operator_digest(operator)
-        if known and A.dims == self.components_.shape[1:]:
+        sizes = self.components_.shape[1:], self.data_components_.shape[1:]
+        if known and (A.dims, A.dimsd) == sizes:
             parts: Any = self.data_components_, self.singular_values_, self.components_
         else:
             parts = self._decompose(A)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +58,9 @@ class LearnedPrimalDual(UnrolledReconstructor):
             "The networks see real and imaginary parts as two channels: the image changes by 0.03 relative."
         ),
     }
+
+    # The networks see the data, each measurement in its place.
+    _complete: ClassVar[bool] = True
 
     n_features: int = parameter(
         default=32, allowed=Integer(ge=1), doc="Number of channels in the inner layers of the networks."
