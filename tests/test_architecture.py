@@ -57,7 +57,7 @@ MAY_IMPORT = {
 }
 
 # A family of estimators knows itself, these four files, and the rooms.
-BASE_FILES = {"_base", "_learned", "_regressor", "_validation"}
+BASE_FILES = {"_base", "_learned", "_regressor", "_units", "_validation"}
 
 # Third parties that few modules know.
 ONLY_IN = {
