@@ -15,7 +15,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from _record import RESULTS, write
+from _record import RESULTS, scores, write
 from sklearn.exceptions import ConvergenceWarning
 
 from skinverse import LearnedGradientDescent, ModelAdaptation, Trainer
@@ -46,8 +46,8 @@ def trained(images: np.ndarray, width: float) -> LearnedGradientDescent:
     return method.fit(images, blurred(images, width, SEED))
 
 
-def quality(images: np.ndarray, x: np.ndarray) -> float:
-    return float(psnr(images, x, data_range=1.0).mean())
+def quality(images: np.ndarray, x: np.ndarray) -> dict[str, Any]:
+    return scores("psnr", psnr(images, x, data_range=1.0))
 
 
 def draw(shown: dict[str, np.ndarray], found: dict[str, float]) -> None:
@@ -83,16 +83,18 @@ def main() -> None:
         ways[name] = ModelAdaptation(operator, estimator=before, noise_std=NOISE).fit(Y_meas=y)
         seconds[name] = time.perf_counter() - start
     shown = {name: method.predict(y_test) for name, method in ways.items()}
-    found = {name: quality(x_test, image) for name, image in shown.items()}
+    judged = {name: quality(x_test, image) for name, image in shown.items()}
+    found = {name: one["psnr"] for name, one in judged.items()}
     gap = found["trained for the new width"] - found["as trained"]
     figures = {
         "psnr": found,
+        "scores": judged,
         "seconds": seconds,
         "closed": {name: (found[name] - found["as trained"]) / gap for name in seconds},
         "width": float(ways["adapted, width unknown"].operator_.parameters["sigma"]),
         "targets": {"closed": 0.5, "width": [0.9 * NOW, 1.1 * NOW]},
     }
-    write("adaptation", figures, seed=SEED)
+    write("adaptation", figures, seeds=[SEED])
     draw({"truth": x_test[0], "data": y_test[0], **{name: image[0] for name, image in shown.items()}}, found)
 
 

@@ -134,7 +134,7 @@ def main() -> None:
         "target_search_ratio": 1.3,
         "target_gradient_gib": 1.0,
     }
-    write("adversarial_speed", figures, seed=SEED)
+    write("adversarial_speed", figures, seeds=[SEED])
 
 
 if __name__ == "__main__":

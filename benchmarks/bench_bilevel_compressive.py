@@ -8,8 +8,6 @@ trained to denoise by a gradient step, adversarially, and bilevel.
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from _record import RESULTS, write
+from _record import RESULTS, scores, write
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
@@ -33,6 +31,7 @@ from skinverse.training import Phase, run
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SIZE, SAMPLING, NOISE, SEED, N_TRAIN = 64, 0.2, 0.01, 0, 370
+BETAS = (1.0, 2.0, 5.0, None)
 STEPS = (1, 2, 5, 10, 20, 50, 100, 200)
 PRETRAINER = Trainer(max_epochs=25, lr=2e-3, final_lr=2e-4, validation_fraction=0.0)
 TRAINER = Trainer(max_epochs=28, lr=2e-3, final_lr=1e-4, max_grad_norm=1.0, validation_fraction=0.0)
@@ -57,17 +56,19 @@ def problem() -> tuple[np.ndarray, np.ndarray, Any]:
     return images, (exact + noise).astype(np.float32), operator
 
 
-def quality(images: np.ndarray, x: Any) -> float:
-    return float(psnr(images, np.asarray(x), data_range=1.0).mean())
+def quality(images: np.ndarray, x: Any) -> dict[str, Any]:
+    return scores("psnr", psnr(images, np.asarray(x), data_range=1.0))
 
 
 def curve(method: Any, images: np.ndarray, data: np.ndarray) -> dict[str, Any]:
     """PSNR after so many iterations, and after the method's own stop."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        after = {k: quality(images, method.set_params(max_steps=k, tol=1e-4).predict(data)) for k in STEPS}
+        after = {
+            k: quality(images, method.set_params(max_steps=k, tol=1e-4).predict(data))["psnr"] for k in STEPS
+        }
         x, info = method.set_params(max_steps=1000).predict(data, return_info=True)
-    return {"psnr": quality(images, x), "mean_steps": float(info.n_steps.mean()), "after": after}
+    return quality(images, x) | {"mean_steps": float(info.n_steps.mean()), "after": after}
 
 
 def red(images: np.ndarray, data: np.ndarray, operator: Any) -> dict[str, Any]:
@@ -95,16 +96,11 @@ def red(images: np.ndarray, data: np.ndarray, operator: Any) -> dict[str, Any]:
 
     with torch.no_grad():
         weights = np.logspace(-4, 0, 9)
-        known = {lam: quality(images[:16], reconstruct(y[:16], lam, 100)[-1]) for lam in weights}
+        known = {lam: quality(images[:16], reconstruct(y[:16], lam, 100)[-1])["psnr"] for lam in weights}
         lam = max(known, key=known.__getitem__)
         steps = reconstruct(y[N_TRAIN:], lam, 1000)
-    after = {k: quality(images[N_TRAIN:], steps[k - 1]) for k in STEPS}
-    return {
-        "psnr": quality(images[N_TRAIN:], steps[-1]),
-        "mean_steps": 1000,
-        "after": after,
-        "lam": float(lam),
-    }
+    after = {k: quality(images[N_TRAIN:], steps[k - 1])["psnr"] for k in STEPS}
+    return quality(images[N_TRAIN:], steps[-1]) | {"mean_steps": 1000, "after": after, "lam": float(lam)}
 
 
 def draw(figures: dict[str, Any]) -> None:
@@ -117,22 +113,14 @@ def draw(figures: dict[str, Any]) -> None:
     figure.savefig(RESULTS / "bilevel_compressive.png", dpi=100)
 
 
-def known() -> dict[str, Any]:
-    path = RESULTS / "bilevel_compressive.json"
-    return json.loads(path.read_text())["figures"] if path.exists() else {}
-
-
-def main(betas: list[float | None], *, all_ways: bool) -> None:
-    """Measure bilevel learning with these bounds; unless ``all_ways``, the others keep their figures."""
+def main() -> None:
     torch.set_num_threads(2)
     if not (DATA / "bsd400.npz").exists():
         print(f"{DATA / 'bsd400.npz'} is not here: nothing measured")
         return
     images, data, operator = problem()
     x, y, x_test, y_test = images[:N_TRAIN], data[:N_TRAIN], images[N_TRAIN:], data[N_TRAIN:]
-    figures: dict[str, Any] = {} if all_ways else known()
-    if all_ways:
-        figures["RED with a denoiser"] = red(images, data, operator)
+    figures: dict[str, Any] = {"RED with a denoiser": red(images, data, operator)}
     energy = GradientStepEnergy(network())
     ways: dict[str, Any] = {
         "gradient step": BilevelRegularizer(
@@ -145,8 +133,7 @@ def main(betas: list[float | None], *, all_ways: bool) -> None:
         "adversarial": AdversarialRegularizer(operator, energy=energy, trainer=ADVERSARY),
         "adversarial, convex": AdversarialRegularizer(operator, energy="convex", trainer=ADVERSARY),
     }
-    ways = ways if all_ways else {}
-    for beta in betas:
+    for beta in BETAS:
         ways[f"bilevel, beta {beta or 'none'}"] = BilevelRegularizer(
             operator,
             energy=energy,
@@ -165,10 +152,9 @@ def main(betas: list[float | None], *, all_ways: bool) -> None:
             "smoothness": getattr(method, "smoothness_", None),
             "weak_convexity": method.weak_convexity_,
         }
-        write("bilevel_compressive", figures, seed=SEED)
+        write("bilevel_compressive", figures, seeds=[SEED], finished=name == list(ways)[-1])
         draw(figures)
 
 
 if __name__ == "__main__":
-    given = [None if beta == "none" else float(beta) for beta in sys.argv[1:]]
-    main(given or [1.0, 2.0, 5.0, None], all_ways=not given)
+    main()

@@ -146,7 +146,7 @@ def main() -> None:
             "our_step_to_study": 1.0,
         },
     }
-    write("bilevel_speed", figures, seed=SEED)
+    write("bilevel_speed", figures, seeds=[SEED])
 
 
 if __name__ == "__main__":

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _record import write
+from _record import quality, write
 from sklearn.exceptions import ConvergenceWarning
 
 from skinverse import TotalVariationRecon
 from skinverse.datasets import load_photographs
-from skinverse.metrics import psnr, ssim
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SIGMA, SEED = 0.1, 0
@@ -28,9 +27,7 @@ def choose_lam(rng: np.random.Generator) -> float:
     images = load_photographs(160)
     data = noisy(images, rng)
     grid = np.arange(0.05, 0.13, 0.01)
-    scores = [
-        psnr(images, TotalVariationRecon(lam=lam).fit().predict(data), data_range=1.0).mean() for lam in grid
-    ]
+    scores = [quality(images, TotalVariationRecon(lam=lam).fit().predict(data))["psnr"] for lam in grid]
     return float(grid[int(np.argmax(scores))])
 
 
@@ -49,14 +46,13 @@ def main() -> None:
         x, info = TotalVariationRecon(lam=lam).fit().predict(data, return_info=True)
     figures = {
         "lam": lam,
-        "psnr_noisy": float(psnr(images, data, data_range=1.0).mean()),
-        "psnr_tv": float(psnr(images, x, data_range=1.0).mean()),
-        "ssim_tv": float(ssim(images, x, data_range=1.0).mean()),
+        "noisy": quality(images, data),
+        "tv": quality(images, x),
         "seconds_per_image": (time.perf_counter() - start) / len(images),
         "mean_steps": float(info.n_steps.mean()),
         "target_psnr": 27.3,
     }
-    write("denoising", figures, seed=SEED)
+    write("denoising", figures, seeds=[SEED])
 
 
 if __name__ == "__main__":

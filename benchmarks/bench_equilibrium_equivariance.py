@@ -2,7 +2,9 @@
 
 Images have 64 x 64 pixels, and the data are a random quarter of the Fourier coefficients, most of them low.
 Every network has the same training on whole images as they are, without turned or flipped ones. Quality is
-measured on 50 other images, upright, turned and flipped, and costs as seconds of a training step.
+measured on 50 other images, upright, turned and flipped, and costs as seconds of a training step. Controls:
+the plain network with a training of twice the length, and one shown the images in all eight orientations.
+Every training has three seeds.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from _record import RESULTS, write
+from _record import RESULTS, gain, over_seeds, scores, write
 from skimage.transform import downscale_local_mean
 from sklearn.exceptions import ConvergenceWarning
 
@@ -26,9 +28,14 @@ from skinverse.networks import DnCNN
 from skinverse.operators import as_torch, fourier_sampling
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-SIZE, RATE, SPREAD, NOISE, SEED, N_TEST = 64, 0.25, 16, 0.01, 0, 50
+SIZE, RATE, SPREAD, NOISE, SEED, SEEDS, N_TEST = 64, 0.25, 16, 0.01, 0, (0, 1, 2), 50
 N_STEPS, N_EQUILIBRIUM, N_FEATURES = 800, 150, 48
 GROUPS = {"plain": "C1", "C4": "C4", "D4": "D4"}
+WAYS = {
+    **{name: (group, 1, False) for name, group in GROUPS.items()},
+    "plain, twice as long": ("C1", 2, False),
+    "plain, shown all orientations": ("C1", 1, True),
+}
 
 
 def problem() -> tuple[np.ndarray, Any]:
@@ -59,23 +66,26 @@ def trainer(n_steps: int, n_images: int, lr: float) -> Trainer:
     )
 
 
-def network(group: str) -> DnCNN:
+def network(group: str, seed: int) -> DnCNN:
     with torch.random.fork_rng():
-        torch.manual_seed(SEED)
+        torch.manual_seed(seed)
         return DnCNN(n_features=N_FEATURES, group=group)
 
 
-def method(group: str, operator: Any, n_train: int) -> DeepEquilibriumRecon:
+def method(
+    group: str, operator: Any, n_train: int, *, length: int = 1, seed: int = SEED
+) -> DeepEquilibriumRecon:
     return DeepEquilibriumRecon(
         operator,
         iteration="admm",
-        network=network(group),
+        network=network(group, seed),
         backward="jacobian_free",
         patch_size=None,
         max_steps=60,
         tol=1e-4,
-        pretrainer=trainer(N_STEPS, n_train, 3e-3),
-        trainer=trainer(N_EQUILIBRIUM, n_train, 1e-3),
+        pretrainer=trainer(length * N_STEPS, n_train, 3e-3),
+        trainer=trainer(length * N_EQUILIBRIUM, n_train, 1e-3),
+        random_state=seed,
     )
 
 
@@ -92,6 +102,45 @@ def step_seconds(images: np.ndarray, data: np.ndarray, operator: Any) -> dict[st
         epochs = unrolled.fit(images, data).history_
         seconds[name] = float(np.median([epoch["dur"] for epoch in epochs[2:]]))
     return seconds
+
+
+def orientations(images: np.ndarray) -> np.ndarray:
+    both = images, images[:, :, ::-1]
+    return np.ascontiguousarray(np.concatenate([np.rot90(x, k, (1, 2)) for x in both for k in range(4)]))
+
+
+def judged(
+    name: str, images: np.ndarray, test: dict[str, np.ndarray], operator: Any, seed: int
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """One training: a turned image as it sees it, and what was found."""
+    group, length, shown_all = WAYS[name]
+    seen = orientations(images) if shown_all else images
+    start = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model = method(group, operator, len(seen), length=length, seed=seed)
+        fitted = model.fit(seen, measured(seen, operator, seed))
+        seconds_fit = time.perf_counter() - start
+        fitted.set_params(max_steps=200)
+        found = {
+            way: fitted.predict(measured(x, operator, SEED + 1), return_info=True) for way, x in test.items()
+        }
+    figures: dict[str, Any] = {
+        "seconds_fit": seconds_fit,
+        "weights": sum(p.numel() for p in fitted.module_.network.parameters()),
+        "converged": float(found["upright"][1].converged.mean()),
+    }
+    for way, (x, _) in found.items():
+        figures |= scores(way, psnr(test[way], x, data_range=1.0))
+    return found["turned"][0][0], figures
+
+
+def together(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The trainings with several seeds."""
+    found = {name: float(np.mean([run[name] for run in runs])) for name in ("seconds_fit", "converged")}
+    for way in ("upright", "turned", "flipped"):
+        found |= over_seeds(runs, way)
+    return found | {"weights": runs[0]["weights"]}
 
 
 def draw(shown: dict[str, np.ndarray]) -> None:
@@ -121,26 +170,15 @@ def main() -> None:
     figures["step_ratio"] = {name: seconds[name] / seconds["plain"] for name in seconds}
     shown = {"true": test["turned"][0]}
     for n_train in (5, 20):
-        data = measured(images[:n_train], operator, SEED)
-        for name, group in GROUPS.items():
-            start = time.perf_counter()
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)
-                fitted = method(group, operator, n_train).fit(images[:n_train], data)
-                seconds_fit = time.perf_counter() - start
-                fitted.set_params(max_steps=200)
-                found = {
-                    way: fitted.predict(measured(x, operator, SEED + 1), return_info=True)
-                    for way, x in test.items()
-                }
-            quality = {way: float(psnr(test[way], x, data_range=1.0).mean()) for way, (x, _) in found.items()}
-            shown[f"{n_train} images, {name}: {quality['turned']:.2f} dB"] = found["turned"][0][0]
-            figures[f"{n_train} images, {name}"] = quality | {
-                "seconds_fit": seconds_fit,
-                "weights": sum(p.numel() for p in fitted.module_.network.parameters()),
-                "converged": float(found["upright"][1].converged.mean()),
-            }
-            write("equilibrium_equivariance", figures, seed=SEED)
+        for name in WAYS:
+            runs = [judged(name, images[:n_train], test, operator, seed) for seed in SEEDS]
+            found = together([figures for _, figures in runs])
+            shown[f"{n_train} images, {name}: {found['turned']:.2f} dB"] = runs[0][0]
+            figures[f"{n_train} images, {name}"] = found
+            plain = figures[f"{n_train} images, plain"]
+            found["gain over plain"] = {way: gain(found, plain, way)[way] for way in test}
+            write("equilibrium_equivariance", figures, seeds=SEEDS, finished=False)
+    write("equilibrium_equivariance", figures, seeds=SEEDS)
     draw(shown)
 
 

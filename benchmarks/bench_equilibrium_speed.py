@@ -177,7 +177,7 @@ def main() -> None:
             "memory_100_steps_to_unroll_of_20": 0.3,
         },
     }
-    write("equilibrium_speed", figures, seed=SEED)
+    write("equilibrium_speed", figures, seeds=[SEED])
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def main() -> None:
         "sample_ms": samples,
         "targets": {"ours_to_fastest": 1.2, "32 of one z": 20, "32 different z": 150},
     }
-    write("generative_speed", figures, seed=SEED)
+    write("generative_speed", figures, seeds=[SEED])
 
 
 if __name__ == "__main__":

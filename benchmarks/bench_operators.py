@@ -87,7 +87,7 @@ def main() -> None:
         with threadpool_limits(threads):
             found = {name: compare(op, rng) for name, op in operators(rng)}
         figures[f"{threads} threads"] = found
-    write("operators", figures, seed=SEED)
+    write("operators", figures, seeds=[SEED])
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def main() -> None:
         "inference_to_parts_alone": inference / alone,
         "targets": {"step_to_image_by_image": 0.7, "inference_to_parts_alone": 2.0},
     }
-    write("supervised_speed", figures, seed=SEED)
+    write("supervised_speed", figures, seeds=[SEED])
 
 
 if __name__ == "__main__":

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
+
+from skinverse._arrays import Rows, as_rows, check_complete, check_finite, to_batch
 
 __all__ = [
     "ReconstructionScorer",
@@ -44,7 +45,8 @@ def psnr(X_true: Any, X_pred: Any, *, data_range: ArrayLike | None = None) -> Va
     Raises
     ------
     ValueError
-        If the shapes differ, there is no image, a value is NaN or inf, or ``data_range`` is not positive.
+        If the shapes differ, there is no image, a value is NaN, inf or masked, or ``data_range`` is not
+        positive.
 
     Notes
     -----
@@ -58,10 +60,10 @@ def psnr(X_true: Any, X_pred: Any, *, data_range: ArrayLike | None = None) -> Va
     >>> psnr(X_true, X_true + 0.1).round(2)
     array([20.])
     """
-    x, x_hat = _pair(X_true, X_pred)
-    error = np.mean(_flat(np.abs(x - x_hat)) ** 2, axis=1)
+    images = _checked(X_true, X_pred)
+    error = np.array([np.mean(np.abs(x - x_hat) ** 2) for x, x_hat in _pairs(*images)])
     with np.errstate(divide="ignore"):
-        return 20 * np.log10(_range(x, data_range)) - 10 * np.log10(error)
+        return 20 * np.log10(_ranges(images[0], data_range)) - 10 * np.log10(error)
 
 
 def ssim(X_true: Any, X_pred: Any, *, data_range: ArrayLike | None = None) -> Values:
@@ -84,7 +86,8 @@ def ssim(X_true: Any, X_pred: Any, *, data_range: ArrayLike | None = None) -> Va
     Raises
     ------
     ValueError
-        If the shapes differ, there is no image, a value is NaN or inf, or ``data_range`` is not positive.
+        If the shapes differ, there is no image, a value is NaN, inf or masked, or ``data_range`` is not
+        positive.
 
     Notes
     -----
@@ -104,10 +107,10 @@ def ssim(X_true: Any, X_pred: Any, *, data_range: ArrayLike | None = None) -> Va
     >>> ssim(X_true, X_true)
     array([1.])
     """
-    x, x_hat = _pair(X_true, X_pred)
-    ranges = _range(x, data_range)
-    x, x_hat = (_channels(np.abs(a) if np.iscomplexobj(a) else a) for a in (x, x_hat))
-    return np.array([_ssim_of_channels(*images) for images in zip(x, x_hat, ranges, strict=True)])
+    images = _checked(X_true, X_pred)
+    ranges = _ranges(images[0], data_range)
+    pairs = zip(_pairs(*images), ranges, strict=True)
+    return np.array([_ssim(_shown(x), _shown(x_hat), own) for (x, x_hat), own in pairs])
 
 
 def nmse(X_true: Any, X_pred: Any) -> Values:
@@ -127,7 +130,7 @@ def nmse(X_true: Any, X_pred: Any) -> Values:
     Raises
     ------
     ValueError
-        If the shapes differ, there is no image, or a value is NaN or inf.
+        If the shapes differ, there is no image, or a value is NaN, inf or masked.
 
     Examples
     --------
@@ -136,8 +139,9 @@ def nmse(X_true: Any, X_pred: Any) -> Values:
     >>> nmse(np.array([[3.0, 4.0]]), np.array([[3.0, 3.0]]))
     array([0.04])
     """
-    x, x_hat = _pair(X_true, X_pred)
-    error, signal = (np.sum(_flat(np.abs(a)) ** 2, axis=1) for a in (x - x_hat, x))
+    pairs = _pairs(*_checked(X_true, X_pred))
+    squares = [[np.sum(np.abs(a) ** 2) for a in (x - x_hat, x)] for x, x_hat in pairs]
+    error, signal = np.array(squares).T
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(error == 0, 0.0, error / signal)
 
@@ -186,8 +190,8 @@ class ReconstructionScorer:
         float
             Mean of the metric over the images, times ``sign``.
         """
-        X_pred = estimator.predict(Y_meas)
-        values = self.metric(_unflatten(X_true, X_pred.shape), X_pred, **self._options())
+        images, X_pred = as_rows(X_true, "X_true"), estimator.predict(Y_meas)
+        values = self.metric(_unflatten(images, tuple(X_pred.shape)), X_pred, **self._options())
         return self.sign * float(np.mean(values))
 
     def _options(self) -> dict[str, float]:
@@ -206,49 +210,62 @@ ssim_scorer = ReconstructionScorer(ssim)
 neg_nmse_scorer = ReconstructionScorer(nmse, sign=-1)
 
 
-def _pair(X_true: Any, X_pred: Any) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Both batches as finite NumPy arrays in double precision, of one shape."""
-    x, x_hat = _as_double(X_true, "X_true"), _as_double(X_pred, "X_pred")
-    if x.shape != x_hat.shape:
-        raise ValueError(f"expected images of one shape, got X_true of {x.shape} and X_pred of {x_hat.shape}")
+def _checked(X_true: Any, X_pred: Any) -> tuple[Rows, Rows]:
+    """Both sets, complete, finite and of one shape."""
+    x, x_hat = as_rows(X_true, "X_true"), as_rows(X_pred, "X_pred")
+    for rows, name in ((x, "X_true"), (x_hat, "X_pred")):
+        check_complete(rows, name)
+        check_finite(rows, name)
+    if tuple(x.shape) != tuple(x_hat.shape):
+        shapes = f"X_true of {tuple(x.shape)} and X_pred of {tuple(x_hat.shape)}"
+        raise ValueError(f"expected images of one shape, got {shapes}")
     return x, x_hat
 
 
-def _as_double(images: Any, name: str) -> NDArray[Any]:
-    values = images.detach().cpu().numpy() if isinstance(images, torch.Tensor) else np.asarray(images)
-    values = values.astype(np.complex128 if np.iscomplexobj(values) else np.float64)
-    if values.ndim < 2 or values.size == 0:
-        raise ValueError(f"{name}: expected a batch of images, (n_samples, ...), got shape {values.shape}")
-    bad = int((~np.isfinite(_flat(values))).any(axis=1).sum())
-    if bad:
-        raise ValueError(f"{name}: expected finite values, got NaN or inf in {bad} of {len(values)} images")
-    return values
+def _pairs(x: Rows, x_hat: Rows) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    """True and reconstructed images one by one: a set may be large."""
+    return zip(_doubles(x), _doubles(x_hat), strict=True)
 
 
-def _flat(x: NDArray[Any]) -> NDArray[Any]:
-    return x.reshape(len(x), -1)
+def _doubles(rows: Rows) -> Iterator[NDArray[Any]]:
+    """Images in double precision."""
+    for i in range(len(rows)):
+        image = to_batch(rows[i : i + 1])[0].cpu().numpy()
+        yield image.astype(np.complex128 if np.iscomplexobj(image) else np.float64)
 
 
-def _range(x: NDArray[Any], data_range: ArrayLike | None) -> Values:
-    """Each image's range: the one given, or its own."""
+def _ranges(x: Rows, data_range: ArrayLike | None) -> Values:
+    """Each true image's range: the one given, or its own."""
     if data_range is None:
-        values = _flat(np.abs(x) if np.iscomplexobj(x) else x)
-        own, peak = np.ptp(values, axis=1), np.abs(values).max(axis=1)
-        return np.where(own > 0, own, np.where(peak > 0, peak, 1.0))
-    given = np.asarray(data_range, dtype=float)
+        return np.array([_own_range(image) for image in _doubles(x)])
+    try:
+        given = np.asarray(data_range, dtype=float)
+    except Exception:  # whatever the array of another package says
+        given = np.array(np.nan)
     if given.shape not in ((), (len(x),)) or not (np.isfinite(given) & (given > 0)).all():
-        raise ValueError(f"data_range: expected a positive number, or one per image, got {data_range!r}")
+        got = repr(data_range) if np.isscalar(data_range) else f"a {type(data_range).__name__}"
+        raise ValueError(f"data_range: expected a positive number, or one per image, got {got}")
     return np.broadcast_to(given, (len(x),))
 
 
-def _channels(x: Values) -> Values:
-    """Each image as channels, (n, C, ...), without axes of length 1 behind them."""
-    channels = x if x.ndim == 4 else x[:, None]
-    kept = [size for size in channels.shape[2:] if size > 1]
-    return channels.reshape(*channels.shape[:2], *(kept or [1]))
+def _own_range(x: NDArray[Any]) -> float:
+    values = _modulus(x)
+    return float(np.ptp(values) or np.abs(values).max() or 1.0)
 
 
-def _ssim_of_channels(x: Values, x_hat: Values, data_range: float) -> float:
+def _modulus(x: NDArray[Any]) -> NDArray[Any]:
+    """The modulus of a complex image, a real one as it is."""
+    return np.abs(x) if np.iscomplexobj(x) else x
+
+
+def _shown(x: NDArray[Any]) -> Values:
+    """The modulus of an image as channels, (C, ...), without axes of length 1 behind them."""
+    channels = _modulus(x if x.ndim == 3 else x[None])
+    kept = [size for size in channels.shape[1:] if size > 1]
+    return channels.reshape(len(channels), *(kept or [1]))
+
+
+def _ssim(x: Values, x_hat: Values, data_range: float) -> float:
     from skimage.metrics import structural_similarity
 
     window = min(7, *x.shape[1:])
@@ -261,8 +278,7 @@ def _ssim_of_channels(x: Values, x_hat: Values, data_range: float) -> float:
     return float(np.mean(similarities))
 
 
-def _unflatten(X_true: Any, shape: tuple[int, ...]) -> Any:
+def _unflatten(images: Rows, shape: tuple[int, ...]) -> Rows:
     """Flat true images in the shape of the reconstructions; others as they are."""
-    given = np.shape(X_true)
-    flat = len(given) == 2 and given == (shape[0], int(np.prod(shape[1:])))
-    return X_true.reshape(tuple(shape)) if flat and hasattr(X_true, "reshape") else X_true
+    flat = tuple(images.shape) == (shape[0], int(np.prod(shape[1:])))
+    return images.reshape(shape) if flat else images

@@ -17,7 +17,17 @@ import skinverse
 PACKAGE = Path(skinverse.__file__).parent
 
 # Modules beside the rooms, that everybody may use; among themselves each uses the ones before it only.
-ROOT = ["_tensors", "_filters", "_differences", "_cosines", "_defaults", "_hashing", "_files", "_parameters"]
+ROOT = [
+    "_arrays",
+    "_tensors",
+    "_filters",
+    "_differences",
+    "_cosines",
+    "_defaults",
+    "_hashing",
+    "_files",
+    "_parameters",
+]
 
 # What else each room may import from the package besides itself. Rooms do not know each other; estimators
 # introduce them. A room that is not listed may import ROOT only.
@@ -47,7 +57,7 @@ MAY_IMPORT = {
 }
 
 # A family of estimators knows itself, these four files, and the rooms.
-BASE_FILES = {"_base", "_learned", "_regressor", "_validation"}
+BASE_FILES = {"_base", "_learned", "_regressor", "_units", "_validation"}
 
 # Third parties that few modules know.
 ONLY_IN = {

@@ -152,6 +152,26 @@ def test_bad_input_is_named(images, predictions, data, message) -> None:
         ReconstructionDisplay.from_predictions(images, predictions, Y_meas=data)
 
 
+@pytest.mark.parametrize("wrong", [[[1, 2], [3]], X.astype(str), torch.from_numpy(X).to("meta"), object()])
+def test_what_holds_no_numbers_is_named(wrong) -> None:
+    for images, predictions, data, name in (
+        (wrong, {"near": NEAR}, None, "X_true"),
+        (X, {"near": wrong}, None, "near"),
+        (X, {"near": NEAR}, wrong, "Y_meas"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=f"^{name}: "):
+            ReconstructionDisplay.from_predictions(images, predictions, Y_meas=data)
+
+
+def test_whole_numbers_do_not_wrap_around_and_masked_data_are_blank() -> None:
+    black, white = (np.full((1, 4, 4), value, np.uint8) for value in (0, 255))
+    data = np.ma.array(np.full((1, 4, 4), 9.0), mask=np.eye(4, dtype=bool)[None])
+    display = ReconstructionDisplay.from_predictions(black, {"white": white}, Y_meas=data)
+    shown = [axes.images[0].get_array() for axes in display.axes_[0]]
+    assert_array_equal(shown[0].mask, data.mask[0])
+    assert_array_equal(shown[3], 255)
+
+
 def test_missing_matplotlib_is_named_with_the_extra(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     with pytest.raises(ImportError, match=r"skinverse\[plot\]"):

@@ -138,7 +138,7 @@ def test_unsigned_integers_do_not_wrap_around() -> None:
 def test_bad_input_is_named(metric) -> None:
     with pytest.raises(ValueError, match=r"X_true of \(4, 16, 20\) and X_pred of \(4, 20, 16\)"):
         metric(X, X.swapaxes(1, 2))
-    with pytest.raises(ValueError, match="NaN or inf in 1 of 4 images"):
+    with pytest.raises(ValueError, match="NaN or inf in 1 of 4 samples"):
         metric(X, np.where(np.arange(4)[:, None, None] == 2, np.nan, X))
     with pytest.raises(ValueError, match="expected a batch of images"):
         metric(np.ones(3), np.ones(3))

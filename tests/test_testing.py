@@ -284,10 +284,72 @@ class WritesInto(Descent):
         return super().predict(Y_meas, return_info=return_info)
 
 
-@breaks("integers", "change the result")
+@breaks("layout", "listed measurements end in")
+class AsksForShape(Descent):
+    def predict(self, Y_meas: Any, *, return_info: bool = False) -> Any:
+        assert Y_meas.shape
+        return super().predict(Y_meas, return_info=return_info)
+
+
+@breaks("layout", "lazily negated measurements change")
+class ReadsStorage(Descent):
+    def predict(self, Y_meas: Any, *, return_info: bool = False) -> Any:
+        if isinstance(Y_meas, Tensor) and Y_meas.is_neg():
+            Y_meas = -Y_meas.resolve_neg()
+        return super().predict(Y_meas, return_info=return_info)
+
+
+@breaks("layout", "change the score")
+class ScoresReversed(Descent):
+    def score(self, X_true: Any, Y_meas: Any) -> float:
+        return super().score(X_true, Y_meas) + (np.asarray(Y_meas).strides[0] < 0)
+
+
+@breaks("number_types", "integers change the result")
 class Wraps8(Descent):
     def predict(self, Y_meas: Any, *, return_info: bool = False) -> Any:
         Y_meas = Y_meas % 8 if Y_meas.dtype.kind == "i" else Y_meas
+        return super().predict(Y_meas, return_info=return_info)
+
+
+@breaks("number_types", "half precision change the result")
+class HalvesInDouble(Descent):
+    def predict(self, Y_meas: Any, *, return_info: bool = False) -> Any:
+        Y_meas = Y_meas.astype(float) if Y_meas.dtype == np.float16 else Y_meas
+        return super().predict(Y_meas, return_info=return_info)
+
+
+@breaks("number_types", "bfloat16 change the result")
+class BrainsInDouble(Descent):
+    def predict(self, Y_meas: Any, *, return_info: bool = False) -> Any:
+        Y_meas = Y_meas.double() if Y_meas.dtype == torch.bfloat16 else Y_meas
+        return super().predict(Y_meas, return_info=return_info)
+
+
+@breaks("masked", "is accepted")
+class IgnoresMask(Descent):
+    def predict(self, Y_meas: Any, *, return_info: bool = False) -> Any:
+        return super().predict(np.asarray(Y_meas), return_info=return_info)
+
+
+@breaks("masked", "what lies under the mask changes")
+class ReadsUnderMask(Changed):
+    def changed(self, X_hat: Any, Y_meas: Any) -> Any:
+        return X_hat + np.nan_to_num(np.asarray(Y_meas)).mean()
+
+
+@breaks("masked", "without its rows differ")
+class FillsWithOne(Descent):
+    def predict(self, Y_meas: Any, *, return_info: bool = False) -> Any:
+        return super().predict(np.ma.filled(Y_meas, 1), return_info=return_info)
+
+
+@breaks("masked", "masks of others change an image")
+class MasksAll(Descent):
+    def predict(self, Y_meas: Any, *, return_info: bool = False) -> Any:
+        if isinstance(Y_meas, np.ma.MaskedArray):
+            mask = np.ma.getmaskarray(Y_meas).any(0)
+            Y_meas = np.ma.array(Y_meas.data, mask=np.broadcast_to(mask, Y_meas.shape))
         return super().predict(Y_meas, return_info=return_info)
 
 
@@ -504,6 +566,18 @@ class Accepts(Descent):
         return Y_meas
 
 
+@breaks("lone_image", "is accepted")
+class ReadsSignals(Descent):
+    def _check_axes(self, shape: tuple[int, ...]) -> None: ...
+
+
+@breaks("lone_image", "is accepted")
+class ReadsSignalsUnfitted(Descent):
+    def _check_axes(self, shape: tuple[int, ...]) -> None:
+        if self.operator_ is not None:
+            super()._check_axes(shape)
+
+
 @breaks("bad_measurements", "an array with NaN is accepted")
 class Blind(Accepts):
     def repaired(self, Y_meas: Any) -> Any:
@@ -567,7 +641,7 @@ class Verbose(Accepts):
         return Y_meas
 
 
-@breaks("bad_images", "an array with NaN is accepted")
+@breaks("bad_images", "an array with NaN in fit is accepted")
 class BlindToImages(Descent):
     def fit(self, X_true: Any = None, Y_meas: Any = None) -> Any:
         images = (
@@ -835,6 +909,16 @@ class HasUnits(Changed):
 class FixedStep(Descent):
     def _step(self, A: LinearMap, gradient: Tensor) -> Tensor:
         return 0.5 * gradient
+
+
+@breaks("form", "written as a product")
+class WeighsPixels(Descent):
+    """Takes the weights that an operator begins with for a sensitivity, whatever undoes them."""
+
+    def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
+        first = getattr(self.operator_, "args", (None,))[-1]
+        weights = abs(first.diag).reshape(A.dims) if isinstance(first, pylops.Diagonal) else 1.0
+        return Solution.direct(super()._reconstruct(A, data).x / torch.as_tensor(weights))
 
 
 @breaks("form", "with its rows in another order")

@@ -10,10 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pylops
 import torch
 from sklearn.exceptions import ConvergenceWarning
 
-from skinverse._checks._expect import as_array, expect, expect_close, expect_identical, relative_difference
+from skinverse._checks._expect import (
+    as_array,
+    expect,
+    expect_close,
+    expect_identical,
+    expect_refusal,
+    relative_difference,
+)
 from skinverse._checks._promise import promise
 from skinverse._checks._subject import Array, Subject
 
@@ -74,7 +82,7 @@ def torch_arrays(subject: Subject) -> None:
 
 @promise()
 def layout(subject: Subject) -> None:
-    """Memory order, byte order, strides, lists, read-only and mapped arrays change no bit of the result."""
+    """Memory and byte order, strides, lists, read-only, mapped and lazy arrays change no bit of a result."""
     _, images, data = subject.problem
     for name, lay_out in _LAYOUTS.items():
         found = _attempt(partial(subject.fitted.predict, lay_out(data)), f"{name} measurements")
@@ -85,14 +93,49 @@ def layout(subject: Subject) -> None:
     model = subject.new()
     _attempt(partial(model.fit, _big_endian(images), _strided(data)), "big-endian images")
     expect_identical(model.predict(data), subject.reconstruction, "layouts in fit change the result by {}")
+    score = subject.fitted.score(images, data)
+    found = _attempt(partial(subject.fitted.score, images.tolist(), _reversed(data)), "lists in score")
+    expect(found == score, f"lists and negative strides change the score from {score} to {found}")
 
 
 @promise()
-def integers(subject: Subject) -> None:
-    """Integers give what the same values give as floats."""
-    whole = np.round(4 * subject.problem.data.real).astype(int)
-    found = _attempt(partial(subject.fitted.predict, whole), "integers")
-    expect_identical(found, subject.fitted.predict(whole.astype(float)), "integers change the result by {}")
+def number_types(subject: Subject) -> None:
+    """Integers, booleans and long doubles give what the same values give as float64, halves as float32."""
+    data = subject.problem.data
+    whole = np.round(4 * data.real)
+    for name, (given, same) in {
+        "integers": (whole.astype(int), whole),
+        "unsigned integers": (np.abs(whole).astype(np.uint16), np.abs(whole)),
+        "booleans": (whole > 0, (whole > 0).astype(float)),
+        "long doubles": (data.astype(np.result_type(data, np.longdouble)), data),
+        "half precision": (data.real.astype(np.float16), data.real.astype(np.float16).astype(np.float32)),
+        "bfloat16": (torch.from_numpy(whole).bfloat16(), torch.from_numpy(whole).bfloat16().float()),
+    }.items():
+        found = _attempt(partial(subject.fitted.predict, given), name)
+        expected = subject.fitted.predict(same)
+        expect_identical(found, expected, f"{name} change the result by {{}}")
+
+
+@promise()
+def masked(subject: Subject) -> None:
+    """What is masked is never read: the rest is reconstructed by its rows of the operator, or refused."""
+    operator, _, data = subject.problem
+    mask = np.zeros(data.shape, dtype=bool)
+    mask.reshape(len(data), -1)[1:, ::7] = True  # the first sample is complete
+    try:
+        found = subject.fitted.predict(np.ma.array(np.where(mask, np.nan, data), mask=mask))
+    except Exception:
+        refused = partial(subject.fitted.predict, np.ma.array(data, mask=mask))
+        expect_refusal(refused, "a masked array", naming="Y_meas", kinds=ValueError)
+        return
+    lower = subject.fitted.predict(np.ma.array(np.where(mask, 1.0, data), mask=mask))
+    expect_identical(found, lower, "what lies under the mask changes the result by {}")
+    alone = "masks of others change an image by {}"
+    expect_close(found[:1], subject.reconstruction[:1], _ROUNDING, alone)
+    kept = np.flatnonzero(~mask[1])
+    rest = subject.copy(operator=pylops.Restriction(mask[1].size, kept, dtype=operator.dtype) @ operator)
+    expected = rest.predict(data[1:].reshape(len(data) - 1, -1)[:, kept])
+    expect_close(found[1:], expected, 1e-5, "a mask and an operator without its rows differ by {}")
 
 
 @promise()
@@ -194,6 +237,30 @@ def _strided(a: Array) -> Array:
     return wide[::2][::-1]
 
 
+def _reversed(a: Array) -> Array:
+    """A view with negative strides along all axes."""
+    return np.flip(np.flip(a).copy())
+
+
+def _unaligned(a: Array) -> Array:
+    """The numbers begin at an odd address."""
+    buffer = np.zeros(a.nbytes + 1, np.uint8)
+    moved = buffer[1:].view(a.dtype).reshape(a.shape)
+    moved[:] = a
+    return moved
+
+
+def _packed(a: Array) -> Array:
+    """A field of records of an odd length."""
+    records = np.zeros(a.shape, [("flag", "u1"), ("value", a.dtype)])
+    records["value"] = a
+    return records["value"]
+
+
+def _of_tensor(view: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Array], Any]:
+    return lambda a: view(torch.from_numpy(a))
+
+
 def _read_only(a: Array) -> Array:
     a = a.copy()
     a.setflags(write=False)
@@ -205,12 +272,33 @@ def _mapped(a: Array, path: Path) -> Array:
     return np.memmap(path, a.dtype, "r", shape=a.shape)
 
 
+class _Exchanged:
+    """An array of another package, of which no more is known than how to exchange it."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.tensor.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> Any:
+        return self.tensor.__dlpack_device__()
+
+
 _LAYOUTS: dict[str, Callable[[Array], Any]] = {
     "Fortran-ordered": np.asfortranarray,
     "big-endian": _big_endian,
     "strided": _strided,
+    "reversed": _reversed,
+    "unaligned": _unaligned,
+    "packed": _packed,
     "read-only": _read_only,
     "listed": lambda a: a.tolist(),
+    "transposed torch": _of_tensor(lambda t: t.transpose(0, -1).contiguous().transpose(0, -1)),
+    "differentiable": _of_tensor(lambda t: t.clone().requires_grad_()),
+    "lazily conjugated": _of_tensor(lambda t: t.conj().resolve_conj().conj()),
+    "lazily negated": _of_tensor(lambda t: torch._neg_view(-t)),
+    "exchanged": lambda a: _Exchanged(torch.from_numpy(a)),
 }
 
 

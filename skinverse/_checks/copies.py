@@ -18,7 +18,7 @@ from skinverse.operators import structurally_random
 from skinverse.persistence import load
 
 # Shapes of images to denoise: one to three axes, single pixels, odd sizes.
-_SHAPES = ((8, 8), (5, 7), (1, 1), (1, 6), (2, 4, 4), (9,))
+_SHAPES = ((8, 8), (5, 7), (1, 1), (1, 6), (2, 4, 4))
 _ROUNDING = 1e-6
 
 

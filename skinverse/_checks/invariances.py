@@ -45,10 +45,16 @@ def form(subject: Subject) -> None:
     """A map that is written in another form, as a product or a stack, is the same operator."""
     operator, images, data = subject.compared_problem
     n, rows = operator.shape[0], data.reshape(len(data), -1)
-    order = np.random.default_rng(0).permutation(n)
+    rng = np.random.default_rng(0)
+    order = rng.permutation(n)
     halves = [pylops.Restriction(n, part) @ operator for part in np.array_split(np.arange(n), 2)]
+    # Weights of rows and pixels, also negative ones, that cancel.
+    (left, right), (outer, inner) = (
+        [pylops.Diagonal(w) for w in (d, 1 / d)]
+        for d in (rng.choice([-1.0, 1.0], size) * rng.uniform(0.5, 2, size) for size in operator.shape)
+    )
     forms = {
-        "written as a product": (pylops.Diagonal(np.full(n, 2.0)) @ (0.5 * operator), rows),
+        "written as a product": (left @ (right @ (operator @ outer)) @ inner, rows),
         "with its rows in another order": (pylops.Restriction(n, order) @ operator, rows[:, order]),
         "stacked from two halves": (pylops.VStack(halves), rows),
     }

@@ -15,7 +15,7 @@ import torch
 
 from skinverse._checks._expect import expect, expect_refusal
 from skinverse._checks._promise import promise
-from skinverse._checks._subject import Array, Problem, Subject
+from skinverse._checks._subject import Array, Problem, Subject, smooth_images
 from skinverse._parameters import ParameterError, declared
 
 # Values of which nearly every parameter refuses one.
@@ -40,28 +40,48 @@ _BAD: dict[str, _Wrong] = {
     "one sample without batch axis": (lambda a: a[0], ValueError),
     "text": (lambda a: a.astype(str), TypeError),
     "a list of unequal lengths": (lambda _: [[1.0], [1.0, 2.0]], (TypeError, ValueError)),
-    "None": (lambda _: None, (TypeError, ValueError)),
     "a sparse matrix": (lambda a: scipy.sparse.csr_array(a.reshape(len(a), -1)), TypeError),
+    "a sparse tensor": (lambda a: torch.from_numpy(a).to_sparse(), TypeError),
+    "a tensor without values": (lambda a: torch.from_numpy(a).to("meta"), TypeError),
+    "dates": (lambda a: np.full(a.shape, np.datetime64("2000-01-01")), TypeError),
+    "records": (lambda a: np.zeros(a.shape, [("value", float)]), TypeError),
+    "objects": (lambda a: np.full(a.shape, object()), TypeError),
+    "a dictionary": (lambda a: {"data": a}, TypeError),
+    "a number": (lambda _: 1.0, ValueError),
+    "one row of values too many": (lambda a: np.concatenate([a, a[..., :1]], -1), ValueError),
+    "a set of the right arrays": (lambda a: np.stack([a, a]), ValueError),
+    "masked values only": (lambda a: np.ma.masked_all_like(a), ValueError),
 }
+_NONE: _Wrong = (lambda _: None, (TypeError, ValueError))
 
 
 @promise()
 def bad_measurements(subject: Subject) -> None:
     """``predict`` refuses measurements that cannot be right in one sentence that names ``Y_meas``."""
     model, data = subject.fitted, subject.problem.data
-    for what, (spoil, kinds) in _BAD.items():
+    for what, (spoil, kinds) in {**_BAD, "None": _NONE}.items():
         expect_refusal(partial(model.predict, spoil(data)), what, naming="Y_meas", kinds=kinds)
+
+
+@promise(made_by=lambda subject: not subject.required)
+def lone_image(subject: Subject) -> None:
+    """Without an operator, one image without batch axis is refused, not taken for a set of signals."""
+    problem = subject.denoising(smooth_images(3, (8, 8)))
+    models = [subject.fit(problem)] if subject.learns else [subject.fit(problem), subject.new(problem).fit()]
+    for model in models:
+        expect_refusal(
+            partial(model.predict, np.ones((9, 9))), "one image", naming="Y_meas[None]", kinds=ValueError
+        )
 
 
 @promise()
 def bad_images(subject: Subject) -> None:
     """``fit`` and ``score`` refuse images that cannot be right in one sentence that names ``X_true``."""
     _, images, data = subject.problem
-    for what in ("an array with NaN", "a transposed array", "an empty array", "text"):
-        spoil, kinds = _BAD[what]
-        expect_refusal(partial(subject.new().fit, spoil(images), data), what, naming="X_true", kinds=kinds)
-    score = partial(subject.fitted.score, images.T.copy(), data)
-    expect_refusal(score, "a transposed array in score", naming="X_true", kinds=ValueError)
+    for what, (spoil, kinds) in _BAD.items():
+        wrong = spoil(images)
+        for call, where in ((subject.new().fit, "fit"), (subject.fitted.score, "score")):
+            expect_refusal(partial(call, wrong, data), f"{what} in {where}", naming="X_true", kinds=kinds)
 
 
 @promise()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from skinverse._arrays import as_rows, missing, to_batch
 from skinverse.displays._pyplot import pyplot
 from skinverse.metrics import psnr
 
@@ -174,7 +175,7 @@ class ReconstructionDisplay:
         ValueError
             If there is nothing to show, or shapes do not fit.
         """
-        truth = _pictures(_numpy(self.X_true), "X_true")
+        truth = _pictures(_numpy(self.X_true, "X_true"), "X_true")
         columns = self._data_column(len(truth)) | {"Truth": truth} | self._reconstructions()
         names = list(self.predictions)
         n_columns = len(columns) + (len(names) if errors else 0)
@@ -192,19 +193,23 @@ class ReconstructionDisplay:
     def _reconstructions(self) -> dict[str, Array]:
         if not self.predictions:
             raise ValueError("predictions: expected at least one reconstruction, got an empty dict")
-        for name, x in self.predictions.items():
-            if np.shape(x) != np.shape(self.X_true):
-                got = f"{np.shape(self.X_true)} and {np.shape(x)}"
+        images = {name: _numpy(x, name) for name, x in self.predictions.items()}
+        expected = _numpy(self.X_true, "X_true").shape
+        for name, x in images.items():
+            if x.shape != expected:
+                got = f"{expected} and {x.shape}"
                 raise ValueError(f"{name}: expected reconstructions of the shape of X_true, got {got}")
-        return {name: _pictures(_numpy(x), name) for name, x in self.predictions.items()}
+        return {name: _pictures(x, name) for name, x in images.items()}
 
     def _data_column(self, n_samples: int) -> dict[str, Array]:
         """Return the data where they can be shown as images."""
         if self.Y_meas is None:
             return {}
-        data, images = _numpy(self.Y_meas), _numpy(self.X_true)
+        data, images = _numpy(self.Y_meas, "Y_meas"), _numpy(self.X_true, "X_true")
         if len(data) != n_samples:
-            raise ValueError(f"expected as many measurements as images, got {len(data)} and {n_samples}")
+            raise ValueError(
+                f"Y_meas: expected as many measurements as images, got {len(data)} and {n_samples}"
+            )
         if data.shape != images.shape and (data.ndim != 3 or np.iscomplexobj(data)):
             return {}
         return {"Data": _pictures(np.log1p(np.abs(data)) if np.iscomplexobj(data) else data, "Y_meas")}
@@ -215,8 +220,8 @@ class ReconstructionDisplay:
             axis.set_title(f"{name}\n{value:.2f} dB" if row == 0 else f"{value:.2f} dB", fontsize=10)
 
     def _draw_errors(self, axes: Array, names: Sequence[str]) -> None:
-        x = _numpy(self.X_true)
-        errors = {name: np.abs(x - _numpy(self.predictions[name])) for name in names}
+        x = _numpy(self.X_true, "X_true")
+        errors = {name: np.abs(x - _numpy(self.predictions[name], name)) for name in names}
         errors = {f"|error|, {name}": _averaged(error) for name, error in errors.items()}
         peak = max(error.max() for error in errors.values()) or 1.0
         for axis, (title, error) in zip(axes.T, errors.items(), strict=True):
@@ -252,8 +257,11 @@ def _fill(axes: Array) -> None:
         axis.set_aspect("auto")
 
 
-def _numpy(images: Any) -> Array:
-    return images.detach().cpu().numpy() if hasattr(images, "detach") else np.asarray(images)
+def _numpy(images: Any, name: str) -> Array:
+    """Images as an array of floats; what is masked stays so, and blank."""
+    rows = as_rows(images, name)
+    values, mask = to_batch(rows).cpu().numpy(), missing(rows)
+    return values if mask is None else np.ma.array(values, mask=mask)
 
 
 def _pictures(images: Array, name: str) -> Array:

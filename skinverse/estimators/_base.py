@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -21,6 +22,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from skinverse import persistence
+from skinverse._arrays import Rows, as_rows, check_complete, check_finite, missing, to_batch
 from skinverse._defaults import copy_module, standard_defaults, survive_fork
 from skinverse._parameters import (
     Bounds,
@@ -38,7 +40,10 @@ from skinverse._parameters import (
 from skinverse._tensors import reuse_freed_memory
 from skinverse.estimators._regressor import ReconstructionRegressor
 from skinverse.estimators._validation import (
+    FEW,
+    alike,
     as_batch,
+    check_dims,
     check_not_swapped,
     check_operator,
     information,
@@ -54,6 +59,8 @@ from skinverse.solvers import Solution
 Reconstruct = Callable[[LinearMap, Tensor], Solution]
 # Numbers in each variable of a solver: what a processor's caches hold; a GPU wants more work at a time.
 _CHUNK = {"cpu": 2**20, "cuda": 2**24}
+# What to do about bad measurements.
+_TO_MASK = "; what was not measured is masked, as np.ma.masked_invalid(Y_meas) does"
 
 # Attributes that hold an operator.
 _OPERATORS = ("operator", "operator_", "fitted_operator_")
@@ -122,6 +129,8 @@ class BaseReconstructor(Parametrized, ABC):
     _paired: ClassVar[bool] = True
     # Parameters that clones share instead of copying them.
     _shared: ClassVar[tuple[str, ...]] = ("operator",)
+    # Whether `predict`, too, needs all measurements, each in its place.
+    _complete: ClassVar[bool] = False
     # How many numbers a step holds at once for each one of an image.
     _load: ClassVar[int] = 1
 
@@ -199,14 +208,20 @@ class BaseReconstructor(Parametrized, ABC):
         Parameters
         ----------
         Y_meas : array-like or Tensor of shape (n_samples, *operator.dimsd)
-            Measurements; flat (n_samples, n_measurements) is accepted.
+            Measurements; flat (n_samples, n_measurements) is accepted. Masked values of a
+            ``np.ma.MaskedArray`` were not measured: they are left out of the problem, together with their
+            rows of the operator, and never read. With ``operator=None`` the shape must be that of an image:
+            after a ``fit`` without arrays, (n_samples, n) is refused, for it may be one image or several
+            signals.
         return_info : bool, default=False
             Also return how each image's reconstruction ended.
 
         Returns
         -------
         X_hat : ndarray or Tensor of shape (n_samples, *operator.dims)
-            The images, of the kind and precision of ``Y_meas``.
+            The images, of the kind of ``Y_meas``. Single precision stays single and double stays double; of
+            float16 and bfloat16 comes float32, of integers, booleans and long doubles float64. Byte order,
+            memory order and strides of ``Y_meas`` change nothing.
         info : Bunch, only if ``return_info``
             Arrays of shape (n_samples,): ``n_steps``, ``converged``, ``residual`` (what the stopping rule
             compared with its tolerance) and ``objective``, and what else the method reports.
@@ -214,7 +229,8 @@ class BaseReconstructor(Parametrized, ABC):
         Raises
         ------
         ValueError
-            If ``Y_meas`` is empty, not finite or of the wrong shape.
+            If ``Y_meas`` is empty, not finite or of the wrong shape, or all measurements of an image are
+            masked, or some are and the method needs all of them.
 
         Warns
         -----
@@ -240,14 +256,10 @@ class BaseReconstructor(Parametrized, ABC):
         float
             Mean over images of :func:`skinverse.metrics.psnr`; larger is better.
         """
-        X_hat = self.predict(Y_meas)
-        images = per_sample(
-            as_batch(X_true, "X_true", torch.device("cpu")),
-            tuple(X_hat.shape[1:]),
-            "X_true",
-            "the reconstructions",
-        )
-        return float(np.mean(psnr(images, X_hat)))
+        images, X_hat = as_rows(X_true, "X_true"), self.predict(Y_meas)
+        dims = tuple(X_hat.shape[1:])
+        check_dims(tuple(images.shape), dims, "X_true", "the reconstructions")
+        return float(np.mean(psnr(images.reshape(-1, *dims), X_hat)))
 
     def as_regressor(self) -> ReconstructionRegressor:
         """The same method in scikit-learn's order: ``fit(Y_meas, X_true)``; arrays may be flat.
@@ -290,13 +302,16 @@ class BaseReconstructor(Parametrized, ABC):
         """Check operator and arrays, and learn from them."""
         device = resolve_device(self.device)
         images = None if X_true is None else as_batch(X_true, "X_true", device)
-        data = None if Y_meas is None else as_batch(Y_meas, "Y_meas", device)
+        measured = None if Y_meas is None else self._measurements(Y_meas)
+        data = None if measured is None else to_batch(measured, device)
         operator = self._operator_for(images, data)
         if operator is not None:
             check_operator(operator, self.check_operator)
             images = None if images is None else per_sample(images, operator.dims, "X_true", "operator.dims")
             data = None if data is None else per_sample(data, operator.dimsd, "Y_meas", "operator.dimsd")
         self._check_pairs(images, data)
+        if measured is not None and missing(measured) is not None:
+            data = None  # what is known of them is their shape
         self.operator_ = operator
         A = None if operator is None else as_torch(operator)
         if A is not None and images is not None and data is not None and self._paired:
@@ -304,6 +319,14 @@ class BaseReconstructor(Parametrized, ABC):
         if A is not None and data is not None:
             warn_of_doubts(A, data)
         self._fit(A, images, data)
+
+    def _measurements(self, Y_meas: Any) -> Rows:
+        """Finite measurements, complete where something is learned from them."""
+        rows = as_rows(Y_meas, "Y_meas")
+        check_finite(rows, "Y_meas", _TO_MASK)
+        if "Y_meas" in self._needs:
+            check_complete(rows, "Y_meas", f": {type(self).__name__}.fit learns from complete measurements")
+        return rows
 
     def _check_given(self, X_true: Any, Y_meas: Any) -> None:
         given = {"X_true": X_true, "Y_meas": Y_meas}
@@ -346,23 +369,64 @@ class BaseReconstructor(Parametrized, ABC):
         check_is_fitted(self)
         self.check_parameters()
         with standard_defaults():
-            data = as_batch(Y_meas, "Y_meas", resolve_device(self.device))
-            operator: Any = self._operator_for(None, data)
+            rows = as_rows(Y_meas, "Y_meas")
+            self._check_axes(tuple(rows.shape))
+            operator: Any = self._operator_for(None, to_batch(rows[:1]))
             if operator is not self.operator_:
                 check_operator(operator, self.check_operator)
-            data = per_sample(data, operator.dimsd, "Y_meas", "operator.dimsd")
+            check_dims(tuple(rows.shape), tuple(operator.dimsd), "Y_meas", "operator.dimsd")
+            check_finite(rows, "Y_meas", _TO_MASK)
+            self._check_measured(rows)
             A = as_torch(operator)
-            warn_of_doubts(A, data)
-            solution = self._reconstruct_in_chunks(A, data, reconstruct)
+            if missing(rows) is None:
+                warn_of_doubts(A, to_batch(rows[:FEW], resolve_device(self.device)))
+            parts = self._solutions(A, rows, reconstruct)
+            device = Y_meas.device if isinstance(Y_meas, Tensor) else torch.device("cpu")
+            solution = Solution.gather(len(rows), parts, device)
         self._warn(solution)
         return solution
 
-    def _reconstruct_in_chunks(self, A: LinearMap, data: Tensor, reconstruct: Reconstruct) -> Solution:
-        """No image depends on its companions, so a large batch may be cut to bound the memory."""
+    def _check_axes(self, shape: tuple[int, ...]) -> None:
+        """Refuse to guess, where there is no operator, whether this is one image or several signals."""
+        if self.operator is not None:
+            return
+        known: Any = getattr(self, "operator_", None)
+        if known is None and len(shape) == 2:
+            raise ValueError(
+                f"Y_meas: expected images, (n_samples, height, width), got shape {shape} and operator=None: "
+                "one image is Y_meas[None]; for signals pass operator=pylops.Identity(n) or signals in fit"
+            )
+        if known is not None and shape[1:] != (known.shape[0],) and len(shape) <= len(known.dimsd):
+            expected = ", ".join(map(str, known.dimsd))
+            alone = ": a single sample is Y_meas[None]" if len(shape) == len(known.dimsd) else ""
+            raise ValueError(
+                f"Y_meas: expected as many axes as in fit, (n_samples, {expected}), got shape {shape}{alone}"
+            )
+
+    def _check_measured(self, rows: Rows) -> None:
+        """Refuse samples without a measurement, and incomplete ones where a part needs all of them."""
+        if any(getattr(part, "_complete", False) for part in (self, *self.get_params(deep=True).values())):
+            check_complete(rows, "Y_meas", f": {type(self).__name__} needs each measurement in its place")
+        masks = missing(rows)
+        if masks is not None and (n_empty := int(masks.reshape(len(masks), -1).all(1).sum())):
+            raise ValueError(
+                f"Y_meas: expected measurements, got {n_empty} of {len(masks)} samples with all values masked"
+            )
+
+    def _solutions(
+        self, A: LinearMap, rows: Rows, reconstruct: Reconstruct
+    ) -> Iterator[tuple[np.ndarray, Solution]]:
+        """Indices of a few images and their reconstructions; no image depends on its companions.
+
+        Where measurements are missing, so are their rows of the operator.
+        """
         reuse_freed_memory()
-        numbers = self._load * max(int(np.prod(A.dims)), int(np.prod(A.dimsd)))
-        size = max(1, _CHUNK[data.device.type] // numbers)
-        return Solution.concatenate([reconstruct(A, part) for part in data.split(size)])
+        device = resolve_device(self.device)
+        size = max(1, _CHUNK[device.type] // (self._load * max(math.prod(A.dims), math.prod(A.dimsd))))
+        for members, kept, B in _problems(A, rows):
+            for index in np.split(members, range(size, len(members), size)):
+                data = to_batch(rows[index], device).flatten(1)[:, kept].reshape(-1, *B.dimsd)
+                yield index, reconstruct(B, data)
 
     def _warn(self, solution: Solution) -> None:
         failed = int((~solution.converged).sum())
@@ -431,3 +495,15 @@ class BaseReconstructor(Parametrized, ABC):
 def _clone(value: Any) -> Any:
     """A copy of a parameter, as scikit-learn makes it; of a module also where torch would refuse to."""
     return copy_module(value) if isinstance(value, nn.Module) else clone(value, safe=False)
+
+
+def _problems(A: LinearMap, rows: Rows) -> Iterator[tuple[np.ndarray, Any, LinearMap]]:
+    """Samples of which the same values are measured, the indices of these values, and the map to them."""
+    masks = missing(rows)
+    if masks is None:
+        yield np.arange(len(rows)), slice(None), A
+        return
+    for members in alike(masks):
+        kept = np.flatnonzero(~masks[members[0]])
+        complete = len(kept) == masks[0].size
+        yield members, kept, A if complete else as_torch(pylops.Restriction(masks[0].size, kept)) @ A

@@ -279,11 +279,14 @@ def fidelity(A: LinearMap, data: Tensor) -> Functional:
 def analytic_inverse(A: LinearMap, data: Tensor) -> Tensor:
     """Filtered back-projection or zero filling where there is one, else ``A^* (A A^* + delta)^-1 y``.
 
-    ``delta`` is ``||A||^2 / 100``. Where ``A`` has parameters of which derivatives are wanted, so has the
-    result.
+    ``delta`` is ``||A||^2 / 100``, where weights of the data are undone before, as they are by the formulas:
+    what follows is learned, and must not depend on them. Where ``A`` has parameters of which derivatives are
+    wanted, so has the result.
     """
     if A.has_analytic_inverse:
         return A.filtered_adjoint(data, filter="ramp")
+    Q, A = A.unweighted()
+    data = data if Q is None else Q(data)
     delta = _DELTA * A.norm() ** 2 or 1.0
     with torch.no_grad():
         x = pseudo_inverse(A, data, delta, tol=_INVERSE_TOL).x
@@ -348,5 +351,12 @@ def batch_size_for(A: LinearMap) -> int:
 
 
 def in_batches(function: Callable[[Tensor], Tensor], A: LinearMap, data: Tensor) -> Tensor:
-    """A function of data, a part of the images at a time."""
-    return torch.cat([function(part) for part in data.split(batch_size_for(A))])
+    """A function of data, a part of the images at a time; no part is kept beside the whole."""
+    whole, start = torch.empty(0), 0
+    for part in data.split(batch_size_for(A)):
+        values = function(part)
+        if start == 0:
+            whole = values.new_empty((len(data), *values.shape[1:]))
+        whole[start : start + len(part)] = values
+        start += len(part)
+    return whole

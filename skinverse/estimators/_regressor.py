@@ -13,6 +13,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skinverse import persistence
+from skinverse._arrays import check_complete
 from skinverse._parameters import Integer, Parametrized, fitted, parameter
 
 
@@ -69,6 +70,8 @@ class ReconstructionRegressor(MetaEstimatorMixin, RegressorMixin, Parametrized):
             The fitted regressor.
         """
         estimator = clone(self.estimator)
+        if isinstance(y, np.ma.MaskedArray):
+            check_complete(y, "y")
         X, images = self._validated(estimator, X, reset=True), np.asarray(y)
         if images.dtype.kind != "c":
             flat = images.reshape(len(images), -1) if images.ndim > 2 else y
@@ -132,7 +135,10 @@ class ReconstructionRegressor(MetaEstimatorMixin, RegressorMixin, Parametrized):
         return regressor
 
     def _validated(self, estimator: Any, X: ArrayLike, *, reset: bool) -> np.ndarray:
-        """Measurements as flat rows, checked as scikit-learn does."""
+        """Measurements as flat rows, checked as scikit-learn does, which knows no masks."""
+        if isinstance(X, np.ma.MaskedArray):
+            values = self._validated(estimator, X.filled(0), reset=reset)
+            return np.ma.array(values, mask=np.ma.getmaskarray(X).reshape(values.shape))
         floats = [np.float64, np.float32]
         rows = np.asarray(X)
         array = X if rows.ndim < 3 else rows.reshape(len(rows), -1)

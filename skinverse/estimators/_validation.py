@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pylops
-import scipy.sparse
 import torch
 from sklearn.utils import Bunch, check_random_state
 from torch import Tensor
 
+from skinverse._arrays import as_rows, check_complete, check_finite, to_batch
 from skinverse._hashing import digest
 from skinverse._parameters import ParameterError
 from skinverse._tensors import norm
@@ -21,8 +21,7 @@ from skinverse.solvers import Solution
 
 # Pairs that tell whether images and measurements were exchanged: a blur had relative residuals of 0.02 in
 # the right order and 0.13 in the wrong one.
-_FEW, _SWAPPED_BELOW, _SWAPPED_RATIO = 8, 0.3, 2.0
-_FLOATS = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+FEW, _SWAPPED_BELOW, _SWAPPED_RATIO = 8, 0.3, 2.0
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -42,64 +41,52 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 
 def as_batch(array: Any, name: str, device: torch.device) -> Tensor:
-    """A finite float or complex tensor with at least one image; float32 and float64 stay what they are.
+    """A complete and finite batch in the precision that is computed in, see :func:`to_batch`.
 
     Raises
     ------
     TypeError
         If the array is sparse or does not hold numbers.
     ValueError
-        If it is empty, has no image axis or is not finite.
+        If it is empty, has no axis of samples, is not finite, or values are masked.
     """
-    batch = array.detach() if isinstance(array, Tensor) else _from_numpy(array, name)
-    if batch.ndim < 2:
-        raise ValueError(
-            f"{name}: expected a batch of images, (n_samples, ...), got shape {tuple(batch.shape)}"
-        )
-    if batch.numel() == 0:
-        raise ValueError(
-            f"{name}: expected at least one image of at least one value, got shape {tuple(batch.shape)}"
-        )
-    batch = batch.to(device, batch.dtype if batch.dtype in _FLOATS else torch.float64)
-    finite = torch.isfinite(batch)
-    if not finite.all():
-        n_bad = int((~finite).flatten(1).any(1).sum())
-        raise ValueError(f"{name}: expected finite values, got NaN or inf in {n_bad} of {len(batch)} samples")
-    return batch
+    rows = as_rows(array, name)
+    check_complete(rows, name)
+    check_finite(rows, name)
+    return to_batch(rows, device)
 
 
-def _from_numpy(array: Any, name: str) -> Tensor:
-    if scipy.sparse.issparse(array):
-        raise TypeError(f"{name}: expected a dense array, got a sparse {type(array).__name__}")
-    try:
-        values = np.asarray(array)
-    except ValueError as error:
-        raise TypeError(f"{name}: expected an array of numbers, got lists of unequal lengths") from error
-    if values.dtype == object:
-        raise TypeError(f"{name}: expected an array of numbers, got dtype object (images of unequal shape?)")
-    if values.dtype.kind not in "buifc":
-        raise TypeError(f"{name}: expected an array of numbers, got dtype {values.dtype}")
-    # The name says nothing of the byte order, in which torch has no choice.
-    kept = (
-        values.dtype.name if values.dtype.name in ("float32", "float64", "complex64", "complex128") else None
+def check_dims(shape: tuple[int, ...], dims: tuple[int, ...], name: str, source: str) -> None:
+    """Refuse what is no batch of (n, *dims) and no flat one.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    if shape[1:] == dims or shape[1:] == (math.prod(dims),):
+        return
+    expected = ", ".join(map(str, dims))
+    flat = f", or flat (n_samples, {math.prod(dims)})" if len(dims) > 1 else ""
+    alone = f": a single sample is {name}[None]" if shape == dims else ""
+    raise ValueError(
+        f"{name}: expected shape (n_samples, {expected}) from {source}{flat}, got {shape}{alone}"
     )
-    wanted = kept or (np.complex128 if values.dtype.kind == "c" else np.float64)
-    # Memory maps of parallel workers are read-only, which torch does not allow: those are copied.
-    return torch.from_numpy(np.require(values, wanted, ["C", "W"]))
 
 
 def per_sample(batch: Tensor, dims: tuple[int, ...], name: str, source: str) -> Tensor:
     """The batch as (n, *dims); only flat arrays are reshaped."""
     dims = tuple(dims)
-    if tuple(batch.shape[1:]) == dims:
-        return batch
-    if batch.ndim == 2 and batch.shape[1] == math.prod(dims):
-        return batch.reshape(-1, *dims)
-    expected = ", ".join(map(str, dims))
-    flat = f", or flat (n_samples, {math.prod(dims)})" if len(dims) > 1 else ""
-    raise ValueError(
-        f"{name}: expected shape (n_samples, {expected}) from {source}{flat}, got {tuple(batch.shape)}"
-    )
+    check_dims(tuple(batch.shape), dims, name, source)
+    return batch.reshape(-1, *dims)
+
+
+def alike(masks: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+    """Indices of the samples that have the same mask, one array for each mask."""
+    groups: dict[bytes, list[int]] = {}
+    for i, mask in enumerate(masks):
+        groups.setdefault(mask.tobytes(), []).append(i)
+    return [np.array(members) for members in groups.values()]
 
 
 def check_operator(operator: Any, action: str | float) -> None:
@@ -137,7 +124,7 @@ def warn_of_doubts(A: LinearMap, data: Tensor) -> None:
     UserWarning
         With the reason.
     """
-    found = A.doubt(data[:_FEW])
+    found = A.doubt(data[:FEW].reshape(-1, *A.dimsd))
     if found:
         warnings.warn(f"Y_meas: {found}", UserWarning, stacklevel=4)
 
@@ -190,7 +177,7 @@ def check_not_swapped(A: LinearMap, images: Tensor, data: Tensor) -> None:
     """
     if A.identity or images[0].numel() != data[0].numel() or images.is_complex() != data.is_complex():
         return
-    x, y = images[:_FEW], data[:_FEW]
+    x, y = images[:FEW], data[:FEW]
     given, exchanged = _misfit(A, x, y), _misfit(A, y.reshape(x.shape), x.reshape(y.shape))
     if exchanged < _SWAPPED_BELOW and _SWAPPED_RATIO * exchanged < given:
         raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from skinverse._tensors import dot, expand
+from skinverse._tensors import as_numbers, dot, expand
 from skinverse.functionals._base import Functional, indicator
 
 
@@ -40,8 +40,8 @@ class Box(Functional):
 
     Parameters
     ----------
-    low, high : float or None, default=None
-        Bounds of the values; None is no bound. ``Box(0)`` is non-negativity.
+    low, high : float, Tensor of shape (n,) or None, default=None
+        Bounds of the values, or one for each image; None is no bound. ``Box(0)`` is non-negativity.
 
     Raises
     ------
@@ -58,8 +58,8 @@ class Box(Functional):
 
     proximable = True
 
-    def __init__(self, low: float | None = None, high: float | None = None) -> None:
-        if low is not None and high is not None and low > high:
+    def __init__(self, low: float | Tensor | None = None, high: float | Tensor | None = None) -> None:
+        if low is not None and high is not None and bool((as_numbers(low) > as_numbers(high)).any()):
             raise ValueError(f"Box: expected low <= high, got low={low} and high={high}")
         self.low, self.high = low, high
 
@@ -70,14 +70,25 @@ class Box(Functional):
     def prox(self, x: Tensor, step: Tensor | float) -> Tensor:
         if x.is_complex():
             raise ValueError("Box: expected real images, complex numbers have no order")
-        return x if self.low is None and self.high is None else x.clamp(self.low, self.high)
+        return x.clamp(*self._ends(x))
 
     def conjugate(self, u: Tensor) -> Tensor | None:
-        low = -torch.inf if self.low is None else self.low
-        high = torch.inf if self.high is None else self.high
+        low, high = self._ends(u)
         # An infinite bound times zero is NaN: where the product is not needed, it is zero.
         below, above = torch.where(u < 0, low * u, 0), torch.where(u > 0, high * u, 0)
         return (below + above).flatten(1).sum(1)
+
+    def select(self, index: Tensor) -> Functional:
+        return Box(
+            *(end[index] if isinstance(end, Tensor) and end.ndim else end for end in (self.low, self.high))
+        )
+
+    def _ends(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Both bounds, infinite where there is none, for images like these."""
+        low = -torch.inf if self.low is None else self.low
+        high = torch.inf if self.high is None else self.high
+        low, high = (torch.as_tensor(end, dtype=like.dtype, device=like.device) for end in (low, high))
+        return expand(low, like), expand(high, like)
 
     def __repr__(self) -> str:
         return f"Box({self.low}, {self.high})"

@@ -3,8 +3,8 @@
 from skinverse.operators import _rules as _rules  # registers how each operator is lowered
 from skinverse.operators._dot_test import dot_test
 from skinverse.operators._factories import fourier_sampling, gaussian_blur, inpainting, structurally_random
+from skinverse.operators._inverse import AnalyticInverse as AnalyticInverse
 from skinverse.operators._lowering import as_torch
-from skinverse.operators._map import AnalyticInverse as AnalyticInverse
 from skinverse.operators._map import LinearMap
 from skinverse.operators._offsets import AngleOffset, DetectorOffset
 from skinverse.operators._parallel_beam import parallel_beam

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from functools import reduce
+from itertools import accumulate
 
+import numpy as np
+import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from skinverse.operators._map import LinearMap, common_inverse
+from skinverse.operators._inverse import Form
+from skinverse.operators._map import LinearMap
 
 
 class View(LinearMap):
@@ -17,7 +22,6 @@ class View(LinearMap):
     def __init__(self, linear: LinearMap, dims: tuple[int, ...], dimsd: tuple[int, ...]) -> None:
         super().__init__(dims, dimsd)
         self._parts = (linear,)
-        self.passive, self.analytic_inverse = linear.passive, linear.analytic_inverse
         self.isometry, self.coisometry = linear.isometry, linear.coisometry
 
     def _forward(self, x: Tensor) -> Tensor:
@@ -26,9 +30,8 @@ class View(LinearMap):
     def _adjoint(self, y: Tensor) -> Tensor:
         return self._parts[0]._adjoint(y.reshape(len(y), *self._parts[0].dimsd)).reshape(len(y), *self.dims)
 
-    def filtered_adjoint(self, y: Tensor, filter: str = "ramp") -> Tensor:
-        inner = self._parts[0]
-        return inner.filtered_adjoint(y.reshape(len(y), *inner.dimsd), filter).reshape(len(y), *self.dims)
+    def form_after(self, inner: Form) -> Form | None:
+        return self._parts[0].form_after(inner)
 
     def norm(self) -> float:
         """That of the map."""
@@ -50,7 +53,6 @@ class Scaling(LinearMap):
         super().__init__(linear.dims, linear.dimsd)
         self._alpha = alpha if isinstance(alpha, complex) and alpha.imag else float(alpha.real)
         self._parts = (linear,)
-        self.passive, self.analytic_inverse = linear.passive, linear.analytic_inverse
         self.isometry, self.coisometry = linear.isometry, linear.coisometry
 
     def _forward(self, x: Tensor) -> Tensor:
@@ -59,8 +61,9 @@ class Scaling(LinearMap):
     def _adjoint(self, y: Tensor) -> Tensor:
         return self._parts[0]._adjoint(self._alpha.conjugate() * y)
 
-    def filtered_adjoint(self, y: Tensor, filter: str = "ramp") -> Tensor:
-        return self._parts[0].filtered_adjoint(y / self._alpha, filter)
+    def form_after(self, inner: Form) -> Form | None:
+        form = self._parts[0].form_after(inner)
+        return form and form.scaled(self._alpha)
 
     def norm(self) -> float:
         """``|alpha| ||A||``."""
@@ -86,6 +89,9 @@ class Addition(LinearMap):
     def _adjoint(self, y: Tensor) -> Tensor:
         return reduce(torch.add, (part._adjoint(y) for part in self._parts))
 
+    def form_after(self, inner: Form) -> Form | None:
+        return _sum_of_forms(part.form_after(inner) for part in self._parts)
+
 
 class Adjoint(LinearMap):
     """``A^H``."""
@@ -105,6 +111,12 @@ class Adjoint(LinearMap):
         """That of the map."""
         return self._parts[0].norm()
 
+    def form_after(self, inner: Form) -> Form | None:
+        matrix = _matrix(self._parts[0])
+        if matrix is None or np.bincount(matrix.indices).max(initial=0) > 1:
+            return super().form_after(inner)
+        return inner.times(matrix.conj().T.tocsr())
+
 
 class Conjugate(LinearMap):
     """The map with conjugate entries, ``conj(A conj(x))``."""
@@ -122,6 +134,10 @@ class Conjugate(LinearMap):
     def norm(self) -> float:
         """That of the map."""
         return self._parts[0].norm()
+
+    def form_after(self, inner: Form) -> Form | None:
+        matrix = _matrix(self._parts[0])
+        return super().form_after(inner) if matrix is None else inner.times(matrix.conj())
 
 
 class PartOf(LinearMap):
@@ -148,8 +164,6 @@ class Stack(LinearMap):
         super().__init__(dims, dimsd)
         self._parts = parts
         self._sizes = [math.prod(part.dimsd) for part in parts]
-        self.passive = all(part.passive for part in parts)
-        self.analytic_inverse = common_inverse(parts)
 
     def _forward(self, x: Tensor) -> Tensor:
         rows = [part._forward(x.reshape(len(x), *part.dims)).flatten(1) for part in self._parts]
@@ -163,13 +177,13 @@ class Stack(LinearMap):
         )
         return reduce(torch.add, columns).reshape(len(y), *self.dims)
 
-    def filtered_adjoint(self, y: Tensor, filter: str = "ramp") -> Tensor:
-        """Add the inverses of the blocks, such as coils, as the adjoint adds their adjoints."""
-        pieces = zip(self._parts, y.reshape(len(y), -1).split(self._sizes, dim=1), strict=True)
-        parts = (
-            p.filtered_adjoint(row.reshape(len(y), *p.dimsd), filter).reshape(len(y), -1) for p, row in pieces
+    def form_after(self, inner: Form) -> Form | None:
+        n_rows = sum(self._sizes)
+        starts = accumulate(self._sizes, initial=0)
+        return _sum_of_forms(
+            (form := part.form_after(inner)) and form.placed(start, n_rows)
+            for part, start in zip(self._parts, starts, strict=False)
         )
-        return reduce(torch.add, parts).reshape(len(y), *self.dims)
 
 
 class BlockDiagonal(LinearMap):
@@ -194,6 +208,56 @@ class BlockDiagonal(LinearMap):
     def norm(self) -> float:
         """The largest of the blocks."""
         return max(part.norm() for part in self._parts)
+
+    def form_after(self, inner: Form) -> Form | None:
+        n_rows = sum(self._heights)
+        lefts, tops = accumulate(self._widths, initial=0), accumulate(self._heights, initial=0)
+        pieces = zip(self._parts, lefts, self._widths, tops, strict=False)
+        return _sum_of_forms(
+            (form := part.form_after(inner.between(left, left + width))) and form.placed(top, n_rows)
+            for part, left, width, top in pieces
+        )
+
+
+class SideBySide(LinearMap):
+    """Blocks beside each other: ``(x_1, ..., x_k) -> A_1 x_1 + ... + A_k x_k``."""
+
+    def __init__(self, parts: tuple[LinearMap, ...], dims: tuple[int, ...], dimsd: tuple[int, ...]) -> None:
+        super().__init__(dims, dimsd)
+        self._parts = parts
+        self._widths = [math.prod(part.dims) for part in parts]
+
+    def _forward(self, x: Tensor) -> Tensor:
+        pieces = zip(self._parts, x.reshape(len(x), -1).split(self._widths, dim=1), strict=True)
+        terms = (part._forward(piece.reshape(len(x), *part.dims)).flatten(1) for part, piece in pieces)
+        return reduce(torch.add, terms).reshape(len(x), *self.dimsd)
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        columns = [part._adjoint(y.reshape(len(y), *part.dimsd)).flatten(1) for part in self._parts]
+        return _joined(columns).reshape(len(y), *self.dims)
+
+    def form_after(self, inner: Form) -> Form | None:
+        lefts = accumulate(self._widths, initial=0)
+        return _sum_of_forms(
+            part.form_after(inner.between(left, left + width))
+            for part, left, width in zip(self._parts, lefts, self._widths, strict=False)
+        )
+
+
+def _sum_of_forms(forms: Iterable[Form | None]) -> Form | None:
+    """Their sum; None without one, or where a part has none."""
+    known = []
+    for form in forms:
+        if form is None:
+            return None
+        known.append(form)
+    return Form.added(known)
+
+
+def _matrix(linear: LinearMap) -> sp.csr_array | None:
+    """The matrix of a map that selects and weights pixels."""
+    form = linear.form_after(Form.of_image(math.prod(linear.dims)))
+    return form and form.matrix
 
 
 def _joined(rows: list[Tensor]) -> Tensor:

@@ -6,13 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skinverse.operators._map import AnalyticInverse, LinearMap
+from skinverse.operators._inverse import Form, single_entries
+from skinverse.operators._map import LinearMap
 
 
 class Identity(LinearMap):
     """The identity; between unequal shapes it crops or pads with zeros at the end of each axis."""
 
-    analytic_inverse = AnalyticInverse.FILTERED_BACK_PROJECTION | AnalyticInverse.ZERO_FILLING
+    monomial = True
 
     def __init__(self, dims: tuple[int, ...], dimsd: tuple[int, ...]) -> None:
         super().__init__(dims, dimsd)
@@ -30,9 +31,6 @@ class Identity(LinearMap):
         """One."""
         return 1.0
 
-    def filtered_adjoint(self, y: Tensor, filter: str = "ramp") -> Tensor:
-        return self.adjoint(y)
-
 
 class Zero(LinearMap):
     """Maps everything to zero."""
@@ -40,6 +38,8 @@ class Zero(LinearMap):
     def norm(self) -> float:
         """Zero."""
         return 0.0
+
+    monomial = True
 
     def _forward(self, x: Tensor) -> Tensor:
         return x.new_zeros((len(x), *self.dimsd))
@@ -51,7 +51,7 @@ class Zero(LinearMap):
 class Diagonal(LinearMap):
     """Multiplies an image by a diagonal, pixel by pixel."""
 
-    passive = True
+    monomial = True
 
     def __init__(self, values: np.ndarray, dims: tuple[int, ...]) -> None:
         super().__init__(dims, dims)
@@ -71,7 +71,7 @@ class Diagonal(LinearMap):
 class Diagonals(LinearMap):
     """Several diagonals above each other, such as the sensitivities of coils, in one multiplication."""
 
-    passive = True
+    monomial = True
 
     def __init__(self, values: np.ndarray, dims: tuple[int, ...], dimsd: tuple[int, ...]) -> None:
         super().__init__(dims, dimsd)
@@ -95,7 +95,7 @@ class Diagonals(LinearMap):
 class Restriction(LinearMap):
     """Selects entries along an axis, possibly with repetitions."""
 
-    passive = True
+    monomial = True
 
     def __init__(self, index: np.ndarray, axis: int, dims: tuple[int, ...], dimsd: tuple[int, ...]) -> None:
         super().__init__(dims, dimsd)
@@ -135,6 +135,11 @@ class Matrix(LinearMap):
         rows = self._constants["A"][start:stop].numpy()
         return Matrix(rows, self.dims, (stop - start, *self.dimsd[1:]))
 
+    def form_after(self, inner: Form) -> Form | None:
+        if bool((self._constants["A"].count_nonzero(1) > 1).any()):
+            return super().form_after(inner)
+        return inner.times(single_entries(self._forward, self.dims))
+
     def _times(self, matrix: Tensor, x: Tensor, shape: tuple[int, ...]) -> Tensor:
         dtype = torch.promote_types(matrix.dtype, x.dtype)
         matrix, x = matrix.to(dtype), x.to(dtype)
@@ -172,8 +177,8 @@ class Bands(LinearMap):
 class Flip(LinearMap):
     """Reverses an axis."""
 
-    passive = True
     isometry = coisometry = True
+    monomial = True
 
     def __init__(self, axis: int, dims: tuple[int, ...]) -> None:
         super().__init__(dims, dims)
@@ -193,8 +198,8 @@ class Flip(LinearMap):
 class Roll(LinearMap):
     """Shifts periodically along an axis."""
 
-    passive = True
     isometry = coisometry = True
+    monomial = True
 
     def __init__(self, shift: int, axis: int, dims: tuple[int, ...]) -> None:
         super().__init__(dims, dims)
@@ -214,8 +219,8 @@ class Roll(LinearMap):
 class Transpose(LinearMap):
     """Exchanges axes."""
 
-    passive = True
     isometry = coisometry = True
+    monomial = True
 
     def __init__(self, axes: list[int], dims: tuple[int, ...], dimsd: tuple[int, ...]) -> None:
         super().__init__(dims, dimsd)
@@ -236,8 +241,8 @@ class Transpose(LinearMap):
 class Pad(LinearMap):
     """Pads with zeros."""
 
-    passive = True
     isometry = True
+    monomial = True
 
     def __init__(self, pad: list[tuple[int, int]], dims: tuple[int, ...], dimsd: tuple[int, ...]) -> None:
         super().__init__(dims, dimsd)
@@ -275,8 +280,6 @@ class Sum(LinearMap):
 
 class Real(LinearMap):
     """Real part of complex images."""
-
-    passive = True
 
     def _forward(self, x: Tensor) -> Tensor:
         return x.real if x.is_complex() else x

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import enum
 import math
-import operator
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from functools import reduce
+from collections.abc import Iterator
 from typing import Any, Self
 
 import numpy as np
+import scipy.sparse as sp
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from skinverse._hashing import digest
+from skinverse.operators._inverse import AnalyticInverse, Form, Formula, adjoint_times, single_entries
+
 _COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
-
-
-class AnalyticInverse(enum.Flag):
-    """Kinds of inverse that a map has in closed form; the identity has both."""
-
-    NONE = 0
-    FILTERED_BACK_PROJECTION = enum.auto()
-    ZERO_FILLING = enum.auto()
 
 
 class _Apply(torch.autograd.Function):
@@ -67,10 +61,11 @@ class LinearMap(ABC):
         self._parts: tuple[LinearMap, ...] = ()
         self._cast: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
         self._norm: float | None = None
+        self._form: tuple[Form | None] | None = None
+        self._unweighted: tuple[LinearMap | None, LinearMap] | None = None
 
-    # Whether the map selects or weights values only. Then the analytic inverse of a composition applies its
-    # adjoint in place of an inverse.
-    passive = False
+    # Whether every datum is a multiple of one pixel, as where pixels are selected, moved or weighted.
+    monomial = False
     # Whether the map is the identity, for which some functionals have closed forms.
     identity = False
     # Whether `A^H A`, or `A A^H`, is the square of the norm times the identity: then the norm of a product is
@@ -79,8 +74,6 @@ class LinearMap(ABC):
     coisometry = False
     # Whether derivatives with respect to parameters of the map are wanted.
     requires_grad = False
-    # Kind of the inverse that `filtered_adjoint` applies.
-    analytic_inverse = AnalyticInverse.NONE
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply the map to a batch of images, (n, *dims) -> (n, *dimsd)."""
@@ -93,6 +86,12 @@ class LinearMap(ABC):
         return _Apply.apply(y, self, True)
 
     @property
+    def analytic_inverse(self) -> AnalyticInverse:
+        """Kind of the inverse that :meth:`filtered_adjoint` applies."""
+        form = self._inverse_form()
+        return AnalyticInverse.NONE if form is None else form.kind
+
+    @property
     def has_analytic_inverse(self) -> bool:
         """Whether :meth:`filtered_adjoint` is defined for this map."""
         return bool(self.analytic_inverse)
@@ -100,8 +99,13 @@ class LinearMap(ABC):
     def filtered_adjoint(self, y: Tensor, filter: str = "ramp") -> Tensor:
         """Apply the analytic inverse of a map that has one, see :attr:`has_analytic_inverse`.
 
-        It is the filtered back-projection for parallel-beam CT, the zero-filled inverse for sampled Fourier
-        and cosine transforms, and the adjoint for the identity.
+        It is the filtered back-projection of parallel-beam CT or the zero-filled inverse of sampled Fourier
+        and cosine transforms, also where data or images are weighted, selected, repeated, reordered or
+        stacked: data are divided by their weights, repeated ones are averaged (by least squares), missing
+        views and frequencies have no part in it, single missing detector elements are interpolated along the
+        detector, and several images of one, such as those of coils, are combined by ``sum_c conj(S_c) x_c /
+        sum_c |S_c|^2``. What no datum depends on is zero. The same linear map has the same inverse, however
+        it is written.
 
         Parameters
         ----------
@@ -120,10 +124,42 @@ class LinearMap(ABC):
         TypeError
             If the map has no analytic inverse.
         """
-        raise TypeError(
-            f"filtered back-projection needs a parallel_beam, Fourier, cosine or identity operator, got "
-            f"{type(self).__name__}: use Tikhonov, which takes any operator"
-        )
+        return self.weighted_inverse(y, np.ones(math.prod(self.dimsd)), filter)
+
+    def weighted_inverse(self, y: Tensor, weights: NDArray, filter: str) -> Tensor:
+        """The analytic inverse where data have weights, flat; a weight of zero means not measured."""
+        check_shape(y, self.dimsd, "data", "dimsd")
+        form = self._inverse_form()
+        if form is None or not form.kind:
+            raise TypeError(
+                f"filtered back-projection needs projections of parallel beams, zero filling a Fourier or "
+                f"cosine transform, got {type(self).__name__}: use Tikhonov, which takes any operator"
+            )
+        return form.invert(y.flatten(1), weights, filter).reshape(len(y), *self.dims)
+
+    def form_after(self, inner: Form) -> Form | None:
+        """The form of this map after another one, of which the analytic inverse is made; None without one."""
+        if self.monomial:
+            return inner.times(single_entries(self._forward, self.dims))
+        return inner.through(_Unknown(self), sp.eye_array(math.prod(self.dimsd), format="csr"))
+
+    def unweighted(self) -> tuple[LinearMap | None, LinearMap]:
+        """``Q`` and ``Q A``, where ``Q`` undoes the weights of the data; None and ``A`` if there are none.
+
+        ``Q`` divides by the factors of a product with a diagonal, averages repeated data and leaves out what
+        has weight zero, as the analytic inverse does, also where there is none.
+        """
+        if self._unweighted is None:
+            form = self._inverse_form()
+            matrix = form and form.left_inverse
+            Q = None if matrix is None else _Rows(matrix, self.dimsd)
+            self._unweighted = (Q, self if Q is None else Q @ self)
+        return self._unweighted
+
+    def _inverse_form(self) -> Form | None:
+        if self._form is None:
+            self._form = (self.form_after(Form.of_image(math.prod(self.dims))),)
+        return self._form[0]
 
     def block(self, start: int, stop: int) -> LinearMap:
         """The map to a range of the data along their first axis.
@@ -196,7 +232,7 @@ class LinearMap(ABC):
         return self._cast[key]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cast": {}}
+        return {**self.__dict__, "_cast": {}, "_form": None, "_unweighted": None}
 
 
 # Lanczos from a random start misses an error of `_ERROR` in the square of the norm with at most this
@@ -290,21 +326,43 @@ def _golub_kahan(linear: LinearMap, start: Tensor) -> Iterator[tuple[Tensor, flo
         v = w / beta
 
 
-def common_inverse(parts: Iterable[LinearMap]) -> AnalyticInverse:
-    """Kind of the inverse of maps that are inverted one by one; none if one of them has none.
-
-    Where projections meet transforms, the inverse is a filtered back-projection, for its filter counts.
-    """
-    kinds = [part.analytic_inverse for part in parts]
-    if not kinds or AnalyticInverse.NONE in kinds:
-        return AnalyticInverse.NONE
-    return reduce(operator.and_, kinds) or AnalyticInverse.FILTERED_BACK_PROJECTION
-
-
 def check_shape(batch: Tensor, dims: tuple[int, ...], what: str, source: str) -> None:
     if tuple(batch.shape[1:]) != dims:
         expected = ", ".join(["n", *map(str, dims)])
         raise ValueError(f"expected {what} of shape ({expected}) from {source}, got {tuple(batch.shape)}")
+
+
+class _Unknown(Formula):
+    """A map that has no formula, for all that is known real-linear only; what is around it can be undone."""
+
+    kind = AnalyticInverse.NONE
+    real = True
+
+    def __init__(self, linear: LinearMap) -> None:
+        self.dims, self.dimsd = linear.dims, linear.dimsd
+        self.key = self.family = digest(linear, opaque="identity", quick=True)
+
+    def invert(self, y: Tensor, weights: NDArray, filter: str) -> Tensor:
+        """Never asked for."""
+        raise NotImplementedError
+
+    def image_weights(self, measured: NDArray[np.bool_]) -> NDArray:
+        """Never asked for."""
+        raise NotImplementedError
+
+
+class _Rows(LinearMap):
+    """A sparse matrix with few entries in each column, between data and flat data."""
+
+    def __init__(self, matrix: sp.csr_array, dims: tuple[int, ...]) -> None:
+        super().__init__(dims, (matrix.shape[0],))
+        self._matrix, self._adjoint_matrix = matrix, sp.csr_array(matrix.conj().T)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return adjoint_times(self._adjoint_matrix, x.flatten(1))
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return adjoint_times(self._matrix, y).reshape(len(y), *self.dims)
 
 
 class _Block(LinearMap):
@@ -322,6 +380,10 @@ class _Block(LinearMap):
         padded[:, self._rows] = y
         return self._parts[0]._adjoint(padded)
 
+    def form_after(self, inner: Form) -> Form | None:
+        whole, width = self._parts[0].form_after(inner), math.prod(self.dimsd[1:])
+        return whole and whole.between(self._rows.start * width, self._rows.stop * width)
+
 
 class Composition(LinearMap):
     """``A_1 A_2 ... A_k x``; between two maps, data are reshaped to the images that the next one takes."""
@@ -329,7 +391,6 @@ class Composition(LinearMap):
     def __init__(self, parts: tuple[LinearMap, ...]) -> None:
         super().__init__(parts[-1].dims, parts[0].dimsd)
         self._parts = parts
-        self.analytic_inverse = common_inverse(part for part in parts if not part.passive)
         self.isometry = all(part.isometry for part in parts)
         self.coisometry = all(part.coisometry for part in parts)
 
@@ -343,13 +404,11 @@ class Composition(LinearMap):
             y = part._adjoint(y.reshape(len(y), *part.dimsd))
         return y
 
-    def filtered_adjoint(self, y: Tensor, filter: str = "ramp") -> Tensor:
-        if not self.has_analytic_inverse:
-            return super().filtered_adjoint(y, filter)
-        for part in self._parts:
-            y = y.reshape(len(y), *part.dimsd)
-            y = part.adjoint(y) if part.passive else part.filtered_adjoint(y, filter)
-        return y
+    def form_after(self, inner: Form) -> Form | None:
+        form: Form | None = inner
+        for part in reversed(self._parts):
+            form = form and part.form_after(form)
+        return form
 
     def doubt(self, y: Tensor) -> str | None:
         """The first doubt that a part has, from the data to the image."""

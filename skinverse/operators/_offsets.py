@@ -8,11 +8,13 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from pylops import LinearOperator
 from torch import Tensor
 
+from skinverse.operators._inverse import AnalyticInverse
 from skinverse.operators._lowering import as_torch
-from skinverse.operators._map import AnalyticInverse, LinearMap
+from skinverse.operators._map import LinearMap
 from skinverse.operators._parametric import Parameters, ParametricOperator
 from skinverse.operators._validation import check_is_operator
 
@@ -79,8 +81,8 @@ class AngleOffset(_OffsetOperator):
     def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
         return self._known()(rotate(x, parameters["angle"]))
 
-    def filtered(self, y: Tensor, parameters: Parameters, filter: str) -> Tensor:
-        return rotate(self._known().filtered_adjoint(y, filter), -parameters["angle"])
+    def filtered(self, y: Tensor, parameters: Parameters, weights: NDArray, filter: str) -> Tensor:
+        return rotate(self._known().weighted_inverse(y, weights, filter), -parameters["angle"])
 
 
 class DetectorOffset(_OffsetOperator):
@@ -122,8 +124,9 @@ class DetectorOffset(_OffsetOperator):
     def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
         return shift_into_zeros(self._known()(x), parameters["shift"])
 
-    def filtered(self, y: Tensor, parameters: Parameters, filter: str) -> Tensor:
-        return self._known().filtered_adjoint(shift_into_zeros(y, -parameters["shift"]), filter)
+    def filtered(self, y: Tensor, parameters: Parameters, weights: NDArray, filter: str) -> Tensor:
+        back = shift_into_zeros(y, -parameters["shift"])
+        return self._known().weighted_inverse(back, weights, filter)
 
 
 def shift_into_zeros(y: Tensor, shift: Tensor) -> Tensor:

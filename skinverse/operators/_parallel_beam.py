@@ -15,10 +15,11 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from pylops import LinearOperator
 from torch import Tensor
 
-from skinverse.operators._fbp import FilteredBackProjectionMap
+from skinverse.operators._fbp import Projections
+from skinverse.operators._inverse import Form
 from skinverse.operators._joseph import Geometry, JosephMatrix
 from skinverse.operators._lowering import register
-from skinverse.operators._map import AnalyticInverse, LinearMap
+from skinverse.operators._map import LinearMap
 from skinverse.operators._sparse import SparseMap
 
 
@@ -108,8 +109,6 @@ def _lower(operator: ParallelBeam) -> LinearMap:
 class _ParallelBeamMap(LinearMap):
     """Batched products with the stored matrix or, where it is too large, with a few angles at a time."""
 
-    analytic_inverse = AnalyticInverse.FILTERED_BACK_PROJECTION
-
     def __init__(self, rows: JosephMatrix) -> None:
         geometry = rows.geometry
         super().__init__(geometry.dims, (len(geometry.angles), geometry.n_detectors))
@@ -138,9 +137,9 @@ class _ParallelBeamMap(LinearMap):
         """Keep the angles from ``start`` to ``stop``."""
         return _ParallelBeamMap(self._rows.block(slice(start, stop)))
 
-    def filtered_adjoint(self, y: Tensor, filter: str = "ramp") -> Tensor:
-        """Reconstruct by filtered back-projection, (n, n_angles, n_detectors) -> (n, height, width)."""
-        return FilteredBackProjectionMap(self._rows.geometry, filter)(y)
+    def form_after(self, inner: Form) -> Form | None:
+        views, (rows,) = Projections.of_scans([self._rows.geometry])
+        return inner.through(views, rows)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_parts": ()}

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, NoReturn, Self
 
 import numpy as np
+import scipy.sparse as sp
 import torch
+from numpy.typing import NDArray
 from pylops import LinearOperator
 from torch import Tensor
 
+from skinverse._hashing import digest
 from skinverse._tensors import norm
+from skinverse.operators._inverse import AnalyticInverse, Form, Formula
 from skinverse.operators._lowering import as_torch
-from skinverse.operators._map import AnalyticInverse, LinearMap, check_shape, leading
+from skinverse.operators._map import LinearMap, check_shape, leading
 
 Parameters = dict[str, Tensor]
 
@@ -146,8 +151,25 @@ class ParametricOperator(LinearOperator, ABC):
     def __sklearn_clone__(self) -> Self:
         return self  # as a value of a search; with get_params alone, clone would call the constructor
 
-    def filtered(self, y: Tensor, parameters: Parameters, filter: str) -> Tensor:
-        """The analytic inverse of ``A(p)``, see :attr:`analytic_inverse`."""
+    def filtered(self, y: Tensor, parameters: Parameters, weights: NDArray, filter: str) -> Tensor:
+        """The analytic inverse of ``A(p)``, see :attr:`analytic_inverse`.
+
+        Parameters
+        ----------
+        y : Tensor of shape (n, *dimsd)
+            Data.
+        parameters : dict of Tensor
+            Parameters in the precision and on the device of the data.
+        weights : ndarray of shape (prod(dimsd),)
+            Weights of the data, which are zero where nothing was measured.
+        filter : str
+            Window on the ramp filter of a filtered back-projection.
+
+        Returns
+        -------
+        Tensor of shape (n, *dims)
+            Images.
+        """
         raise TypeError(f"{type(self).__name__} has no analytic inverse")
 
     def at(self, parameters: Parameters) -> LinearMap:
@@ -176,7 +198,6 @@ class _Member(LinearMap):
         super().__init__(tuple(family.dims), tuple(family.dimsd))
         self.family, self.parameters = family, parameters
         self.requires_grad = any(p.requires_grad for p in parameters.values())
-        self.analytic_inverse = family.analytic_inverse
         self._direction: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -195,8 +216,23 @@ class _Member(LinearMap):
             self._direction = leading(self, self._direction)
         return norm(self(self._direction))[0]
 
-    def filtered_adjoint(self, y: Tensor, filter: str = "ramp") -> Tensor:
-        return self.family.filtered(y, self._like(y), filter)
+    @property
+    def analytic_inverse(self) -> AnalyticInverse:
+        """That of the family."""
+        return self.family.analytic_inverse
+
+    def unweighted(self) -> tuple[LinearMap | None, LinearMap]:
+        """None and the map, whose data have no weights."""
+        return None, self
+
+    def weighted_inverse(self, y: Tensor, weights: NDArray, filter: str) -> Tensor:
+        """The family's own, differentiable in the parameters."""
+        return self.family.filtered(y, self._like(y), weights, filter)
+
+    def form_after(self, inner: Form) -> Form | None:
+        if not self.family.analytic_inverse:
+            return super().form_after(inner)
+        return inner.through(_OfMember(self), sp.eye_array(math.prod(self.dimsd), format="csr"))
 
     def _like(self, x: Tensor) -> Parameters:
         real = x.dtype.to_real()
@@ -209,6 +245,22 @@ class _Member(LinearMap):
     def _adjoint(self, y: Tensor) -> Tensor:
         with torch.no_grad():
             return self.adjoint(y)
+
+
+class _OfMember(Formula):
+    """The analytic inverse of a member."""
+
+    def __init__(self, member: _Member) -> None:
+        self._member, self.kind, self.dimsd = member, member.family.analytic_inverse, member.dimsd
+        self.key = self.family = digest(member, opaque="identity", quick=True)
+
+    def invert(self, y: Tensor, weights: NDArray, filter: str) -> Tensor:
+        """The images, flat."""
+        return self._member.weighted_inverse(y.reshape(len(y), *self.dimsd), weights, filter).flatten(1)
+
+    def image_weights(self, measured: NDArray[np.bool_]) -> NDArray:
+        """The same for all pixels."""
+        return np.full(math.prod(self._member.dims), float(measured.any()))
 
 
 def _as_parameter(value: Any, name: str) -> Tensor:

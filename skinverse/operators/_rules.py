@@ -22,6 +22,7 @@ from skinverse.operators._composite import (
     Conjugate,
     PartOf,
     Scaling,
+    SideBySide,
     Stack,
 )
 from skinverse.operators._lowering import lower, register
@@ -81,7 +82,7 @@ def _(op: Any) -> LinearMap:
 
 @register(pylops.HStack)
 def _(op: Any) -> LinearMap:
-    return Adjoint(Stack(tuple(Adjoint(lower(block)) for block in op.ops), op.dimsd, op.dims))
+    return SideBySide(tuple(lower(block) for block in op.ops), op.dims, op.dimsd)
 
 
 @register(pylops.BlockDiag)

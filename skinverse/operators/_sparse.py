@@ -9,6 +9,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from skinverse.operators._inverse import Form
 from skinverse.operators._map import LinearMap
 
 
@@ -45,6 +46,10 @@ class SparseMap(LinearMap):
         return SparseMap(
             self._matrix[start * width : stop * width], self.dims, (stop - start, *self.dimsd[1:])
         )
+
+    def form_after(self, inner: Form) -> Form | None:
+        monomial = bool((np.diff(self._matrix.indptr) <= 1).all())
+        return inner.times(self._matrix) if monomial else super().form_after(inner)
 
     def _times(self, name: str, batch: Tensor) -> Tensor:
         if name not in self._constants:

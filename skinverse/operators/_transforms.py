@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 import torch
+from numpy.typing import NDArray
 from scipy.fft import next_fast_len
 from torch import Tensor
 
-from skinverse.operators._map import AnalyticInverse, LinearMap, length
+from skinverse.operators._inverse import AnalyticInverse, Form, Formula
+from skinverse.operators._map import LinearMap, length
 
 # Lower over upper bound of a norm from which on their mean is taken: it is right to 0.8 %.
 _CLOSE = 0.985
@@ -44,8 +47,6 @@ class Fourier(LinearMap):
         Axes shifted before (``ifftshift``) and after (``fftshift``) the transform.
     """
 
-    analytic_inverse = AnalyticInverse.ZERO_FILLING
-
     def __init__(
         self,
         dims: tuple[int, ...],
@@ -66,6 +67,7 @@ class Fourier(LinearMap):
             size >= dims[axis] for axis, size in zip(axes, sizes, strict=True)
         )
         self.coisometry = not real and all(size <= dims[axis] for axis, size in zip(axes, sizes, strict=True))
+        self._kind = (self.dims, self.dimsd, axes, sizes, half, real, before, after)
         # To shift the spectrum of an even number of samples by half, change the sign of every other sample.
         size = dict(zip(axes, sizes, strict=True))
         even = tuple(axis for axis in after if size[axis] % 2 == 0)
@@ -101,9 +103,10 @@ class Fourier(LinearMap):
         """That of the whole transform, since the image or its padding keeps its length."""
         return self._scale * math.sqrt(math.prod(self._sizes))
 
-    def filtered_adjoint(self, y: Tensor, filter: str = "ramp") -> Tensor:
-        """Zero-filled inverse, with zeros for the frequencies that were not measured."""
-        return self.adjoint(y) / (self._scale**2 * math.prod(self._sizes))
+    def form_after(self, inner: Form) -> Form | None:
+        factor = self._scale * math.sqrt(math.prod(self._sizes))
+        formula = ZeroFilling(self, factor, self._axes, ("Fourier", *self._kind), real=self._real)
+        return inner.through(formula, factor * sp.eye_array(math.prod(self.dimsd), format="csr"))
 
     def doubt(self, y: Tensor) -> str | None:
         """Whether the image is bright along its border and dark along the lines through its middle.
@@ -140,7 +143,6 @@ class Fourier(LinearMap):
 class Cosine(LinearMap):
     """Orthonormal discrete cosine transform (DCT-II) of some axes, by one FFT per axis."""
 
-    analytic_inverse = AnalyticInverse.ZERO_FILLING
     isometry = coisometry = True
 
     def __init__(self, dims: tuple[int, ...], axes: tuple[int, ...]) -> None:
@@ -162,9 +164,9 @@ class Cosine(LinearMap):
         """One."""
         return 1.0
 
-    def filtered_adjoint(self, y: Tensor, filter: str = "ramp") -> Tensor:
-        """Zero-filled inverse: that of an orthonormal transform is its adjoint."""
-        return self.adjoint(y)
+    def form_after(self, inner: Form) -> Form | None:
+        formula = ZeroFilling(self, 1.0, self._axes, ("cosine", self.dims, self._axes))
+        return inner.through(formula, sp.eye_array(math.prod(self.dimsd), format="csr"))
 
     def _along_axes(self, x: Tensor, one: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         for axis in self._axes:
@@ -182,6 +184,27 @@ class Cosine(LinearMap):
         x = torch.empty_like(folded)
         x[..., ::2], x[..., 1::2] = folded[..., :half], folded[..., half:].flip(-1)
         return x
+
+
+class ZeroFilling(Formula):
+    """The adjoint of an orthonormal transform, which is given with a factor; what is missing is zero."""
+
+    kind = AnalyticInverse.ZERO_FILLING
+
+    def __init__(
+        self, transform: LinearMap, factor: float, axes: tuple[int, ...], key: Hashable, *, real: bool = False
+    ) -> None:
+        self._transform, self._factor, self._axes = transform, factor, axes
+        self.dimsd, self.key, self.family, self.real = transform.dimsd, key, key, real
+
+    def invert(self, y: Tensor, weights: NDArray, filter: str) -> Tensor:
+        """The images, flat."""
+        return self._transform.adjoint(y.reshape(len(y), *self.dimsd)).flatten(1) / self._factor
+
+    def image_weights(self, measured: NDArray[np.bool_]) -> NDArray:
+        """1 where something of the transform was measured of which a pixel is a part, of one coil say."""
+        some = measured.reshape(self.dimsd).any(axis=self._axes, keepdims=True)
+        return np.broadcast_to(some, self._transform.dims).ravel().astype(float)
 
 
 class Convolution(LinearMap):

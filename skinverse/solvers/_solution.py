@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -61,3 +61,31 @@ class Solution:
         names = [f.name for f in fields(cls) if f.name != "extra"]
         joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
         return cls(**joined, extra={k: torch.cat([part.extra[k] for part in parts]) for k in parts[0].extra})
+
+    @classmethod
+    def gather(cls, n: int, parts: Iterable[tuple[Any, Solution]], device: torch.device) -> Solution:
+        """One solution of ``n`` images of solutions of some of them, which are made one after the other.
+
+        Parameters
+        ----------
+        n : int
+            Number of images.
+        parts : iterable of (index, Solution)
+            Each image is in one of them; a part may be freed before the next one is made.
+        device : torch.device
+            Where the whole is put together.
+
+        Returns
+        -------
+        Solution
+            The solution of all images, which shares memory with none of its parts.
+        """
+        names = [f.name for f in fields(cls) if f.name != "extra"]
+        whole: dict[str, Tensor] = {}
+        for index, part in parts:
+            for name, value in ({name: getattr(part, name) for name in names} | part.extra).items():
+                if name not in whole:
+                    whole[name] = value.new_empty((n, *value.shape[1:]), device=device)
+                whole[name][index] = value.to(device)
+        found = {name: whole.pop(name) for name in names}
+        return cls(**found, extra=whole)

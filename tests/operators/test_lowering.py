@@ -593,9 +593,9 @@ INVERSES: dict[str, tuple[Callable[[], LinearMap], AnalyticInverse]] = {
         lambda: as_torch(SCAN @ pylops.Diagonal(np.ones(36)) @ Mine(np.eye(36))),
         AnalyticInverse.NONE,
     ),
-    "restriction": (lambda: as_torch(pylops.Restriction(5, [1])), AnalyticInverse.NONE),
-    "diagonal": (lambda: as_torch(pylops.Diagonal(np.ones(5)) @ pylops.Flip(5)), AnalyticInverse.NONE),
-    "sum": (lambda: as_torch(SCAN + SCAN), AnalyticInverse.NONE),
+    "restriction": (lambda: as_torch(pylops.Restriction(5, [1])), FBP | FILLING),
+    "diagonal": (lambda: as_torch(pylops.Diagonal(np.ones(5)) @ pylops.Flip(5)), FBP | FILLING),
+    "sum": (lambda: as_torch(SCAN + SCAN), FBP),
     "adjoint": (lambda: as_torch(SCAN.H), AnalyticInverse.NONE),
     "blur": (lambda: as_torch(GaussianBlur((5, 5), 1.0)), AnalyticInverse.NONE),
     "rotated blur": (lambda: as_torch(AngleOffset(GaussianBlur((5, 5), 1.0))), AnalyticInverse.NONE),
@@ -605,7 +605,7 @@ INVERSES: dict[str, tuple[Callable[[], LinearMap], AnalyticInverse]] = {
     ),
     "rows of Fourier samples": (
         lambda: as_torch(fourier_sampling(np.eye(6, 5, dtype=bool))).block(0, 2),
-        AnalyticInverse.NONE,
+        FILLING,
     ),
     "own": (lambda: as_torch(Mine(M)), AnalyticInverse.NONE),
 }

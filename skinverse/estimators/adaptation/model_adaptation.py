@@ -85,6 +85,7 @@ class ModelAdaptation(BaseReconstructor):
         "channels": "Without an operator it is that of the adapted method, not the identity.",
         "complex_images": "Without an operator it is that of the adapted method, not the identity.",
         "forgotten_operator": "Without an operator it is that of the adapted method, not the identity.",
+        "lone_image": "Without an operator it is that of the adapted method, not the identity.",
         "other_sizes": "Without an operator it is that of the adapted method, not the identity.",
         "other_operator": (
             "What was adapted belongs to one operator: another one is refused until the next ``fit``."
@@ -95,10 +96,6 @@ class ModelAdaptation(BaseReconstructor):
             "changes by 0.03 relative."
         ),
         "units_of_operator": "The weight ``mu`` has units: the image changes by 0.05 relative.",
-        "form": (
-            "An operator that is a product with a diagonal gets another analytic inverse: the image "
-            "changes by 0.6 relative."
-        ),
         "level": (
             "The adapted network sees the values of an image: a level of 1 changes the rest of it by "
             "6e-3 relative."
@@ -108,6 +105,8 @@ class ModelAdaptation(BaseReconstructor):
 
     _needs: ClassVar[tuple[str, ...]] = ("Y_meas",)
     _paired: ClassVar[bool] = False
+    # Weights are adapted to the operator of all measurements.
+    _complete: ClassVar[bool] = True
     _shared: ClassVar[tuple[str, ...]] = ("operator", "estimator")
     _load: ClassVar[int] = 64
 

@@ -14,7 +14,11 @@ class FilteredBackProjection(BaseReconstructor):
     """Filtered back-projection: the inversion formula of parallel-beam CT.
 
     The data are filtered along the detector and smeared back along the rays, ``x = A^* (h * y)`` in physical
-    units. The operator is a :func:`~skinverse.operators.parallel_beam`, possibly scaled, or the identity.
+    units, where every view stands for a part of the half circle: half of the gaps to both of its neighbours.
+
+    The operator is a :func:`~skinverse.operators.parallel_beam`, or made of it: the views of several scans by
+    one detector, weighted, selected or repeated data, weighted or reordered pixels. The same linear map gives
+    the same image, however it is written.
 
     Raises
     ------
@@ -25,6 +29,17 @@ class FilteredBackProjection(BaseReconstructor):
     --------
     ZeroFilled : For sampled Fourier data.
     Tikhonov : For any operator.
+
+    Notes
+    -----
+    Angles may be in any order and make more than one turn; views in the same direction, or in the opposite
+    one, are averaged. Data are divided by their weights (a diagonal to the left of the projections), and the
+    image by those of its pixels. Data of weight zero are not measured: a view without any measured element is
+    left out, and single elements are interpolated along the detector, constant beyond the last measured one.
+
+    A wide gap between angles, more than three times as wide as those beside it and than 36 degrees, is a
+    missing wedge, for which no view stands. The weights of the views make up the half circle all the same,
+    so that the mean of the image is kept.
 
     References
     ----------
@@ -38,13 +53,6 @@ class FilteredBackProjection(BaseReconstructor):
     >>> FilteredBackProjection(A, filter="hann").fit().predict(data).shape
     (2, 32, 32)
     """
-
-    not_promised = {
-        "form": (
-            "The adjoint of a diagonal in a product is taken for its inverse: the image changes by 3 "
-            "relative."
-        ),
-    }
 
     filter: str = parameter(
         default="ramp",
@@ -65,9 +73,14 @@ class ZeroFilled(BaseReconstructor):
     """Zero filling: the inverse transform of sampled Fourier or cosine data, what is missing being zero.
 
     ``x = A^* y`` for an orthonormal transform of which some coefficients were measured. The images of several
-    coils are added up with their conjugate maps, which are taken to be normalised, ``sum_c |S_c|^2 = 1``. The
-    operator is a :func:`~skinverse.operators.fourier_sampling` or
-    :func:`~skinverse.operators.structurally_random`, possibly scaled, or the identity.
+    coils are combined by the sum of squares of their maps, ``sum_c conj(S_c) x_c / sum_c |S_c|^2``, and are
+    zero where all maps are.
+
+    The operator is a :func:`~skinverse.operators.fourier_sampling` or
+    :func:`~skinverse.operators.structurally_random`, or another one made of a transform and of weighted,
+    selected, repeated or reordered data and pixels. Data are divided by their weights, so that whitening
+    changes nothing, repeated ones are averaged, and those of weight zero are not measured. The same linear
+    map gives the same image, however it is written.
 
     Raises
     ------
@@ -92,13 +105,6 @@ class ZeroFilled(BaseReconstructor):
     >>> ZeroFilled(A).fit().predict(data).shape
     (2, 16, 16)
     """
-
-    not_promised = {
-        "form": (
-            "The adjoint of a diagonal in a product is taken for its inverse: the image changes by 3 "
-            "relative."
-        ),
-    }
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
         if AnalyticInverse.ZERO_FILLING not in A.analytic_inverse:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from skinverse.estimators._base import (
     max_steps_parameter,
     noise_std_parameter,
 )
+from skinverse.estimators._units import Interval, Units
 from skinverse.estimators._validation import discrepancy_level, operator_digest, seed_of
 from skinverse.operators import LinearMap
 from skinverse.solvers import Solution
@@ -24,8 +26,9 @@ from skinverse.solvers import Solution
 _STOPS = (
     "If given, an image stops after the first {} with ``||A x - y|| <= sqrt(n_measurements) * noise_std``."
 )
-# One sweep: images, their data and their residual ``y - A x`` to better images.
-Sweep = Callable[[Tensor, Tensor, Tensor], Tensor]
+Project = Callable[[Tensor], Tensor]
+# One sweep: images, their data, their residual ``y - A x`` and the projection to the bounds to better images.
+Sweep = Callable[[Tensor, Tensor, Tensor, Project], Tensor]
 
 
 class Landweber(BaseReconstructor):
@@ -67,12 +70,12 @@ class Landweber(BaseReconstructor):
     bounds: tuple[float | None, float | None] | None = bounds_parameter()
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
-        omega = self.relaxation / A.norm() ** 2 if A.norm() > 0 else 0.0
+        units = Units.of(A, data)
 
-        def sweep(x: Tensor, _: Tensor, residual: Tensor) -> Tensor:
-            return _project(x + omega * A.adjoint(residual), self.bounds)
+        def sweep(x: Tensor, _: Tensor, residual: Tensor, project: Project) -> Tensor:
+            return project(x + self.relaxation * units.A.adjoint(residual))  # the norm of A is one
 
-        return _sweep_until_discrepancy(sweep, A, data, self.noise_std, self.max_steps)
+        return _sweep_until_discrepancy(sweep, units, self.noise_std, self.max_steps, self.bounds)
 
 
 class Kaczmarz(BaseReconstructor):
@@ -142,24 +145,26 @@ class Kaczmarz(BaseReconstructor):
             self.block_norms_ = self._norms(A)
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
-        edges = self._edges(A)
-        blocks = [A.block(start, stop) for start, stop in edges]
-        squares = (self.block_norms_ if self._knows_norms(A, len(blocks)) else self._norms(A)) ** 2
+        units, edges = Units.of(A, data), self._edges(A)
+        blocks = [units.A.block(start, stop) for start, stop in edges]
+        norms = self.block_norms_ if self._knows_norms(A, len(blocks)) else self._norms(A)
+        squares = (norms / units.gain) ** 2
         random = np.random.default_rng(self.seed_)
 
-        def sweep(x: Tensor, y: Tensor, _: Tensor) -> Tensor:
+        def sweep(x: Tensor, y: Tensor, _: Tensor, project: Project) -> Tensor:
             for b in self._order(squares, random):
                 residual = y[:, slice(*edges[b])] - blocks[b](x)
-                x = _project(x + self.relaxation / squares[b] * blocks[b].adjoint(residual), self.bounds)
+                x = project(x + self.relaxation / squares[b] * blocks[b].adjoint(residual))
             return x
 
-        return _sweep_until_discrepancy(sweep, A, data, self.noise_std, self.max_steps)
+        return _sweep_until_discrepancy(sweep, units, self.noise_std, self.max_steps, self.bounds)
 
     def _knows_norms(self, A: LinearMap, n_blocks: int) -> bool:
         """Whether ``block_norms_`` are those of this operator, as it is now, and of so many blocks."""
         operator: Any = self.operator_ if self.operator is None else self.operator
         known = getattr(self, "operator_digest_", None) == operator_digest(operator)
-        return known and A.dims == tuple(operator.dims) and len(self.block_norms_) == n_blocks
+        same_sizes = (A.dims, A.dimsd) == (tuple(operator.dims), tuple(operator.dimsd))
+        return known and same_sizes and len(self.block_norms_) == n_blocks
 
     def _norms(self, A: LinearMap) -> np.ndarray:
         return np.array([A.block(start, stop).norm() for start, stop in self._edges(A)])
@@ -182,11 +187,12 @@ class Kaczmarz(BaseReconstructor):
 
 
 def _sweep_until_discrepancy(
-    sweep: Sweep, A: LinearMap, data: Tensor, noise_std: float | None, max_steps: int
+    sweep: Sweep, units: Units, noise_std: float | None, max_steps: int, bounds: Interval
 ) -> Solution:
     """Sweep from zero; an image whose residual is down to the noise leaves."""
+    A, data = units.A, units.data
     x = torch.zeros_like(A.adjoint(data))
-    level = torch.full_like(norm(data), -1.0) if noise_std is None else discrepancy_level(noise_std, data)
+    level = -units.size if noise_std is None else units.of_data(discrepancy_level(noise_std, data))
     n_steps = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     active, residual = torch.arange(len(x), device=x.device), data - A(x)
     for _ in range(max_steps):
@@ -194,13 +200,14 @@ def _sweep_until_discrepancy(
         active, residual = active[going], residual[going]
         if len(active) == 0:
             break
-        x[active] = sweep(x[active], data[active], residual)
+        project = _keep if bounds is None else partial(units.box(bounds).select(active).prox, step=1.0)
+        x[active] = sweep(x[active], data[active], residual, project)
         n_steps[active] += 1
         residual = data[active] - A(x[active])
     final = norm(data - A(x))
     met = torch.isfinite(final) if noise_std is None else final <= level
-    return Solution(x, n_steps, met, final, final.square() / 2)
+    return units.restored(Solution(x, n_steps, met, units.size * final, final.square() / 2), bounds)
 
 
-def _project(x: Tensor, bounds: tuple[float | None, float | None] | None) -> Tensor:
-    return x if bounds is None else x.clamp(*bounds)
+def _keep(x: Tensor) -> Tensor:
+    return x

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from skinverse._parameters import Array, Instance, Integer, Null, OneOf, Real, fitted, parameter
-from skinverse._tensors import norm
+from skinverse._tensors import expand, norm
 from skinverse.estimators._base import BaseReconstructor, noise_std_parameter
+from skinverse.estimators._units import size_of
 from skinverse.estimators._validation import (
     check_noise_known,
     discrepancy_level,
@@ -116,21 +117,23 @@ class SpectralCutoff(BaseReconstructor):
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
         u, s, v = self._parts(A, data)
+        size = size_of(data)
+        data = data / expand(size, data)
         dtype = torch.promote_types(u.dtype, data.dtype)
         coefficients = torch.einsum("i...,n...->ni", u.conj().to(dtype), data.to(dtype))
         coefficients = coefficients if v.is_complex() or not u.is_complex() else coefficients.real
-        keep = self._kept(s, coefficients.abs(), data)
+        keep = self._kept(s, coefficients.abs(), data, size)
         weights = torch.where(keep, coefficients / s, 0)
         dtype = torch.promote_types(weights.dtype, v.dtype)
         x = torch.einsum("ni,i...->n...", weights.to(dtype), v.to(dtype))
-        return Solution.direct(x, extra={"n_components": keep.sum(1)})
+        return Solution.direct(expand(size, x) * x, extra={"n_components": keep.sum(1)})
 
-    def _kept(self, s: Tensor, coefficients: Tensor, data: Tensor) -> Tensor:
+    def _kept(self, s: Tensor, coefficients: Tensor, data: Tensor, size: Tensor) -> Tensor:
         """Which singular values each image keeps, (n, n_components); never one that is zero to rounding."""
         usable = s > s[0] * torch.finfo(s.dtype).eps * len(s)
         if self.lam != "discrepancy":
-            return (usable & (s.square() >= float(self.lam))).expand_as(coefficients)
-        level = discrepancy_level(self.noise_std, data)
+            return (usable & (s.double().square() >= float(self.lam))).expand_as(coefficients)
+        level = discrepancy_level(self.noise_std, data) / size
         removed = coefficients.square().cumsum(1) - coefficients.square()
         residual = norm(data).square()[:, None] - removed  # before component i is added
         return usable & (residual > level.square()[:, None])
@@ -139,7 +142,8 @@ class SpectralCutoff(BaseReconstructor):
         """The decomposition that ``fit`` stored, or that of an operator that came later."""
         operator = self.operator_ if self.operator is None else self.operator
         known = getattr(self, "operator_digest_", None) == operator_digest(operator)
-        if known and A.dims == self.components_.shape[1:]:
+        sizes = self.components_.shape[1:], self.data_components_.shape[1:]
+        if known and (A.dims, A.dimsd) == sizes:
             parts: Any = self.data_components_, self.singular_values_, self.components_
         else:
             parts = self._decompose(A)

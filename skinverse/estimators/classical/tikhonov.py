@@ -16,6 +16,7 @@ from skinverse.estimators._base import (
     noise_std_parameter,
     tol_parameter,
 )
+from skinverse.estimators._units import Units
 from skinverse.estimators._validation import check_noise_known, discrepancy_level
 from skinverse.operators import LinearMap
 from skinverse.solvers import Solution, conjugate_gradient
@@ -72,11 +73,15 @@ class Tikhonov(BaseReconstructor):
         check_noise_known(self.lam, self.noise_std)
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
-        if self.lam != "discrepancy":
-            return self._solve(
-                A, data, data.new_full((len(data),), float(self.lam), dtype=data.dtype.to_real())
-            )
-        return self._by_discrepancy(A, data)
+        units = Units.of(A, data)
+        if self.lam == "discrepancy":
+            level = units.of_data(discrepancy_level(self.noise_std, units.data))
+            solution = self._by_discrepancy(units.A, units.data, level)
+        else:
+            lam = torch.full_like(units.size, float(self.lam) / units.gain**2)
+            solution = self._solve(units.A, units.data, lam)
+        weights = solution.extra["lam"].double() * units.gain**2
+        return units.restored(replace(solution, extra={"lam": weights}))
 
     def _solve(self, A: LinearMap, data: Tensor, lam: Tensor, x0: Tensor | None = None) -> Solution:
         def normal(x: Tensor) -> Tensor:
@@ -86,10 +91,9 @@ class Tikhonov(BaseReconstructor):
         energy = (norm(A(solution.x) - data).square() + lam * norm(solution.x).square()) / 2
         return replace(solution, objective=energy, extra={"lam": lam})
 
-    def _by_discrepancy(self, A: LinearMap, data: Tensor) -> Solution:
+    def _by_discrepancy(self, A: LinearMap, data: Tensor, target: Tensor) -> Solution:
         """The residual norm grows with lam: bisect log(lam), per image, until it meets the noise."""
-        target, scale = discrepancy_level(self.noise_std, data), A.norm() ** 2
-        low, high = (torch.full_like(target, math.log(scale * c)) for c in (1e-10, 1e6))
+        low, high = (torch.full_like(target, math.log(c)) for c in (1e-10, 1e6))
         solution = self._solve(A, data, ((low + high) / 2).exp())
         for _ in range(_N_BISECTIONS):
             above = norm(A(solution.x) - data) > target

@@ -77,10 +77,6 @@ class AdversarialRegularizer(EnergyReconstructor):
     """
 
     not_promised = {
-        "form": (
-            "An operator that is a product with a diagonal gets another analytic inverse: the image "
-            "changes by 0.3 relative."
-        ),
         "phase": (
             "The energy sees real and imaginary parts as two channels: the image changes by 0.2 relative."
         ),

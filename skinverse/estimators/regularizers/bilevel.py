@@ -94,10 +94,6 @@ class BilevelRegularizer(EnergyReconstructor):
     """
 
     not_promised = {
-        "form": (
-            "The reconstructions of a training are solved to ``tol``, and steps depend on the form of "
-            "the operator: at the default the image changes by 6e-3 relative, at 1e-7 by 2e-5."
-        ),
         "phase": (
             "The energy sees real and imaginary parts as two channels: the image changes by 3e-3 relative."
         ),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 from skinverse._tensors import norm, real_like, rms
-from skinverse.estimators._learned import fidelity, in_batches
+from skinverse.estimators._learned import batch_size_for, fidelity, in_batches
 from skinverse.operators import LinearMap
 
 # Images with which the data of one are compared, its own among them.
@@ -20,10 +21,15 @@ def are_pairs(A: LinearMap, images: Tensor, data: Tensor) -> bool:
     """Whether most measurements fit their own image better than the next eight ones."""
     if len(images) != len(data):
         return False
-    expected = in_batches(A, A, images)
-    shifts = range(min(len(images), _N_COMPARED))
-    misfits = torch.stack([norm(data - expected.roll(shift, 0)) for shift in shifts])
-    return float((misfits.argmin(0) == 0).double().mean()) > 0.5
+    n, expected = len(images), in_batches(A, A, images)
+    parts = torch.arange(n, device=data.device).split(batch_size_for(A))
+    best = [
+        torch.stack(
+            [norm(data[i] - expected[(i - shift) % n]) for shift in range(min(n, _N_COMPARED))]
+        ).argmin(0)
+        for i in parts
+    ]
+    return float((torch.cat(best) == 0).double().mean()) > 0.5
 
 
 def noise_in_images(
@@ -33,18 +39,18 @@ def noise_in_images(
 
     Where the noise is unknown, pairs show it as ``A^* (A x - y)``; of other sets it is taken for white.
     """
+    size = batch_size_for(A)
     if noise_std is None and paired:
-        return rms(fidelity(A, data).grad(images))
-    draws = torch.Generator().manual_seed(0)
-    white = torch.randn(data.shape, dtype=data.dtype, generator=draws).to(data.device)
-    unit = back_projection(A, white, images)
+        pairs = zip(images.split(size), data.split(size), strict=True)
+        return _rms(fidelity(A, y).grad(x) for x, y in pairs)
     if noise_std is None:
-        noisy, exact = (back_projection(A, y, images) for y in (data, A(images)))
-        noise_std = _white_noise(noisy, exact, unit)
+        noisy = (back_projection(A, y, images) for y in data.split(size))
+        exact = (back_projection(A, A(x), images) for x in images.split(size))
+        noise_std = _white_noise(noisy, exact, _unit_noise(A, images, data))
     if noise_std == 0:
         message = 'lam="auto" sees no noise in Y_meas: lam is 0; pass noise_std or lam'
         warnings.warn(message, stacklevel=7)
-    return noise_std * rms(unit)
+    return noise_std * _rms(_unit_noise(A, images, data))
 
 
 def back_projection(A: LinearMap, data: Tensor, images: Tensor) -> Tensor:
@@ -52,14 +58,28 @@ def back_projection(A: LinearMap, data: Tensor, images: Tensor) -> Tensor:
     return real_like(A.adjoint(data), images)
 
 
-def _white_noise(noisy: Tensor, exact: Tensor, unit: Tensor) -> float:
+def _unit_noise(A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Tensor]:
+    """What noise of standard deviation 1 in the data is in the images, a few of them at a time."""
+    draws = torch.Generator().manual_seed(0)
+    for y in data.split(batch_size_for(A)):
+        white = torch.randn(y.shape, dtype=y.dtype, generator=draws).to(y.device)
+        yield back_projection(A, white, images)
+
+
+def _white_noise(noisy: Iterable[Tensor], exact: Iterable[Tensor], unit: Iterable[Tensor]) -> float:
     """Standard deviation of the white noise by which two sets differ; ``unit`` is noise of deviation 1.
 
     Compared are their Laplacians: pictures have little in high frequencies, and white noise has as much there
     as elsewhere.
     """
-    with_noise, without, of_unit = (rms(_laplacian(x)) ** 2 for x in (noisy, exact, unit))
+    with_noise, without, of_unit = (_rms(map(_laplacian, parts)) ** 2 for parts in (noisy, exact, unit))
     return math.sqrt(max(0.0, with_noise - without) / of_unit) if of_unit > 0 else 0.0
+
+
+def _rms(parts: Iterable[Tensor]) -> float:
+    """Root mean square of the values of all parts."""
+    squares, sizes = zip(*((rms(x) ** 2 * x.numel(), x.numel()) for x in parts), strict=True)
+    return math.sqrt(sum(squares) / sum(sizes))
 
 
 def _laplacian(x: Tensor) -> Tensor:

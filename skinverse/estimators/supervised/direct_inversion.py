@@ -77,6 +77,8 @@ class DirectInversion(LearnedReconstructor):
         ),
     }
 
+    # The linear map is one of all data, each measurement in its place.
+    _complete: ClassVar[bool] = True
     _load: ClassVar[int] = 64
 
     network: str | nn.Module = parameter(

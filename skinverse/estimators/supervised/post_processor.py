@@ -62,10 +62,6 @@ class PostProcessor(LearnedReconstructor):
     """
 
     not_promised = {
-        "form": (
-            "An operator that is a product with a diagonal gets another analytic inverse: the image "
-            "changes by 3 relative."
-        ),
         "level": (
             "The network sees the values of an image: a level of 100 changes the rest of it by 4.6 relative."
         ),

@@ -49,10 +49,6 @@ class LearnedGradientDescent(UnrolledReconstructor):
     """
 
     not_promised = {
-        "form": (
-            "An operator that is a product with a diagonal gets another analytic inverse: the image "
-            "changes by 3 relative."
-        ),
         "level": (
             "The network sees the values of an image: a level of 1 changes the rest of it by 0.02 relative."
         ),

@@ -53,10 +53,6 @@ class VariationalNetwork(UnrolledReconstructor):
     """
 
     not_promised = {
-        "form": (
-            "An operator that is a product with a diagonal gets another analytic inverse: the image "
-            "changes by 0.06 relative."
-        ),
         "level": (
             "The potentials see the values of an image: a level of 1 changes the rest of it by 0.09 relative."
         ),

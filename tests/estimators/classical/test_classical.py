@@ -226,7 +226,7 @@ def test_a_huge_weight_leaves_the_mean() -> None:
 def test_tv_denoising_of_a_step_shrinks_it_by_the_known_amount() -> None:
     """On n pixels of height h next to n of height 0, each side moves by lam / n."""
     step = np.repeat([0.0, 1.0], 10)[None]
-    x = TotalVariationRecon(lam=0.5, tol=1e-7, max_steps=20000).fit().predict(step)
+    x = TotalVariationRecon(lam=0.5, tol=1e-7, max_steps=20000).fit(step, step).predict(step)
     assert_allclose(x, np.repeat([0.05, 0.95], 10)[None], atol=1e-5)
 
 
