@@ -92,6 +92,7 @@ def _mismatch(x: Tensor, Ax: Tensor, y: Tensor, Ay: Tensor) -> float:
 def _distance(Ax: Tensor, op: pylops.LinearOperator, x: Tensor) -> float:
     """Relative distance of the torch map from the operator itself, as users call it, image by image."""
     images = [np.array(image.numpy()).ravel() for image in x]
-    own = torch.from_numpy(np.stack([np.array(op.matvec(image), dtype=complex) for image in images]))
+    # Not `matvec`, which notes the shape and a count on the operator.
+    own = torch.from_numpy(np.stack([np.array(op._matvec(image), dtype=complex).ravel() for image in images]))
     size = length(own)
     return length(Ax.flatten(1).to(own.dtype) - own) / size if size else length(Ax)
