@@ -52,7 +52,7 @@ from skinverse.estimators._validation import (
     same_kind,
     warn_of_doubts,
 )
-from skinverse.metrics import psnr
+from skinverse.metrics import mean_score, psnr
 from skinverse.operators import LinearMap, as_torch, local_copy, note_sent
 from skinverse.solvers import Solution
 
@@ -235,7 +235,7 @@ class BaseReconstructor(Parametrized, ABC):
         Warns
         -----
         ConvergenceWarning
-            If images stopped before the tolerance was met; the message counts them.
+            If images stopped before the tolerance was met, or are not finite; the message counts them.
         """
         solution = self._predicted(Y_meas, self._reconstruct)
         X_hat = same_kind(solution.x, Y_meas)
@@ -254,12 +254,13 @@ class BaseReconstructor(Parametrized, ABC):
         Returns
         -------
         float
-            Mean over images of :func:`skinverse.metrics.psnr`; larger is better.
+            Mean over images of :func:`skinverse.metrics.psnr`, of which a perfect image counts as 100 dB;
+            larger is better.
         """
         images, X_hat = as_rows(X_true, "X_true"), self.predict(Y_meas)
         dims = tuple(X_hat.shape[1:])
         check_dims(tuple(images.shape), dims, "X_true", "the reconstructions")
-        return float(np.mean(psnr(images.reshape(-1, *dims), X_hat)))
+        return mean_score(psnr(images.reshape(-1, *dims), X_hat))
 
     def as_regressor(self) -> ReconstructionRegressor:
         """The same method in scikit-learn's order: ``fit(Y_meas, X_true)``; arrays may be flat.
@@ -382,7 +383,7 @@ class BaseReconstructor(Parametrized, ABC):
                 warn_of_doubts(A, to_batch(rows[:FEW], resolve_device(self.device)))
             parts = self._solutions(A, rows, reconstruct)
             device = Y_meas.device if isinstance(Y_meas, Tensor) else torch.device("cpu")
-            solution = Solution.gather(len(rows), parts, device)
+            solution = Solution.gather(len(rows), parts, device).finite()
         self._warn(solution)
         return solution
 
@@ -429,7 +430,15 @@ class BaseReconstructor(Parametrized, ABC):
                 yield index, reconstruct(B, data)
 
     def _warn(self, solution: Solution) -> None:
-        failed = int((~solution.converged).sum())
+        lost = int((~torch.isfinite(solution.x)).flatten(1).any(1).sum())
+        if lost:
+            warnings.warn(
+                f"{type(self).__name__}: {lost} of {len(solution.x)} images are not finite, they hold NaN or "
+                "inf: check the weights of the method and the values of the operator",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+        failed = int((~solution.converged).sum()) - lost
         if failed:
             warnings.warn(
                 f"{type(self).__name__}: {failed} of {len(solution.x)} images did not converge "

@@ -26,7 +26,7 @@ from skinverse._parameters import Constraint, Flag, Instance, Integer, Null, dec
 from skinverse.estimators._base import BaseReconstructor
 from skinverse.estimators._validation import seed_of, single
 from skinverse.functionals import Functional, LeastSquares, SquaredNorm
-from skinverse.metrics import psnr
+from skinverse.metrics import mean_score, psnr
 from skinverse.operators import LinearMap
 from skinverse.solvers import Solution, conjugate_gradient, implicit, pseudo_inverse
 from skinverse.training import Checkpoint, Phase, Score, Trainer, TrainingCache, crop, run
@@ -253,7 +253,7 @@ def _fits(training: dict[str, Any], learner: LearnedReconstructor, device: torch
 def mean_psnr(images: Tensor, x: Tensor) -> float:
     """Mean PSNR of reconstructions in dB; those of a training that diverges are infinitely bad."""
     with np.errstate(over="ignore"):
-        return float(np.mean(psnr(images, x))) if bool(x.isfinite().all()) else -math.inf
+        return mean_score(psnr(images, x)) if bool(x.isfinite().all()) else -math.inf
 
 
 def held_out_psnr(reconstruct: Callable[[Tensor], Tensor], *, n_images: int, cropped: bool = False) -> Score:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 import torch
@@ -52,6 +52,11 @@ class Solution:
         return cls(
             x, steps, torch.ones_like(steps, dtype=torch.bool), number, number * torch.nan, extra or {}
         )
+
+    def finite(self) -> Self:
+        """The same solution, in which no image that holds NaN or inf counts as converged."""
+        there = torch.isfinite(self.x).flatten(1).all(1)
+        return replace(self, converged=self.converged & there)
 
     @classmethod
     def concatenate(cls, parts: Sequence[Solution]) -> Solution:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from skinverse._parameters import Array, Instance, Integer, Null, OneOf, Real, fitted, parameter
@@ -61,7 +63,7 @@ class SpectralCutoff(BaseReconstructor):
         allowed=Integer(ge=1) | Null(),
         doc="""
         Most singular values computed. None computes all of an operator of at most 2^22 entries (exact,
-        dense) and 200 of a larger one (randomised).""",
+        dense) and 200 of a larger one (randomised), with a warning where ``lam`` keeps all of these.""",
     )
     random_state: Any = parameter(
         default=0,
@@ -123,10 +125,23 @@ class SpectralCutoff(BaseReconstructor):
         coefficients = torch.einsum("i...,n...->ni", u.conj().to(dtype), data.to(dtype))
         coefficients = coefficients if v.is_complex() or not u.is_complex() else coefficients.real
         keep = self._kept(s, coefficients.abs(), data, size)
+        self._warn_of_missing(A, s, keep)
         weights = torch.where(keep, coefficients / s, 0)
         dtype = torch.promote_types(weights.dtype, v.dtype)
         x = torch.einsum("ni,i...->n...", weights.to(dtype), v.to(dtype))
         return Solution.direct(expand(size, x) * x, extra={"n_components": keep.sum(1)})
+
+    def _warn_of_missing(self, A: LinearMap, s: Tensor, keep: Tensor) -> None:
+        """Say so where the last component computed is kept, and nobody has chosen their number."""
+        n_all = min(math.prod(A.dims), math.prod(A.dimsd))
+        if self.n_components is None and len(s) < n_all and bool(keep[:, -1].any()):
+            warnings.warn(
+                f"SpectralCutoff: lam={self.lam!r} keeps all of the {len(s)} largest singular values that "
+                f"were computed, down to {float(s[-1]):.2g}, and the rest counts as cut off: raise "
+                f"n_components, of which there are {n_all}, or lam",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
 
     def _kept(self, s: Tensor, coefficients: Tensor, data: Tensor, size: Tensor) -> Tensor:
         """Which singular values each image keeps, (n, n_components); never one that is zero to rounding."""
