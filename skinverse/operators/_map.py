@@ -144,10 +144,17 @@ class LinearMap(ABC):
         return inner.through(_Unknown(self), sp.eye_array(math.prod(self.dimsd), format="csr"))
 
     def unweighted(self) -> tuple[LinearMap | None, LinearMap]:
-        """``Q`` and ``Q A``, where ``Q`` undoes the weights of the data; None and ``A`` if there are none.
+        """Undo the weights of the data, also where there is no analytic inverse.
 
-        ``Q`` divides by the factors of a product with a diagonal, averages repeated data and leaves out what
-        has weight zero, as the analytic inverse does, also where there is none.
+        Data are divided by the factors of a product with a diagonal, repeated ones are averaged, and those of
+        weight zero are left out, as the analytic inverse does.
+
+        Returns
+        -------
+        Q : LinearMap or None
+            The map of the data; None where they have no weights.
+        QA : LinearMap
+            ``Q A``, or this map.
         """
         if self._unweighted is None:
             form = self._inverse_form()
@@ -292,7 +299,8 @@ def _bidiagonalise(linear: LinearMap, start: Tensor, steps: int) -> tuple[float,
     scale = max(*diagonal, *above, 0.0)
     if not 0 < scale < math.inf:
         return scale, [1.0]
-    B = np.diag(np.array(diagonal) / scale) + np.diag(np.array(above[:-1]) / scale, 1)
+    # With the last superdiagonal entry, without which a map to a single datum would be known in part.
+    B = (np.diag([*diagonal, 0.0]) + np.diag(above, 1))[:-1] / scale
     _, values, right = np.linalg.svd(B)
     return scale * float(values[0]), [float(weight) for weight in right[0]]
 

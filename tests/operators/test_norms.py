@@ -108,3 +108,11 @@ def test_norm_of_a_family_follows_its_parameters():
     h = 1e-4
     above, below = (as_torch(family.with_parameters({"sigma": 1.0 + s})).norm() for s in (h, -h))
     assert float(slope) == pytest.approx((above - below) / (2 * h), rel=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (5, 1), (2, 7), (7, 2), (1, 1)])
+@pytest.mark.parametrize("rank", [1, 2])
+def test_few_data_few_pixels_and_low_rank(shape, rank):
+    rng = np.random.default_rng(0)
+    matrix = rng.standard_normal((shape[0], rank)) @ rng.standard_normal((rank, shape[1]))
+    assert as_torch(pylops.MatrixMult(matrix)).norm() == pytest.approx(np.linalg.norm(matrix, 2), rel=1e-9)

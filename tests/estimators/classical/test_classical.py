@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pylops
 import pytest
@@ -308,3 +310,68 @@ def test_mri_images_are_complex() -> None:
     x = TotalVariationRecon(A, lam=1e-3).fit().predict(data)
     assert np.iscomplexobj(x)
     assert psnr(images, x).mean() > psnr(images, ZeroFilled(A).fit().predict(data)).mean() + 1
+
+
+# ------------------------------------------------------------------ units and level
+def scaled_by(
+    factor: float, method: type, data: np.ndarray, A: pylops.LinearOperator, **params: object
+) -> np.ndarray:
+    """The reconstruction of data times a factor, divided by it, with a noise level that goes with them."""
+    how = {"noise_std": 0.02 * factor, "lam": "discrepancy"} | params
+    known = {name: value for name, value in how.items() if name in method().get_params()}
+    return method(A, **known).fit().predict(data * data.dtype.type(factor)).astype(complex) / factor
+
+
+@pytest.mark.parametrize("factor", [1e-20, 1e-12, 1e12, 1e18])
+@pytest.mark.parametrize("method", [*VARIATIONAL, Tikhonov, Landweber, Kaczmarz, SpectralCutoff])
+def test_the_unit_of_single_precision_data_is_free(method: type, factor: float) -> None:
+    _, data, A = make_problem("deblurring", n_samples=2, size=16, noise=0.02, random_state=0)
+    data = data.astype(np.float32)
+    expected = scaled_by(1.0, method, data, A)
+    assert_allclose(scaled_by(factor, method, data, A), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("method", VARIATIONAL)
+def test_a_unit_that_is_a_power_of_two_changes_no_bit(method: type) -> None:
+    _, data, A = make_problem("ct", n_samples=2, size=16, noise=0.02, random_state=0)
+    assert_array_equal(scaled_by(2.0**30, method, data, A), scaled_by(1.0, method, data, A))
+
+
+@pytest.mark.parametrize("method", VARIATIONAL)
+def test_images_of_one_batch_may_have_any_units(method: type) -> None:
+    _, data, A = make_problem("deblurring", n_samples=2, size=16, noise=0.02, random_state=0)
+    factors = np.array([1e-6, 1e6])[:, None, None]
+    model = method(A, lam=1e-9).fit()
+    together = model.predict(factors * data) / factors
+    alone = np.concatenate([model.predict(part[None]) for part in factors * data]) / factors
+    assert_allclose(together, alone, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("offset", [1.0, 100.0, 1000.0])
+@pytest.mark.parametrize("bounds", [None, (-0.1, 0.8)])
+@pytest.mark.parametrize("method", VARIATIONAL)
+def test_a_level_of_the_image_goes_through_projections(method: type, bounds: object, offset: float) -> None:
+    _, data, A = make_problem("ct", n_samples=1, size=16, noise=0.02, random_state=0)
+    data = data.astype(np.float64)
+    of_ones = (A @ np.ones(A.shape[1])).reshape(A.dimsd).astype(np.float64)
+    moved = None if bounds is None else tuple(end + offset for end in bounds)
+    expected, told = method(A, lam=0.02, bounds=bounds).fit().predict(data, return_info=True)
+    found, info = method(A, lam=0.02, bounds=moved).fit().predict(data + offset * of_ones, return_info=True)
+    assert_allclose(found - offset, expected, rtol=0, atol=1e-3)
+    assert_array_equal(info.converged, told.converged)
+
+
+@pytest.mark.parametrize("kind", ["denoising", "deblurring", "ct"])
+def test_converged_images_explain_the_data_to_the_noise(kind: str) -> None:
+    images, _, A = make_problem(kind, n_samples=2, size=16, noise=0.0, random_state=0)
+    clean = np.stack([A @ x.ravel() for x in images]).reshape(2, *A.dimsd).astype(float)
+    noise_std = 1e-6 * np.sqrt(np.mean(clean**2))
+    data = clean + noise_std * np.random.default_rng(0).standard_normal(clean.shape)
+    model = TotalVariationRecon(A, lam="discrepancy", noise_std=noise_std, max_steps=300).fit()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        found, info = model.predict(data, return_info=True)
+    residuals = np.array(
+        [np.linalg.norm(A @ x.ravel() - y.ravel()) for x, y in zip(found, data, strict=True)]
+    )
+    assert (residuals[info.converged] <= 1.01 * noise_std * np.sqrt(clean[0].size)).all()
