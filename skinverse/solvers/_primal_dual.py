@@ -231,7 +231,9 @@ def _residual(
     # A gap relative to values that are themselves rounding errors would never become small.
     rounding = math.sqrt(torch.finfo(omega.dtype).eps) * omega * norm(x).square()
     gap = saddle.gap(x, u, rounding)
-    return torch.where(torch.isfinite(gap), gap.clamp_min(0), change)
+    residual = torch.where(torch.isfinite(gap), gap.clamp_min(0), change)
+    # Constraints behind a linear map hold in the limit only: until then the objective is infinite.
+    return torch.where(torch.isposinf(saddle(x)), torch.inf, residual)
 
 
 def _balanced(saddle: _Saddle, s: _Iterate, x: Tensor, u: tuple[Tensor, ...]) -> Tensor:
