@@ -181,6 +181,14 @@ def relative_change(new: Tensor, old: Tensor) -> Tensor:
     return norm(new - old) / norm(new).clamp_min(torch.finfo(new.dtype).tiny)
 
 
+def are_finite(x: Tensor) -> Tensor:
+    """Which images hold neither NaN nor inf, (n,); nothing of the size of the images is written."""
+    smallest, largest = (
+        (torch.view_as_real(x.resolve_conj()) if x.is_complex() else x).flatten(1).aminmax(dim=1)
+    )
+    return torch.isfinite(smallest) & torch.isfinite(largest)
+
+
 def as_numbers(value: Tensor | float) -> Tensor:
     """A number, or one per image, as a tensor: plain numbers are float64, whatever torch's defaults are."""
     if isinstance(value, Tensor):

@@ -37,7 +37,7 @@ from skinverse._parameters import (
     fitted,
     parameter,
 )
-from skinverse._tensors import reuse_freed_memory
+from skinverse._tensors import are_finite, reuse_freed_memory
 from skinverse.estimators._regressor import ReconstructionRegressor
 from skinverse.estimators._validation import (
     FEW,
@@ -430,7 +430,7 @@ class BaseReconstructor(Parametrized, ABC):
                 yield index, reconstruct(B, data)
 
     def _warn(self, solution: Solution) -> None:
-        lost = int((~torch.isfinite(solution.x)).flatten(1).any(1).sum())
+        lost = int((~are_finite(solution.x)).sum())
         if lost:
             warnings.warn(
                 f"{type(self).__name__}: {lost} of {len(solution.x)} images are not finite, they hold NaN or "
