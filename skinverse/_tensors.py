@@ -79,6 +79,12 @@ def wrap(x: Tensor, width: int) -> Tensor:
     return x[..., rows[:, None], columns]
 
 
+def spatial_axes(n_axes: int, channel_axis: int | None) -> tuple[int, ...]:
+    """Axes of images that are space, counted from the end: all of ``n_axes`` but the one with channels."""
+    channels = None if channel_axis is None else channel_axis % n_axes
+    return tuple(axis - n_axes for axis in range(n_axes) if axis != channels)
+
+
 def as_channels(x: Tensor) -> Tensor:
     """Images (n, *dims), real or complex, as real (n, channels, height, width).
 

@@ -34,7 +34,7 @@ class TotalVariationRecon(BaseReconstructor):
     """Total variation regularisation (Rudin, Osher and Fatemi).
 
     Minimises, for each image, ``1/2 ||A x - y||^2 + lam TV(x)`` with ``TV(x) = sum_pixels |grad x|`` by a
-    primal-dual method.
+    primal-dual method. The variations of channels add up.
 
     See Also
     --------
@@ -89,8 +89,9 @@ class TotalVariationRecon(BaseReconstructor):
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
         units = Units.without_level(A, data)
+        variation = TotalVariation(isotropic=self.isotropic, axes=self._spatial_axes(A))
         fidelity = _fidelity(units, self.lam, self.noise_std)
-        objective = fidelity + _weight(units, self.lam) * TotalVariation(isotropic=self.isotropic)
+        objective = fidelity + _weight(units, self.lam) * variation
         if self.bounds is not None:
             objective = objective + units.box(self.bounds)
         x0 = _back_projection(units.A, units.data)
@@ -103,7 +104,7 @@ class TotalGeneralizedVariationRecon(BaseReconstructor):
 
     Minimises, for each image, ``1/2 ||A x - y||^2 + lam TGV(x)`` with
     ``TGV(x) = min_v sum_pixels |grad x - v| + alpha |E v|``, jointly in image and field, by a primal-dual
-    method.
+    method. The variations of channels add up.
 
     See Also
     --------
@@ -148,13 +149,13 @@ class TotalGeneralizedVariationRecon(BaseReconstructor):
         check_noise_known(self.lam, self.noise_std)
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
-        units, tgv = Units.without_level(A, data), TotalGeneralizedVariation(alpha=self.tgv_ratio)
+        units, axes = Units.without_level(A, data), self._spatial_axes(A)
+        tgv = TotalGeneralizedVariation(alpha=self.tgv_ratio, axes=axes)
         z0 = tgv.pack(_back_projection(units.A, units.data))
-        n_axes = z0.shape[1] - 1
-        fidelity = tgv.lift(_fidelity(units, self.lam, self.noise_std), n_axes)
+        fidelity = tgv.lift(_fidelity(units, self.lam, self.noise_std), len(axes))
         objective = fidelity + _weight(units, self.lam) * tgv.lifted()
         if self.bounds is not None:
-            objective = objective + tgv.lift(units.box(self.bounds), n_axes)
+            objective = objective + tgv.lift(units.box(self.bounds), len(axes))
         solution = primal_dual(objective, z0, max_steps=self.max_steps, tol=self.tol)
         return units.restored(replace(solution, x=solution.x[:, 0]), self.bounds)
 
@@ -163,9 +164,9 @@ class WaveletRecon(BaseReconstructor):
     """Sparsity of wavelet coefficients (ISTA, FISTA).
 
     Minimises, for each image, ``1/2 ||A x - y||^2 + lam sum |W x|`` over the details of an orthonormal
-    Daubechies transform ``W`` (the coarsest approximation is free). Proximal gradient steps threshold the
-    coefficients, ``x <- W^T S_(t lam) W (x - t A^*(A x - y))``; with bounds or "discrepancy" a primal-dual
-    method is used.
+    Daubechies transform ``W`` of each channel (the coarsest approximation is free). Proximal gradient steps
+    threshold the coefficients, ``x <- W^T S_(t lam) W (x - t A^*(A x - y))``; with bounds or "discrepancy" a
+    primal-dual method is used.
 
     References
     ----------
@@ -219,7 +220,8 @@ class WaveletRecon(BaseReconstructor):
         check_noise_known(self.lam, self.noise_std)
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
-        units, sparsity = Units.without_level(A, data), WaveletSparsity(self.wavelet_order, self.n_levels)
+        units, axes = Units.without_level(A, data), self._spatial_axes(A)
+        sparsity = WaveletSparsity(self.wavelet_order, self.n_levels, axes=axes)
         objective = _fidelity(units, self.lam, self.noise_std) + _weight(units, self.lam) * sparsity
         solve = _ITERATIONS[self.solver]
         if self.bounds is not None or self.lam == "discrepancy":
