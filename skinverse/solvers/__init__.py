@@ -7,6 +7,7 @@ from skinverse.solvers._gradient import accelerated_gradient, gradient_descent, 
 from skinverse.solvers._implicit import Hessian, implicit, jacobian_free
 from skinverse.solvers._krylov import conjugate_gradient, gmres, minres, pseudo_inverse
 from skinverse.solvers._primal_dual import PrimalDualPath, primal_dual
+from skinverse.solvers._quadrature import spectral_measure
 from skinverse.solvers._quasi_newton import lbfgs
 from skinverse.solvers._solution import Solution
 
@@ -30,4 +31,5 @@ __all__ = [
     "primal_dual",
     "proximal_gradient",
     "pseudo_inverse",
+    "spectral_measure",
 ]
