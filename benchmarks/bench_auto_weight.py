@@ -27,7 +27,7 @@ SIZE, SEED = 48, 0
 KINDS = ("denoising", "deblurring", "ct", "mri")
 NOISES = (0.01, 0.05, 0.2)
 UNITS = (1e-6, 1.0, 255.0, 4096.0)
-FACTOR, HALF_WIDTH = 2.0, 3
+FACTOR, HALF_WIDTH = 2.0, 2
 METHODS = {
     "tikhonov": Tikhonov,
     "tv": TotalVariationRecon,
