@@ -48,8 +48,8 @@ def psnr(X_true: Any, X_pred: Any, *, data_range: ArrayLike | None = None) -> Va
     Raises
     ------
     ValueError
-        If the shapes differ, there is no image, a value is NaN, inf or masked, or ``data_range`` is not
-        positive.
+        If the shapes differ, only one of the sets is complex, there is no image, a value is NaN, inf or
+        masked, or ``data_range`` is not positive.
 
     Notes
     -----
@@ -89,8 +89,8 @@ def ssim(X_true: Any, X_pred: Any, *, data_range: ArrayLike | None = None) -> Va
     Raises
     ------
     ValueError
-        If the shapes differ, there is no image, a value is NaN, inf or masked, or ``data_range`` is not
-        positive.
+        If the shapes differ, only one of the sets is complex, there is no image, a value is NaN, inf or
+        masked, or ``data_range`` is not positive.
 
     Notes
     -----
@@ -133,7 +133,8 @@ def nmse(X_true: Any, X_pred: Any) -> Values:
     Raises
     ------
     ValueError
-        If the shapes differ, there is no image, or a value is NaN, inf or masked.
+        If the shapes differ, only one of the sets is complex, there is no image, or a value is NaN, inf or
+        masked.
 
     Examples
     --------
@@ -231,6 +232,12 @@ def _checked(X_true: Any, X_pred: Any) -> tuple[Rows, Rows]:
     if tuple(x.shape) != tuple(x_hat.shape):
         shapes = f"X_true of {tuple(x.shape)} and X_pred of {tuple(x_hat.shape)}"
         raise ValueError(f"expected images of one shape, got {shapes}")
+    kinds = tuple("complex" if np.iscomplexobj(next(_doubles(rows))) else "real" for rows in (x, x_hat))
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            f"expected images that are both real or both complex, got X_true {kinds[0]} and X_pred "
+            f"{kinds[1]}: magnitudes are compared as np.abs(X_true) and np.abs(X_pred)"
+        )
     return x, x_hat
 
 

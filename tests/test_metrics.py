@@ -14,6 +14,8 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from sklearn.base import BaseEstimator
 from sklearn.model_selection import GridSearchCV
 
+from skinverse import Tikhonov
+from skinverse.datasets import make_problem
 from skinverse.metrics import (
     ReconstructionScorer,
     neg_nmse_scorer,
@@ -171,3 +173,24 @@ def test_scorers_survive_pickling_and_say_what_they_are() -> None:
     assert pickle.loads(pickle.dumps(neg_nmse_scorer)) == neg_nmse_scorer
     assert repr(psnr_scorer) == "ReconstructionScorer(psnr)"
     assert repr(neg_nmse_scorer) == "ReconstructionScorer(nmse, sign=-1)"
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim, nmse])
+def test_complex_images_are_not_compared_with_magnitudes(metric) -> None:
+    """The phase would count as an error: 6 dB for the true image with a phase of one half."""
+    magnitudes = np.random.default_rng(0).random((2, 8, 8))
+    images = magnitudes * np.exp(0.5j)
+    for pair, kinds in (((magnitudes, images), "real.*complex"), ((images, magnitudes), "complex.*real")):
+        with pytest.raises(ValueError, match=rf"X_true {kinds}: magnitudes are compared as np.abs"):
+            metric(*pair)
+    assert np.isfinite(metric(np.abs(images), magnitudes + 0.1)).all()
+
+
+def test_a_score_is_not_that_of_a_phase() -> None:
+    images, data, A = make_problem("mri", n_samples=2, size=16, noise=0.01, random_state=0)
+    method = Tikhonov(A, lam=1e-3).fit()
+    with pytest.raises(ValueError, match="np.abs"):
+        method.score(np.abs(images), data)
+    with pytest.raises(ValueError, match="np.abs"):
+        psnr_scorer(method, np.abs(images), data)
+    assert method.score(images, data) > 10
