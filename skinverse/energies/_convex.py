@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skinverse._filters import analyse
-from skinverse._tensors import wrap
+from skinverse._tensors import mirror
 from skinverse.energies._base import Energy
 
 
@@ -55,8 +55,9 @@ class ConvexEnergy(Energy):
 
     def forward(self, x: Tensor) -> Tensor:
         centred = [w - w.mean((-2, -1), keepdim=True) for w in (self.first, self.skip)]
-        z = self._activation(analyse(x, centred[0]))
-        z = F.conv2d(wrap(z, self.first.shape[-1] // 2), self.log_inner.exp(), self.bias)
+        around = self.first.shape[-1] // 2
+        z = self._activation(F.conv2d(mirror(x, 2 * around), centred[0]))
+        z = F.conv2d(z, self.log_inner.exp(), self.bias)
         z = self._activation(z + analyse(x, centred[1]))
         return z.sum((-2, -1)) @ self.log_outer.exp()
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skinverse._filters import analyse, spectral_bound, synthesise
+from skinverse._filters import analyse, mirrored_norm, synthesise
 from skinverse.energies._base import Energy
 
 # Numbers in the responses of one group of filters: 16 MB in single precision.
@@ -75,7 +75,7 @@ class RidgeEnergy(Energy):
     def normalised(self) -> Tensor:
         """The filters ``W``, with zero mean and ``||W|| <= 1``."""
         centred = self.filters - self.filters.mean((-2, -1), keepdim=True)
-        return centred / spectral_bound(centred)
+        return centred / mirrored_norm(centred)
 
     def weak_convexity(self) -> float:
         return self.rho

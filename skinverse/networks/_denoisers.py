@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skinverse._filters import analyse, spectral_bound, synthesise
-from skinverse._tensors import wrap
+from skinverse._filters import analyse, mirrored_norm, synthesise
+from skinverse._tensors import mirror
 from skinverse.networks._base import Images, Network
 from skinverse.networks._groups import GroupConv, LiftConv, ProjectConv, elements, transform
 
@@ -23,10 +23,10 @@ _MAX_LOG_LEVEL = 20.0
 class DnCNN(Network):
     """Residual denoiser, ``h(x) = x - N(x)``: 3 x 3 convolutions with SiLU, (n, channels, h, w) to the same.
 
-    It continues images periodically. It has no batch normalisation, so that the result for one image does not
-    depend on the others, and it is smooth, so that it can be differentiated twice. With a group it commutes
-    exactly with turning and flipping images of any size: ``h(g x) = g h(x)``. Evaluation costs the same for
-    every group; a larger one has fewer weights.
+    It continues images by their mirror images. It has no batch normalisation, so that the result for one
+    image does not depend on the others, and it is smooth, so that it can be differentiated twice. With a
+    group it commutes exactly with turning and flipping images of any size: ``h(g x) = g h(x)``. Evaluation
+    costs the same for every group; a larger one has fewer weights.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ class DnCNN(Network):
         (first, bias), *rest = [(layer.kernel(), layer.bias()) for layer in layers]
 
         def h(x: Tensor) -> Tensor:
-            z = F.conv2d(wrap(x, 1 + len(rest)), first, bias)
+            z = F.conv2d(mirror(x, 1 + len(rest)), first, bias)
             for kernel, offset in rest:
                 z = F.conv2d(F.silu(z), kernel, offset)
             return x - z
@@ -168,14 +168,14 @@ class GradientStepCNN(Network):
     def _layer(self, filters: Tensor, level: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         bank = torch.stack([transform(filters, g) for g in self.elements], 1).flatten(0, 1)
         levels = level.repeat_interleave(len(self.elements))[:, None, None]
-        return bank / spectral_bound(bank), levels, 2 * torch.sigmoid(step)
+        return bank / mirrored_norm(bank), levels, 2 * torch.sigmoid(step)
 
 
 class UNet(Network):
     """Residual U-Net, ``h(x) = x - N(x)``, without normalisation, for images of every size.
 
     It has two 3 x 3 convolutions with SiLU at each resolution, takes averages on the way down and nearest
-    neighbours on the way up, and continues images periodically.
+    neighbours on the way up, and continues images by their mirror images at each resolution.
 
     Parameters
     ----------
@@ -235,7 +235,7 @@ def _block(n_in: int, n_out: int) -> nn.ModuleList:
 
 def _twice(block: nn.Module, x: Tensor) -> Tensor:
     first, second = block.children()
-    return F.silu(second(F.silu(first(wrap(x, 2)))))
+    return F.silu(second(F.silu(first(mirror(x, 2)))))
 
 
 def _fields(n_features: int, group: str) -> int:

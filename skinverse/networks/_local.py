@@ -7,14 +7,14 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skinverse._tensors import wrap
+from skinverse._tensors import mirror
 
 
 class LocalCNN(nn.Module):
     """Smooth network of the neighbourhood of each pixel, (n, channels, h, w) -> (n, 1, h, w).
 
-    It consists of 3 x 3 convolutions with SiLU between them; the image is continued periodically. The filters
-    of the first layer have zero mean, so that a constant added to the image changes nothing.
+    It consists of 3 x 3 convolutions with SiLU between them; the image is continued by its mirror images. The
+    filters of the first layer have zero mean, so that a constant added to the image changes nothing.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ class LocalCNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         centred = self.first.weight - self.first.weight.mean((-2, -1), keepdim=True)
-        z = F.conv2d(wrap(x, 1 + len(self.rest)), centred, self.first.bias)
+        z = F.conv2d(mirror(x, 1 + len(self.rest)), centred, self.first.bias)
         for layer in self.rest:
             z = layer(F.silu(z))
         return z

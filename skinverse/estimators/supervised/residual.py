@@ -40,14 +40,13 @@ class Residual(nn.Module):
         return (unit * self._continued(planes / unit)).reshape(x.shape)
 
     def _continued(self, x: Tensor) -> Tensor:
-        """What the network makes of images, continued periodically to a size that it takes, and cut again."""
+        """What the network makes of images, mirrored to a size that it takes, and cut again."""
         height, width = x.shape[-2:]
         if (height, width) not in self._sizes:
             self._sizes[height, width] = (height, width) if self.takes_every_size else self._accepted(x[:1])
         rows, columns = self._sizes[height, width]
         if (rows, columns) != (height, width):
-            i, j = torch.arange(rows, device=x.device), torch.arange(columns, device=x.device)
-            x = x[..., i % height, :][..., j % width]
+            x = _mirrored_to(_mirrored_to(x, rows, 2), columns, 3)
         output: Tensor = self.network(x)
         return output[..., :height, :width]
 
@@ -84,3 +83,10 @@ class Residual(nn.Module):
         """Images of any kind, without derivatives."""
         with torch.no_grad():
             return from_channels(self(as_channels(x)), x)
+
+
+def _mirrored_to(x: Tensor, n: int, axis: int) -> Tensor:
+    """The first ``n`` pixels along an axis of the image continued by its mirror images."""
+    size = x.shape[axis]
+    i = torch.arange(n, device=x.device) % (2 * size)
+    return x.index_select(axis, torch.minimum(i, 2 * size - 1 - i))

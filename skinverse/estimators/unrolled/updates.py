@@ -17,7 +17,8 @@ class Update(nn.Module):
         super().__init__()
         sizes = [n_in, n_features, n_features, n_out]
         self.layers = nn.ModuleList(
-            nn.Conv2d(a, b, 3, padding=1) for a, b in zip(sizes, sizes[1:], strict=False)
+            nn.Conv2d(a, b, 3, padding=1, padding_mode="replicate")  # one pixel of the mirror image
+            for a, b in zip(sizes, sizes[1:], strict=False)
         )
         self.slopes = nn.ParameterList(torch.zeros(n_features) for _ in range(2))
         for layer in self.layers.children():
