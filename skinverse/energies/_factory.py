@@ -24,7 +24,9 @@ _OF_NETWORK: dict[str, Callable[[nn.Module], Energy]] = {
 }
 
 
-def make_energy(name: str, n_channels: int = 1, network: nn.Module | None = None) -> Energy:
+def make_energy(
+    name: str, n_channels: int = 1, network: nn.Module | None = None, *, n_axes: int = 2
+) -> Energy:
     """Make an untrained energy by its name.
 
     Parameters
@@ -35,7 +37,9 @@ def make_energy(name: str, n_channels: int = 1, network: nn.Module | None = None
     n_channels : int, default=1
         Number of channels of the images, for the first three.
     network : nn.Module or None, default=None
-        Network of the last three, which knows its own ``n_channels``.
+        Network of the last three, which knows its own ``n_channels`` and spatial axes.
+    n_axes : int, default=2
+        Number of spatial axes of the images, for the first three: 3 for volumes.
 
     Returns
     -------

@@ -23,6 +23,7 @@ from skinverse import __version__
 from skinverse._defaults import seeded
 from skinverse._hashing import Unhashable, digest
 from skinverse._parameters import Constraint, Flag, Instance, Integer, Null, declared, fitted, parameter
+from skinverse._tensors import as_channels, spatial_axes
 from skinverse.estimators._base import BaseReconstructor
 from skinverse.estimators._validation import seed_of, single
 from skinverse.functionals import Functional, LeastSquares, SquaredNorm
@@ -72,6 +73,8 @@ class LearnedReconstructor(BaseReconstructor):
     _needs: ClassVar[tuple[str, ...]] = ("X_true", "Y_meas")
     # Parameters on which nothing that is learned depends.
     _reconstruction_params: ClassVar[tuple[str, ...]] = ("verbose", "device")
+    # The most spatial axes of an image that the networks can have.
+    _most_axes: ClassVar[int] = 2
 
     trainer: Trainer = parameter(
         default_factory=Trainer,
@@ -97,6 +100,9 @@ class LearnedReconstructor(BaseReconstructor):
     )
 
     module_: nn.Module = fitted(kind="nn.Module", doc="The trained module.")
+    n_axes_: int = fitted(
+        allowed=Integer(ge=2, le=3), doc="Number of spatial axes of the networks: 3 for volumes, else 2."
+    )
     history_: list[dict[str, Any]] = fitted(
         kind="list of dict",
         allowed=Instance(list),
@@ -128,6 +134,7 @@ class LearnedReconstructor(BaseReconstructor):
     # ------------------------------------------------------------------ training
     def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
         assert A is not None and images is not None and data is not None  # _needs
+        self.n_axes_ = self._n_axes(tuple(images.shape[1:]))
         seed, learner = seed_of(self.random_state), self._learner()
         earlier = dict(self.module_.state_dict()) if hasattr(self, "module_") else {}
         cache, key = TrainingCache(self.memory), self._key(learner, earlier, images, data, seed)
@@ -162,6 +169,28 @@ class LearnedReconstructor(BaseReconstructor):
             phases = self._phases(module, A, x, y)
             history = run(module, phases, draws=draws, seed=seed, verbose=self.verbose, checkpoint=checkpoint)
         return {"weights": {k: v.cpu() for k, v in module.state_dict().items()}, "history": history}
+
+    def _channels(self, images: Tensor) -> Tensor:
+        """Images as real channels, (n, channels, *space)."""
+        return as_channels(images, self.channel_axis)
+
+    def _n_axes(self, dims: tuple[int, ...]) -> int:
+        """Number of spatial axes of the networks; signals are images of one row."""
+        return max(2, len(spatial_axes(len(dims), self.channel_axis)))
+
+    def _check_images(self, dims: tuple[int, ...]) -> None:
+        super()._check_images(dims)
+        n_axes, which = self._n_axes(dims), "channel_axis says which axis holds channels"
+        if n_axes > self._most_axes:
+            raise ValueError(
+                f"{type(self).__name__}: expected images of at most {self._most_axes} spatial axes, got "
+                f"{n_axes} in images of shape {dims}: {which}"
+            )
+        if n_axes != getattr(self, "n_axes_", n_axes):
+            raise ValueError(
+                f"{type(self).__name__}: trained on images of {self.n_axes_} spatial axes, got {n_axes} in "
+                f"images of shape {dims}: {which}"
+            )
 
     def _untrained_module(self, seed: int, device: torch.device) -> nn.Module:
         with seeded(seed):
@@ -256,15 +285,17 @@ def mean_psnr(images: Tensor, x: Tensor) -> float:
         return mean_score(psnr(images, x)) if bool(x.isfinite().all()) else -math.inf
 
 
-def held_out_psnr(reconstruct: Callable[[Tensor], Tensor], *, n_images: int, cropped: bool = False) -> Score:
+def held_out_psnr(
+    reconstruct: Callable[[Tensor], Tensor], *, n_images: int, cropped: tuple[int, ...] = ()
+) -> Score:
     """Score of a phase whose rows begin with images and data: PSNR of a few reconstructions.
 
-    ``cropped`` takes the corners of images and data, for methods that see a neighbourhood of each pixel only.
+    Along the axes ``cropped`` images and data are cut, for methods that see a neighbourhood of each pixel
+    only.
     """
 
     def score(images: Tensor, data: Tensor, *_: Tensor) -> float:
-        x, y = images[:n_images], data[:n_images]
-        x, y = crop(x, y) if cropped else (x, y)
+        x, y = crop(images[:n_images], data[:n_images], cropped)
         return mean_psnr(x, reconstruct(y))
 
     return score
@@ -296,8 +327,10 @@ def analytic_inverse(A: LinearMap, data: Tensor) -> Tensor:
     return implicit(objective, x, solve=conjugate_gradient, tol=_INVERSE_TOL)
 
 
-def fit_initial(initial: Any, operator: Any, images: Tensor | None, data: Tensor | None) -> Any:
-    """The estimator to start from, fitted for this operator.
+def fit_initial(
+    initial: Any, operator: Any, channel_axis: int | None, images: Tensor | None, data: Tensor | None
+) -> Any:
+    """The estimator to start from, fitted for this operator and these images.
 
     None stays None; scikit-learn's ``FrozenEstimator`` around a fitted method is that method as it is.
     """
@@ -306,7 +339,7 @@ def fit_initial(initial: Any, operator: Any, images: Tensor | None, data: Tensor
     if isinstance(initial, FrozenEstimator):
         check_is_fitted(initial.estimator)
         return initial.estimator
-    return clone(initial).set_params(operator=operator).fit(images, data)
+    return clone(initial).set_params(operator=operator, channel_axis=channel_axis).fit(images, data)
 
 
 def first_images(A: LinearMap, data: Tensor, initial: Any, *, real: bool) -> Solution:

@@ -23,7 +23,11 @@ _KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
-def make_network(name: str, n_channels: int = 1) -> nn.Module:
+# The networks that volumes can have.
+_OF_VOLUMES = ()
+
+
+def make_network(name: str, n_channels: int = 1, n_axes: int = 2) -> nn.Module:
     """Make an untrained network by its name.
 
     Parameters
@@ -34,6 +38,8 @@ def make_network(name: str, n_channels: int = 1) -> nn.Module:
         ``"lipschitz"``, from images to one channel.
     n_channels : int, default=1
         Channels of the images.
+    n_axes : int, default=2
+        Number of spatial axes of the images: 3 for volumes.
 
     Returns
     -------
@@ -43,7 +49,7 @@ def make_network(name: str, n_channels: int = 1) -> nn.Module:
     Raises
     ------
     ValueError
-        If the name is unknown.
+        If the name is unknown, or the network is one of images of two axes only.
 
     Examples
     --------
@@ -55,7 +61,14 @@ def make_network(name: str, n_channels: int = 1) -> nn.Module:
     if name not in _KINDS:
         raise ValueError(f"name: expected one of {list(_KINDS)}, got {name!r}")
     kind, settings = _KINDS[name]
-    network: nn.Module = kind(n_channels, **settings)
+    if n_axes not in (2, 3) or (n_axes == 3 and name not in _OF_VOLUMES):
+        raise ValueError(
+            f"name: {name!r} is a network of images of 2 spatial axes, got {n_axes}: channel_axis says which "
+            f"axis of an image holds channels, and volumes have {list(_OF_VOLUMES)}"
+        )
+    network: nn.Module = (
+        kind(n_channels, n_axes=n_axes, **settings) if n_axes == 3 else kind(n_channels, **settings)
+    )
     return network
 
 

@@ -399,7 +399,8 @@ def test_learned_energies_of_images_of_any_kind(
     parts = [part for z in planes for part in ((z.real, z.imag) if x.is_complex() else (z,))]
     for n_channels in {1, together}:
         energy = made(name, n_channels)
-        functional, expected = EnergyFunctional(energy), channels_by_hand(energy, parts)
+        functional = EnergyFunctional(energy, 0 if len(dims) == 3 else None)
+        expected = channels_by_hand(energy, parts)
         value, gradient = functional.value_and_grad(x)
         assert value.shape == (2,)
         assert gradient.dtype == dtype
@@ -409,14 +410,17 @@ def test_learned_energies_of_images_of_any_kind(
         assert_close(gradient, grad(expected.sum(), x, retain_graph=True)[0], rtol=1e-10, atol=1e-13)
 
 
-@pytest.mark.parametrize(("shape", "dtype"), [((2, 4, 5), torch.float64), ((2, 2, 4, 5), torch.complex64)])
-def test_images_of_other_channels_are_refused(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    x = torch.zeros(shape, dtype=dtype)
-    for use in (EnergyFunctional(made("ridge", 3)), EnergyFunctional(made("ridge", 3)).value_and_grad):
-        with pytest.raises(ValueError, match="images of 3 channels"):
+@pytest.mark.parametrize(
+    ("shape", "channel_axis", "dtype"),
+    [((2, 4, 5), None, torch.float64), ((2, 2, 4, 5), 0, torch.complex64), ((2, 3, 4, 5), -1, torch.float64)],
+)
+def test_images_of_other_channels_are_refused(
+    shape: tuple[int, ...], channel_axis: int | None, dtype: torch.dtype
+) -> None:
+    x, functional = torch.zeros(shape, dtype=dtype), EnergyFunctional(made("ridge", 3), channel_axis)
+    for use in (functional, functional.value_and_grad):
+        with pytest.raises(ValueError, match=f"images of 3 channels.*channel_axis={channel_axis}"):
             use(x)
-    with pytest.raises(ValueError, match="at most"):
-        EnergyFunctional(made("ridge", 1))(torch.zeros(1, 1, 1, 4, 5))
 
 
 # ------------------------------------------------------------------------------------- made of networks

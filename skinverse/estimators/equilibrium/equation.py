@@ -33,10 +33,12 @@ class Equation:
     given images ``x0``, which also tell the shape and kind of the solution.
     """
 
-    def __init__(self, module: Equilibrium, A: LinearMap, y: Tensor, x0: Tensor) -> None:
+    def __init__(
+        self, module: Equilibrium, A: LinearMap, y: Tensor, x0: Tensor, channel_axis: int | None = None
+    ) -> None:
         self.module, self.A, self.dims = module, A, x0.shape[1:]
         self.square = 1.0 if A.identity else A.norm() ** 2 or 1.0
-        self.f = module.map(self.normal, self.dims)
+        self.f = module.map(self.normal, self.dims, channel_axis)
         self.b = (y if A.identity else real_like(A.adjoint(y), x0)) / (self.square * module.unit)
         self.z0 = module.variables(x0 / module.unit)
 

@@ -29,7 +29,7 @@ from skinverse._parameters import (
     fitted,
     parameter,
 )
-from skinverse._tensors import as_channels, from_channels
+from skinverse._tensors import from_channels
 from skinverse.estimators._base import max_steps_parameter, noise_std_parameter, tol_parameter
 from skinverse.estimators._learned import LearnedReconstructor, analytic_inverse
 from skinverse.estimators._validation import (
@@ -194,6 +194,8 @@ class GenerativeCovariancePrior(LearnedReconstructor):
     )
     tol: float = tol_parameter(1e-4, "Relative change of ``z`` in a step below which a start is finished.")
 
+    _most_axes: ClassVar[int] = 2
+
     module_: GenerativeModel = fitted(kind="nn.Module", doc="The trained encoder and decoders.")
     dims_: tuple[int, ...] = fitted(
         kind="tuple of int",
@@ -224,7 +226,7 @@ class GenerativeCovariancePrior(LearnedReconstructor):
     # ------------------------------------------------------------------ training
     def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
         assert images is not None  # _needs
-        channels = as_channels(images)
+        channels = self._channels(images)
         self.dims_, self.real_ = tuple(images.shape[1:]), not images.is_complex()
         self.shape_ = channels.shape[1], channels.shape[2], channels.shape[3]
         window_for(self.neighbourhood, self.shape_[1:])
@@ -250,7 +252,7 @@ class GenerativeCovariancePrior(LearnedReconstructor):
         )
 
     def _phases(self, module: GenerativeModel, A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Phase]:
-        x = as_channels(images).contiguous()
+        x = self._channels(images).contiguous()
         module.standardise(x, self.min_std)
         trainer = self.trainer.over(
             n_steps=3000,
@@ -267,7 +269,7 @@ class GenerativeCovariancePrior(LearnedReconstructor):
             module.covariance_decoder.requires_grad_(True)
             yield Phase("covariance", covariance_loss, (x,), trainer)
         module.requires_grad_(False).eval()
-        measure_deviation(module, ChannelFidelity(A, images[:_N_MEASURED], self.shape_, real=self.real_))
+        measure_deviation(module, self._fidelity(A, images[:_N_MEASURED]))
 
     # ------------------------------------------------------------------ reconstruction
     def predict(
@@ -330,10 +332,13 @@ class GenerativeCovariancePrior(LearnedReconstructor):
         solution.extra["std"] = objective.fidelity.image(std).abs()
         return replace(solution, converged=solution.converged & converged)
 
+    def _fidelity(self, A: LinearMap, data: Tensor) -> ChannelFidelity:
+        return ChannelFidelity(A, data, self.shape_, self.channel_axis, real=self.real_)
+
     def _infer_latent(self, A: LinearMap, data: Tensor) -> tuple[LatentObjective, Solution]:
         _check_size(A, self.dims_)
         model = copy.deepcopy(self.module_).to(data.device, data.dtype.to_real())
-        fidelity = ChannelFidelity(A, data, self.shape_, real=self.real_)
+        fidelity = self._fidelity(A, data)
         first = fidelity.channels(data if A.identity else analytic_inverse(A, data))
         return infer_latent(
             model,
@@ -441,13 +446,15 @@ class GenerativeCovariancePrior(LearnedReconstructor):
             images = per_sample(batch, self.dims_, "X_true", "dims_")
             if self.real_ and images.is_complex():
                 raise ValueError("X_true: expected real images like those of fit, got complex ones")
-            x = as_channels(images if self.real_ else images.to(images.dtype.to_complex()))
+            x = self._channels(images if self.real_ else images.to(images.dtype.to_complex()))
             model = copy.deepcopy(self.module_).to(x)
             return torch.cat([function(model, part) for part in x.split(max(1, _AT_ONCE // x[0].numel()))])
 
     def _as_images(self, channels: Tensor) -> Tensor:
         dtype = channels.dtype if self.real_ else channels.dtype.to_complex()
-        return from_channels(channels, torch.empty(len(channels), *self.dims_, dtype=dtype))
+        return from_channels(
+            channels, torch.empty(len(channels), *self.dims_, dtype=dtype), self.channel_axis
+        )
 
 
 def _batch_size(n_pixels: int) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from skinverse._parameters import Instance, Integer, Null, OneOf, Real, fitted, parameter
-from skinverse._tensors import as_channels, spread
+from skinverse._tensors import spatial_axes, spread
 from skinverse.energies import WeightedEnergy
 from skinverse.estimators._base import BaseReconstructor, noise_std_parameter
 from skinverse.estimators._learned import fidelity, first_images, fit_initial, in_batches
@@ -169,14 +169,16 @@ class AdversarialRegularizer(EnergyReconstructor):
         if self.paired_:
             check_not_swapped(A, images, data)
         pairs: Any = (images, data) if self.paired_ else (None, None)
-        self.initial_ = fit_initial(self.initial, self.operator_, *pairs)
+        self.initial_ = fit_initial(self.initial, self.operator_, self.channel_axis, *pairs)
         super()._fit(A, images, data)
         self.lam_, self.scale_ = self._weight_and_scale(A, images, data)
 
     def _describe(self) -> None:
         assert self.operator_ is not None  # fitted on images
-        self.weak_convexity_ = self.module_.weak_convexity()
-        self.lipschitz_ = self.module_.lipschitz(math.prod(self.operator_.dims[-2:]))
+        dims, self.weak_convexity_ = self.operator_.dims, self.module_.weak_convexity()
+        self.lipschitz_ = self.module_.lipschitz(
+            math.prod(dims[axis] for axis in spatial_axes(len(dims), self.channel_axis))
+        )
 
     def _weight_and_scale(self, A: LinearMap, images: Tensor, data: Tensor) -> tuple[float, float]:
         if not isinstance(self.lam, str):
@@ -186,19 +188,20 @@ class AdversarialRegularizer(EnergyReconstructor):
             return rule, 1.0
         x, y = (single(batch[:_N_CALIBRATION]) for batch in (images, data))
         if A.identity:
-            x, y = crop(x, y)
+            x, y = crop(x, y, self._spatial_axes(A))
         return fit_weight(fidelity(A, y), self._regularizer, self._descend, self._start(A, y), x, self.bounds)
 
     def _noise(self, A: LinearMap, images: Tensor, data: Tensor) -> float:
-        return noise_in_images(A, images, data, self.noise_std, paired=self.paired_)
+        axes = self._spatial_axes(A)
+        return noise_in_images(A, images, data, self.noise_std, axes, paired=self.paired_)
 
     # ------------------------------------------------------------------ training
     def _make_module(self) -> nn.Module:
-        return WeightedEnergy(untrained(self.energy, self.n_channels_))
+        return WeightedEnergy(untrained(self.energy, self.n_channels_, self.n_axes_))
 
     def _phases(self, module: Any, A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Phase]:
-        bad = as_channels(in_batches(lambda y: self._start(A, y), A, data))
-        few, unit = bad[:_N_NORMALISED], spread(as_channels(images))
+        bad = self._channels(in_batches(lambda y: self._start(A, y), A, data))
+        few, unit = bad[:_N_NORMALISED], spread(self._channels(images))
         best, trainer = BestWeight(), self._trainer()
         certified = module.lipschitz(1) is not None
         fresh = bool(module.log_scale == 0)  # no warm start, which has its scale already
@@ -212,13 +215,18 @@ class AdversarialRegularizer(EnergyReconstructor):
         if fresh:
             module.log_scale.fill_(-math.log(unit))
         if fresh and self.pretraining and not certified:
-            yield from phase("pretraining", denoising_loss(self.patch_size), bad[:, None])
+            yield from phase("pretraining", denoising_loss(self.patch_size, self.channel_axis), bad[:, None])
         module.log_weight.requires_grad_(not certified)  # the proven constant must not grow with the weight
         patches = random_patches(few, self.patch_size)
         normalise(module, patches, n_pixels=patches[0].numel())
 
         loss = adversarial_loss(
-            self.gradient_penalty, self.penalty, self.patch_size, unit, paired=self.paired_
+            self.gradient_penalty,
+            self.penalty,
+            self.patch_size,
+            unit,
+            self.channel_axis,
+            paired=self.paired_,
         )
         versions = bad[:, None]
         yield from phase("adversarial", loss, versions)
@@ -240,16 +248,16 @@ class AdversarialRegularizer(EnergyReconstructor):
             objective = fidelity(A, y) + lam * self._regularizer()
             return accelerated_gradient(objective, self._start(A, y), max_steps=_PARTIAL, tol=0.0).x
 
-        return as_channels(in_batches(a_few_steps, A, data))
+        return self._channels(in_batches(a_few_steps, A, data))
 
     def _score(self, A: LinearMap, best: BestWeight) -> Score:
         """What tells better epochs from worse ones: reconstructions of pairs, or the separation."""
         if not self.paired_:
-            return lambda x, versions: separation(self.module_, as_channels(x), versions[:, 0])
+            return lambda x, versions: separation(self.module_, self._channels(x), versions[:, 0])
         n = _N_SCORED if A.identity else _N_SCORED // 2
 
         def psnr_at_best_weight(x: Tensor, _: Tensor, y: Tensor) -> float:
-            x, y = crop(x[:n], y[:n]) if A.identity else (x[:n], y[:n])
+            x, y = crop(x[:n], y[:n], self._spatial_axes(A) if A.identity else ())
             return best.search(fidelity(A, y), self._regularizer, self._start(A, y), x)
 
         return psnr_at_best_weight

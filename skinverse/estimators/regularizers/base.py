@@ -8,7 +8,6 @@ from torch import Tensor
 
 from skinverse._defaults import copy_module
 from skinverse._parameters import Flag, Integer, Null, OneOf, Real, fitted, parameter
-from skinverse._tensors import as_channels
 from skinverse.energies import WeightedEnergy
 from skinverse.estimators._base import bounds_parameter, max_steps_parameter, tol_parameter
 from skinverse.estimators._learned import LearnedReconstructor, check_kinds, first_images
@@ -60,7 +59,7 @@ class EnergyReconstructor(LearnedReconstructor):
     def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
         assert A is not None and images is not None and data is not None  # _needs
         check_kinds(A, images, data)
-        self.real_, self.n_channels_ = not images.is_complex(), as_channels(images[:1]).shape[1]
+        self.real_, self.n_channels_ = not images.is_complex(), self._channels(images[:1]).shape[1]
         super()._fit(A, images, data)
         self.fitted_lam_ = self.lam
 
@@ -74,8 +73,9 @@ class EnergyReconstructor(LearnedReconstructor):
         if like is not None:
             module = copy_module(module).to(like.device, like.dtype.to_real())
         if scale == 1.0:
-            return EnergyFunctional(module)
-        return EnergyFunctional(WeightedEnergy(module, scale=scale).to(module.log_scale))
+            return EnergyFunctional(module, self.channel_axis)
+        scaled = WeightedEnergy(module, scale=scale).to(module.log_scale)
+        return EnergyFunctional(scaled, self.channel_axis)
 
     def _descend(self, objective: Functional, x0: Tensor, tol: float | None = None) -> Solution:
         """Minimise within the bounds by gradient steps."""

@@ -20,7 +20,7 @@ from skinverse._parameters import (
     fitted,
     parameter,
 )
-from skinverse._tensors import as_channels, rms, spread
+from skinverse._tensors import rms, spread
 from skinverse.energies import SmoothEnergy, WeightedEnergy
 from skinverse.estimators._base import noise_std_parameter
 from skinverse.estimators._learned import fidelity, held_out_psnr, in_batches
@@ -205,17 +205,17 @@ class BilevelRegularizer(EnergyReconstructor):
         super()._fit(A, images, data)
         self.lam_ = float(self._trained_weight() if isinstance(self.lam, str) else self.lam)
         self.weak_convexity_, self.smoothness_, self.certified_ = moduli(
-            self.module_, as_channels(images[:_N_MEASURED]), self.patch_size
+            self.module_, self._channels(images[:_N_MEASURED]), self.patch_size
         )
 
     # ------------------------------------------------------------------ training
     def _make_module(self) -> nn.Module:
         convex = self.energy == "ridge" and self.beta is not None and self.beta <= 1
-        energy = untrained("convex_ridge" if convex else self.energy, self.n_channels_)
+        energy = untrained("convex_ridge" if convex else self.energy, self.n_channels_, self.n_axes_)
         return WeightedEnergy(SmoothEnergy(energy, alpha=self.alpha, beta=self.beta))
 
     def _phases(self, module: Any, A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Phase]:
-        starts, unit = in_batches(lambda y: self._start(A, y), A, data), spread(as_channels(images))
+        starts, unit = in_batches(lambda y: self._start(A, y), A, data), spread(self._channels(images))
         fresh = bool(module.log_scale == 0)
         module.log_weight.requires_grad_(self.lam == "fit")
         if fresh:
@@ -223,7 +223,9 @@ class BilevelRegularizer(EnergyReconstructor):
         if fresh and self.pretraining and self.supervised_:
             lr = 1e-2 if self.energy in ("ridge", "convex_ridge") else 1e-3
             pretrainer = self.pretrainer.over(n_steps=2000, lr=lr, final_lr=lr / 10)
-            yield Phase("pretraining", denoising_loss(self.patch_size), (images,), pretrainer)
+            yield Phase(
+                "pretraining", denoising_loss(self.patch_size, self.channel_axis), (images,), pretrainer
+            )
         with torch.no_grad():
             if not isinstance(self.lam, str):
                 module.log_weight.fill_(math.log(max(self.lam, _SMALLEST_WEIGHT)))
@@ -244,7 +246,7 @@ class BilevelRegularizer(EnergyReconstructor):
         """Calibrate weight and scale on a few pairs; without true images the weight follows a rule."""
         x, y, x0 = images[:_N_SCORED], data[:_N_SCORED], starts[:_N_SCORED]
         if A.identity:
-            x, y = crop(x, y)
+            x, y = crop(x, y, self._spatial_axes(A))
             x0 = y
         if self.supervised_:
             lam, scale = fit_weight(fidelity(A, y), self._regularizer, self._descend, x0, x, self.bounds)
@@ -276,7 +278,8 @@ class BilevelRegularizer(EnergyReconstructor):
         smoothness = None
         if self.beta is not None and not smooth.certified and self.smoothness_weight > 0:
             smoothness = Smoothness(n, self.smoothness_weight, self.beta, self.patch_size)
-        sampler = Patches(self.patch_size) if A.identity else WholeImages(starts)
+        axis = self.channel_axis
+        sampler = Patches(self.patch_size, axis) if A.identity else WholeImages(starts, axis)
         return UpperLevel(A, lower, self._upper_loss(A, data, unit), sampler, smoothness)
 
     def _upper_loss(self, A: LinearMap, data: Tensor, unit: float) -> UpperLoss:
@@ -289,7 +292,8 @@ class BilevelRegularizer(EnergyReconstructor):
         """PSNR of held-out reconstructions, or minus their risk where there are no true images."""
         if not self.supervised_:
             return lambda *rows: -upper.risk(module, *rows)
-        return held_out_psnr(lambda y: self._solution(A, y).x, n_images=_N_SCORED, cropped=A.identity)
+        cropped = self._spatial_axes(A) if A.identity else ()
+        return held_out_psnr(lambda y: self._solution(A, y).x, n_images=_N_SCORED, cropped=cropped)
 
     # ------------------------------------------------------------------ reconstruction
     def _minimise(self, misfit: Any, R: Functional, x0: Tensor, tol: float) -> Solution:

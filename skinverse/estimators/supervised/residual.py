@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from skinverse._defaults import copy_module
 from skinverse._parameters import OneOf
-from skinverse._tensors import as_channels, from_channels, planes_for
+from skinverse._tensors import planes_for
 from skinverse.networks import make_network
 
 # All of these take images of every size.
@@ -24,11 +24,11 @@ class Residual(nn.Module):
 
     unit: Tensor
 
-    def __init__(self, network: str | nn.Module, n_channels: int) -> None:
+    def __init__(self, network: str | nn.Module, n_channels: int, n_axes: int = 2) -> None:
         super().__init__()
         self.takes_every_size = isinstance(network, str)
         self.network: nn.Module = (
-            make_network(network, n_channels) if isinstance(network, str) else copy_module(network)
+            make_network(network, n_channels, n_axes) if isinstance(network, str) else copy_module(network)
         )
         self.n_channels = n_channels
         self.register_buffer("unit", torch.zeros(()))
@@ -36,7 +36,7 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Channels to channels; a network of a single channel takes many one by one."""
-        unit, planes = self.unit.clamp_min(1e-30), planes_for(x, self.n_channels, "the network")
+        unit, planes = self.unit.clamp_min(1e-30), planes_for(x, self.n_channels, "the network", 0)
         return (unit * self._continued(planes / unit)).reshape(x.shape)
 
     def _continued(self, x: Tensor) -> Tensor:
@@ -78,11 +78,6 @@ class Residual(nn.Module):
             "network: expected a module from (images, channels, height, width) to the same shape, at least "
             f"where the sides are multiples of {_MULTIPLES[-1]}: {reason}"
         ) from cause
-
-    def improved(self, x: Tensor) -> Tensor:
-        """Images of any kind, without derivatives."""
-        with torch.no_grad():
-            return from_channels(self(as_channels(x)), x)
 
 
 def _mirrored_to(x: Tensor, n: int, axis: int) -> Tensor:

@@ -76,7 +76,12 @@ class LearnedPrimalDual(UnrolledReconstructor):
 
     def _make_module(self) -> Unrolled:
         return PrimalDualUnrolled(
-            self.n_channels_, self.n_iterations, self.n_features, self.n_states, shared=self.shared
+            self.n_channels_,
+            self.n_iterations,
+            self.n_features,
+            self.n_states,
+            shared=self.shared,
+            n_axes=self.n_axes_,
         )
 
 
@@ -84,27 +89,39 @@ class PrimalDualUnrolled(Unrolled):
     """``h <- h + D(h, A f_1, y)`` and ``f <- f + P(f, A^* h_0)`` for several images ``f`` and data ``h``."""
 
     def __init__(
-        self, n_channels: tuple[int, int], n_iterations: int, n_features: int, n_states: int, *, shared: bool
+        self,
+        n_channels: tuple[int, int],
+        n_iterations: int,
+        n_features: int,
+        n_states: int,
+        *,
+        shared: bool,
+        n_axes: int = 2,
     ) -> None:
         super().__init__(n_channels, n_iterations)
         c, d = n_channels
         n_updates = 1 if shared else n_iterations
         self.n_states = n_states
         self.dual = nn.ModuleList(
-            Update((n_states + 2) * d, n_states * d, n_features) for _ in range(n_updates)
+            Update((n_states + 2) * d, n_states * d, n_features, n_axes) for _ in range(n_updates)
         )
         self.primal = nn.ModuleList(
-            Update((n_states + 1) * c, n_states * c, n_features) for _ in range(n_updates)
+            Update((n_states + 1) * c, n_states * c, n_features, n_axes) for _ in range(n_updates)
         )
 
     def iterates(self, problem: ScaledProblem) -> Iterator[Tensor]:
         """Yield the images after each iteration."""
         y, c, d = problem.data, *self.n_channels
-        f = problem.start.repeat(1, self.n_states, 1, 1)
-        h = torch.zeros_like(y).repeat(1, self.n_states, 1, 1)
+        f = _repeated(problem.start, self.n_states)
+        h = _repeated(torch.zeros_like(y), self.n_states)
         second = slice(c, 2 * c) if self.n_states > 1 else slice(0, c)
         for k in range(self.n_iterations):
             D, P = self.dual[k % len(self.dual)], self.primal[k % len(self.primal)]
             h = h + D(torch.cat([h, problem.forward(f[:, second]), y], 1))
             f = f + P(torch.cat([f, problem.adjoint(h[:, :d])], 1))
             yield f[:, :c]
+
+
+def _repeated(x: Tensor, n: int) -> Tensor:
+    """The channels ``n`` times."""
+    return torch.cat([x] * n, 1)

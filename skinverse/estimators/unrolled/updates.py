@@ -13,7 +13,7 @@ class Update(nn.Module):
     The last convolution starts at zero: untrained iterations change nothing.
     """
 
-    def __init__(self, n_in: int, n_out: int, n_features: int) -> None:
+    def __init__(self, n_in: int, n_out: int, n_features: int, n_axes: int = 2) -> None:
         super().__init__()
         sizes = [n_in, n_features, n_features, n_out]
         self.layers = nn.ModuleList(

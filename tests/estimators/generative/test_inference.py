@@ -43,7 +43,7 @@ def distance_from_the_range(method: Any, images: np.ndarray, objective_of: Any) 
     """``min_z ||G(z) - x||``, each image's."""
     denoising = copy.copy(method).set_params(operator=pylops.Identity(method.dims_, dtype="float64"))
     objective = objective_of(RangeObjective, denoising, images, lam=0.0)
-    starts = objective.model.starts(as_channels(torch.from_numpy(images)), 4)
+    starts = objective.model.starts(as_channels(torch.from_numpy(images), None), 4)
     nearest = minimise_from_starts([(objective, lbfgs)], starts, max_steps=500, tol=1e-12)
     return (2 * nearest.objective).sqrt()
 

@@ -80,7 +80,7 @@ def test_standard_deviations_of_the_estimator_are_those_of_its_posterior(
     x, std, info = prior.predict(data, return_std=True, return_info=True)
     assert_allclose(info.lam, NOISE**2, rtol=1e-6)
     objective = objective_of(SoftObjective, prior, data, NOISE**2)
-    starts = objective.model.starts(as_channels(torch.from_numpy(x)), 1)
+    starts = objective.model.starts(as_channels(torch.from_numpy(x), None), 1)
     latent = minimise_from_starts([(objective, lbfgs)], starts, max_steps=200, tol=1e-6)
     dense = dense_std(objective, real_matrix(prior), latent.x, dense_covariance, NOISE**2)
     ratio = torch.from_numpy(std).flatten(1) / dense
