@@ -292,6 +292,10 @@ class BaseReconstructor(Parametrized, ABC):
         """Reconstruct a batch, (n, *A.dimsd) -> (n, *A.dims)."""
 
     # ------------------------------------------------------------------ private
+    def _reconstructed(self, A: LinearMap, data: Tensor) -> Solution:
+        """The reconstruction in the units of the images, for another method that starts from it."""
+        return self._reconstruct(A, data)
+
     def _unfitted(self) -> Self:
         """A shallow copy without what an earlier ``fit`` has found."""
         twin = copy.copy(self)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from skinverse._tensors import norm, real_like, rms
 from skinverse.estimators._learned import batch_size_for, fidelity, in_batches
+from skinverse.estimators._units import without_gain
 from skinverse.operators import LinearMap
 
 # Images with which the data of one are compared, its own among them.
@@ -35,7 +36,7 @@ def are_pairs(A: LinearMap, images: Tensor, data: Tensor) -> bool:
 def noise_in_images(
     A: LinearMap, images: Tensor, data: Tensor, noise_std: float | None, *, paired: bool
 ) -> float:
-    """Root mean square of ``A^* noise`` per pixel.
+    """Root mean square of ``A^* noise / ||A||^2`` per pixel.
 
     Where the noise is unknown, pairs show it as ``A^* (A x - y)``; of other sets it is taken for white.
     """
@@ -54,8 +55,9 @@ def noise_in_images(
 
 
 def back_projection(A: LinearMap, data: Tensor, images: Tensor) -> Tensor:
-    """``A^* y``, of which only the real part counts where images are real."""
-    return real_like(A.adjoint(data), images)
+    """``A^* y / ||A||^2``, of which only the real part counts where images are real."""
+    normed, y, _ = without_gain(A, data)
+    return real_like(normed.adjoint(y), images)
 
 
 def _unit_noise(A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Tensor]:

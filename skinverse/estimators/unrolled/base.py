@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pylops
@@ -14,17 +15,17 @@ from sklearn.frozen import FrozenEstimator
 from torch import Tensor, nn
 
 from skinverse._parameters import Elements, Flag, Instance, Integer, Null, ParameterError, fitted, parameter
-from skinverse._tensors import as_channels, from_channels, planes_for, real_like, spread
+from skinverse._tensors import as_channels, from_channels, planes_for, real_like
 from skinverse.estimators._base import BaseReconstructor, bounds_parameter
 from skinverse.estimators._learned import (
     LearnedReconstructor,
     after,
     check_kinds,
-    first_images,
     fit_initial,
     held_out_psnr,
     in_batches,
 )
+from skinverse.estimators._units import within
 from skinverse.estimators._validation import same_kind
 from skinverse.operators import LinearMap, as_torch
 from skinverse.solvers import Solution
@@ -99,25 +100,22 @@ class UnrolledReconstructor(LearnedReconstructor):
         super()._fit(A, images, data)
 
     def _phases(self, module: Any, A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Phase]:
-        if module.unit == 0:
-            module.unit.fill_(spread(as_channels(images)))
         starts = in_batches(lambda y: self._start(A, y), A, data)
 
         def loss(module: Any, x: Tensor, y: Tensor, x0: Tensor) -> Tensor:
-            error = (module(A, y, x0) - x) / module.unit
-            return error.abs().square().flatten(1).mean(1)
+            return (module(A, y, x0) - x).abs().square().flatten(1).mean(1)
 
         score = held_out_psnr(lambda y: self._reconstruct(A, y).x, n_images=_N_SCORED)
         trainer = self.trainer.over(n_steps=2000, lr=1e-3, final_lr=1e-4, max_grad_norm=1.0)
         yield Phase("supervised", loss, (images, data, starts), trainer, score)
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
-        first = first_images(A, data, self.initial_, real=self.real_)
+        first = self._first_images(A, data, self.initial_, real=self.real_)
         *_, last = self._stages(A, data, first.x)
         return after(first, last)
 
     def _start(self, A: LinearMap, data: Tensor) -> Tensor:
-        return first_images(A, data, self.initial_, real=self.real_).x
+        return self._first_images(A, data, self.initial_, real=self.real_).x
 
     def _differentiable(self, module: nn.Module, A: LinearMap, data: Tensor, start: Tensor) -> Tensor:
         images: Tensor = module(A, data, start)
@@ -126,21 +124,23 @@ class UnrolledReconstructor(LearnedReconstructor):
     # ------------------------------------------------------------------ private
     def _staged(self, A: LinearMap, data: Tensor) -> Solution:
         """The images after all iterations, (n, n_iterations, *dims)."""
-        first = first_images(A, data, self.initial_, real=self.real_)
+        first = self._first_images(A, data, self.initial_, real=self.real_)
         return after(first, torch.stack(list(self._stages(A, data, first.x)), 1))
 
     def _stages(self, A: LinearMap, data: Tensor, start: Tensor) -> Iterator[Tensor]:
-        """Yield the images after each iteration, within their bounds."""
+        """Yield the images after each iteration."""
         if self.n_iterations != self.n_iterations_:
             raise ParameterError(
                 f"n_iterations: learned with {self.n_iterations_}, got {self.n_iterations}: fit again"
             )
         self._check_order()
-        low, high = self.bounds or (None, None)
         module = copy.deepcopy(self.module_).to(start.device, start.dtype.to_real())
         with torch.no_grad():
-            for x in module.stages(A, data, start):
-                yield x if low is None and high is None else x.clamp(low, high)
+            yield from module.stages(A, data, start)
+
+    def _restored(self, solution: Solution) -> Solution:
+        solution = super()._restored(solution)
+        return replace(solution, x=within(solution.x, self.bounds))
 
     def _check_order(self) -> None:
         """Refuse bounds of complex images, which have no order."""
@@ -151,25 +151,21 @@ class UnrolledReconstructor(LearnedReconstructor):
 
 
 class Unrolled(nn.Module, ABC):
-    """Iterations with learned parts, in the unit of the images, which is 0 until they are trained."""
-
-    unit: Tensor
+    """Iterations with learned parts."""
 
     def __init__(self, n_channels: tuple[int, int], n_iterations: int) -> None:
         super().__init__()
         self.n_channels, self.n_iterations = n_channels, n_iterations
-        self.register_buffer("unit", torch.zeros(()))
 
     @abstractmethod
     def iterates(self, problem: ScaledProblem) -> Iterator[Tensor]:
-        """Yield the images after each iteration, as channels in the unit."""
+        """Yield the images after each iteration, as channels."""
 
     def stages(self, A: LinearMap, data: Tensor, start: Tensor) -> Iterator[Tensor]:
         """Yield the images after each iteration, of the kind and shape of ``start``."""
         A, y, x0 = self._in_trained_channels(A, data, start)
-        unit = self.unit.clamp_min(1e-30)
-        for x in self.iterates(ScaledProblem(A, y, x0, unit)):
-            yield from_channels(unit * x, x0).reshape(start.shape)
+        for x in self.iterates(ScaledProblem(A, y, x0)):
+            yield from_channels(x, x0).reshape(start.shape)
 
     def forward(self, A: LinearMap, data: Tensor, start: Tensor) -> Tensor:
         """The images after the last iteration."""
@@ -193,16 +189,15 @@ class Unrolled(nn.Module, ABC):
 
 
 class ScaledProblem:
-    """``A / ||A||`` from channels to channels, and data and start as channels in the unit of the images.
+    """``A / ||A||`` from channels to channels, and ``y / ||A||`` and start as channels.
 
-    Whatever the units of images and operator are, the learned parts see numbers of order one.
+    Whatever the unit of the operator is, the learned parts see numbers of order one.
     """
 
-    def __init__(self, A: LinearMap, data: Tensor, start: Tensor, unit: Tensor) -> None:
+    def __init__(self, A: LinearMap, data: Tensor, start: Tensor) -> None:
         self._A, self._norm = A, A.norm() or 1.0
         self._x, self._y = start, data
-        self.start = as_channels(start) / unit
-        self.data = as_channels(data) / (unit * self._norm)
+        self.start, self.data = as_channels(start), as_channels(data) / self._norm
 
     def forward(self, x: Tensor) -> Tensor:
         """``A x / ||A||``."""

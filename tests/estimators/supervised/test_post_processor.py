@@ -99,9 +99,9 @@ def test_networks_that_ask_for_sizes_get_them(size: tuple[int, int]) -> None:
     x = model.predict(X)
     assert x.shape == X.shape and np.isfinite(x).all()
     if size == (20, 20):  # nothing is continued where nothing has to be
-        unit = float(model.module_.unit)
-        seen = model.module_.network(torch.from_numpy(X[:, None] / unit))[:, 0] * unit
-        assert_allclose(x, seen.detach(), atol=1e-6)
+        normalised = torch.from_numpy((X[:, None] - model.level_) / model.spread_).float()
+        seen = model.module_.network(normalised)[:, 0].detach()
+        assert_allclose(x, model.spread_ * seen + model.level_, atol=1e-6)
 
 
 def test_a_network_that_changes_sizes_is_refused() -> None:
