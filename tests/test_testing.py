@@ -64,10 +64,8 @@ class LearnedGain(LearnedReconstructor):
         return Gain()
 
     def _phases(self, module: Any, A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Phase]:
-        unit = (images - images.mean()).abs().square().mean().sqrt()
-
         def loss(module: Any, x: Tensor, z: Tensor) -> Tensor:
-            return ((module(z) - x) / unit).abs().square().flatten(1).mean(1)
+            return (module(z) - x).abs().square().flatten(1).mean(1)
 
         yield Phase(
             "gain", loss, (images, A.adjoint(data) / A.norm() ** 2), self.trainer.over(max_epochs=5, lr=0.1)

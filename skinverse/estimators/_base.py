@@ -309,6 +309,10 @@ class BaseReconstructor(Parametrized, ABC):
         return spatial_axes(len(A.dims), self.channel_axis)
 
     # ------------------------------------------------------------------ private
+    def _reconstructed(self, A: LinearMap, data: Tensor) -> Solution:
+        """The reconstruction in the units of the images, for another method that starts from it."""
+        return self._reconstruct(A, data)
+
     def _unfitted(self) -> Self:
         """A shallow copy without what an earlier ``fit`` has found."""
         twin = copy.copy(self)

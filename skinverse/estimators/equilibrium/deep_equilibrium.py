@@ -25,7 +25,6 @@ from skinverse._parameters import (
     fitted,
     parameter,
 )
-from skinverse._tensors import spread
 from skinverse.estimators._base import max_steps_parameter, tol_parameter
 from skinverse.estimators._learned import (
     LearnedReconstructor,
@@ -239,14 +238,11 @@ class DeepEquilibriumRecon(LearnedReconstructor):
         )
 
     def _phases(self, module: Any, A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Phase]:
-        untrained = bool(module.unit == 0)
-        if untrained:
-            module.unit.fill_(spread(self._channels(images)))
         if isinstance(self.lam, str):
             module.log_lam.requires_grad_(True)
         else:
             module.log_lam.requires_grad_(False).fill_(math.log(self.lam))
-        if untrained and self.pretraining:
+        if self.pretraining and not self._continued:
             trainer = self.pretrainer.over(n_steps=2000, lr=2e-3, final_lr=2e-4)
             yield Phase("pretraining", denoiser_loss(self.patch_size), (self._channels(images),), trainer)
             self._calibrate(module, A, images[:_N_SCORED], data[:_N_SCORED])

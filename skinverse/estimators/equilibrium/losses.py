@@ -28,7 +28,7 @@ def denoiser_loss(patch_size: int | None) -> Loss:
     """``||h(x + noise) - x||^2`` per pixel, with noise of a random level for each image."""
 
     def loss(module: Equilibrium, images: Tensor) -> Tensor:
-        x = random_patches(images, patch_size) / module.unit
+        x = random_patches(images, patch_size)
         noise_std = expand(_NOISE * torch.rand(len(x), device=x.device), x)
         return _mean_square(module.denoiser(0)(x + noise_std * torch.randn_like(x)) - x)
 
@@ -38,7 +38,7 @@ def denoiser_loss(patch_size: int | None) -> Loss:
 class EquilibriumLoss:
     """``||x(y) - x||^2 + jacobian_weight ||df/dz||_F^2`` per number, where ``x(y)`` is the fixed point.
 
-    Both are in units of the images' spread. ``solve(equation, z0)`` finds the fixed point; ``last``, if it is
+    ``solve(equation, z0)`` finds the fixed point; ``last``, if it is
     given, starts it where it was the last time. With a ``patch_size`` images and data are cut, which only a
     denoiser can do.
     """
@@ -67,9 +67,9 @@ class EquilibriumLoss:
             x0, channel_axis = y, 0
         equation = Equation(module, self.A, y, x0, channel_axis)
         solution = self._solution(equation, index)
-        value = _mean_square((equation.image(solution.x) - x) / module.unit)
+        value = _mean_square(equation.image(solution.x) - x)
         # Where the map gives no numbers, or nothing like images, the loss is none either: the training ends.
-        most = _DIVERGED * _mean_square(x / module.unit).clamp_min(1)
+        most = _DIVERGED * _mean_square(x).clamp_min(1)
         value = torch.where(torch.isfinite(solution.residual) & (value < most), value, torch.nan)
         if self.jacobian_weight and torch.is_grad_enabled():
             value = value + self.jacobian_weight * jacobian_size(equation.f, solution.x.detach(), equation.b)

@@ -13,14 +13,12 @@ from skinverse.networks import lipschitz_constant, prepared
 
 
 class Equilibrium(nn.Module):
-    """A network ``h_0`` with a scale ``s``, a step ``eta`` and a weight ``lam``, and the unit of the images.
+    """A network ``h_0`` with a scale ``s``, a step ``eta`` and a weight ``lam``.
 
     The map of an iteration has the network as ``h(z) = h_0(s z) / s``. Where a Lipschitz constant ``c`` is
-    asked for, ``h`` is multiplied by ``c / L`` with the constant ``L`` that is proven for ``h_0``. The unit
-    is the spread of the training images, and 0 until something has been learned.
+    asked for, ``h`` is multiplied by ``c / L`` with the constant ``L`` that is proven for ``h_0``.
     """
 
-    unit: Tensor
     lipschitz: Tensor | None
 
     def __init__(
@@ -37,7 +35,6 @@ class Equilibrium(nn.Module):
         self.log_eta = nn.Parameter(torch.zeros(()))
         self.log_lam = nn.Parameter(torch.tensor(math.log(lam)))
         self.log_scale = nn.Parameter(torch.zeros(()))
-        self.register_buffer("unit", torch.zeros(()))
         # A parameter of the method and nothing learned: a warm start must not bring back an earlier one.
         constant = None if lipschitz is None else torch.tensor(lipschitz)
         self.register_buffer("lipschitz", constant, persistent=False)

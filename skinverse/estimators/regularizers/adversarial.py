@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from skinverse._parameters import Instance, Integer, Null, OneOf, Real, fitted, parameter
-from skinverse._tensors import spatial_axes, spread
+from skinverse._tensors import spatial_axes
 from skinverse.energies import WeightedEnergy
 from skinverse.estimators._base import BaseReconstructor, noise_std_parameter
-from skinverse.estimators._learned import fidelity, first_images, fit_initial, in_batches
-from skinverse.estimators._validation import check_not_swapped, single
+from skinverse.estimators._learned import fidelity, fit_initial, in_batches
+from skinverse.estimators._units import gain_of
+from skinverse.estimators._validation import check_not_swapped
 from skinverse.estimators.regularizers.base import EnergyReconstructor
 from skinverse.estimators.regularizers.data import are_pairs, noise_in_images
 from skinverse.estimators.regularizers.energies import untrained
@@ -175,7 +177,9 @@ class AdversarialRegularizer(EnergyReconstructor):
 
     def _describe(self) -> None:
         assert self.operator_ is not None  # fitted on images
-        dims, self.weak_convexity_ = self.operator_.dims, self.module_.weak_convexity()
+        # Of R(x) = spread R'(x'), whose gradient is that of R'.
+        dims, known = self.operator_.dims, self.module_.weak_convexity()
+        self.weak_convexity_ = None if known is None else known / self.spread_
         self.lipschitz_ = self.module_.lipschitz(
             math.prod(dims[axis] for axis in spatial_axes(len(dims), self.channel_axis))
         )
@@ -183,17 +187,24 @@ class AdversarialRegularizer(EnergyReconstructor):
     def _weight_and_scale(self, A: LinearMap, images: Tensor, data: Tensor) -> tuple[float, float]:
         if not isinstance(self.lam, str):
             return float(self.lam), 1.0
-        rule = self._noise(A, images, data)
+        x, y = self._normalised_rows(A, images, data)
+        rule, unit = self._noise(A, x, y), self._unit_of_weight(A)
         if rule == 0 or self.lam == "auto" or not self.paired_:
-            return rule, 1.0
-        x, y = (single(batch[:_N_CALIBRATION]) for batch in (images, data))
+            return unit * rule, 1.0
+        x, y = x[:_N_CALIBRATION], y[:_N_CALIBRATION]
         if A.identity:
             x, y = crop(x, y, self._spatial_axes(A))
-        return fit_weight(fidelity(A, y), self._regularizer, self._descend, self._start(A, y), x, self.bounds)
+        x0, bounds = self._start(A, y), self._normalised_bounds
+        lam, scale = fit_weight(fidelity(A, y), self._regularizer, self._descend, x0, x, bounds)
+        return unit * lam, scale
+
+    def _unit_of_weight(self, A: LinearMap) -> float:
+        """The ``lam`` that weighs the normalised energy by one."""
+        return gain_of(A) ** 2 * self.spread_
 
     def _noise(self, A: LinearMap, images: Tensor, data: Tensor) -> float:
-        axes = self._spatial_axes(A)
-        return noise_in_images(A, images, data, self.noise_std, axes, paired=self.paired_)
+        noise_std = None if self.noise_std is None else self.noise_std / self.spread_
+        return noise_in_images(A, images, data, noise_std, self._spatial_axes(A), paired=self.paired_)
 
     # ------------------------------------------------------------------ training
     def _make_module(self) -> nn.Module:
@@ -201,10 +212,8 @@ class AdversarialRegularizer(EnergyReconstructor):
 
     def _phases(self, module: Any, A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Phase]:
         bad = self._channels(in_batches(lambda y: self._start(A, y), A, data))
-        few, unit = bad[:_N_NORMALISED], spread(self._channels(images))
-        best, trainer = BestWeight(), self._trainer()
+        few, best, trainer = bad[:_N_NORMALISED], BestWeight(), self._trainer()
         certified = module.lipschitz(1) is not None
-        fresh = bool(module.log_scale == 0)  # no warm start, which has its scale already
 
         def phase(name: str, loss: Loss, versions: Tensor) -> Iterator[Phase]:
             rows = (images, versions, data) if self.paired_ else (images, versions)
@@ -212,21 +221,14 @@ class AdversarialRegularizer(EnergyReconstructor):
             yield Phase(name, loss, rows, trainer, score, paired=self.paired_, state=(best,))
             best.move_scale_to(module)
 
-        if fresh:
-            module.log_scale.fill_(-math.log(unit))
-        if fresh and self.pretraining and not certified:
+        if self.pretraining and not certified and not self._continued:
             yield from phase("pretraining", denoising_loss(self.patch_size, self.channel_axis), bad[:, None])
         module.log_weight.requires_grad_(not certified)  # the proven constant must not grow with the weight
         patches = random_patches(few, self.patch_size)
         normalise(module, patches, n_pixels=patches[0].numel())
 
         loss = adversarial_loss(
-            self.gradient_penalty,
-            self.penalty,
-            self.patch_size,
-            unit,
-            self.channel_axis,
-            paired=self.paired_,
+            self.gradient_penalty, self.penalty, self.patch_size, self.channel_axis, paired=self.paired_
         )
         versions = bad[:, None]
         yield from phase("adversarial", loss, versions)
@@ -264,11 +266,12 @@ class AdversarialRegularizer(EnergyReconstructor):
 
     # ------------------------------------------------------------------ reconstruction
     def _start(self, A: LinearMap, data: Tensor) -> Tensor:
-        return first_images(A, data, self.initial_, real=self.real_ and not A.identity).x
+        return self._first_images(A, data, self.initial_, real=self.real_ and not A.identity).x
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
         self._check_rule()
         by_rule = isinstance(self.lam, str)
         lam, scale = (self.lam_, self.scale_) if by_rule else (float(self.lam), 1.0)
-        x0 = self._start(A, data)
-        return self._descend(fidelity(A, data) + lam * self._regularizer(scale, like=x0), x0)
+        x0, weight = self._start(A, data), lam / self._unit_of_weight(A)
+        solution = self._descend(fidelity(A, data) + weight * self._regularizer(scale, like=x0), x0)
+        return replace(solution, objective=solution.objective.double() * gain_of(A) ** 2)

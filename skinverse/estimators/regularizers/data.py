@@ -11,6 +11,7 @@ from torch import Tensor
 
 from skinverse._tensors import norm, real_like, rms
 from skinverse.estimators._learned import batch_size_for, fidelity, in_batches
+from skinverse.estimators._units import without_gain
 from skinverse.operators import LinearMap
 
 # Images with which the data of one are compared, its own among them.
@@ -41,7 +42,7 @@ def noise_in_images(
     *,
     paired: bool,
 ) -> float:
-    """Root mean square of ``A^* noise`` per pixel; ``axes`` are the spatial ones.
+    """Root mean square of ``A^* noise / ||A||^2`` per pixel; ``axes`` are the spatial ones.
 
     Where the noise is unknown, pairs show it as ``A^* (A x - y)``; of other sets it is taken for white.
     """
@@ -60,8 +61,9 @@ def noise_in_images(
 
 
 def back_projection(A: LinearMap, data: Tensor, images: Tensor) -> Tensor:
-    """``A^* y``, of which only the real part counts where images are real."""
-    return real_like(A.adjoint(data), images)
+    """``A^* y / ||A||^2``, of which only the real part counts where images are real."""
+    normed, y, _ = without_gain(A, data)
+    return real_like(normed.adjoint(y), images)
 
 
 def _unit_noise(A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Tensor]:

@@ -171,18 +171,20 @@ class WholeImages:
 
 
 # ---------------------------------------------------------------------- losses
-def squared_error(unit: float) -> UpperLoss:
-    """``||x_hat - x||^2``, the mean over pixels, for images of values as large as ``unit``."""
-    return lambda x_hat, x, *_: ((x_hat - x) / unit).abs().square().flatten(1).mean(1)
+def squared_error(x_hat: Tensor, x: Tensor, *_: Any) -> Tensor:
+    """``||x_hat - x||^2``, the mean over pixels."""
+    return (x_hat - x).abs().square().flatten(1).mean(1)
 
 
-def absolute_error(unit: float) -> UpperLoss:
-    """``||x_hat - x||_1``, the mean over pixels, for images of values as large as ``unit``."""
-    return lambda x_hat, x, *_: ((x_hat - x) / unit).abs().flatten(1).mean(1)
+def absolute_error(x_hat: Tensor, x: Tensor, *_: Any) -> Tensor:
+    """``||x_hat - x||_1``, the mean over pixels."""
+    return (x_hat - x).abs().flatten(1).mean(1)
 
 
-def stein_risk(A: LinearMap, noise_std: float, unit: float, *, complex_data: bool) -> UpperLoss:
+def stein_risk(A: LinearMap, noise_std: float, gain: float, *, complex_data: bool) -> UpperLoss:
     """Stein's unbiased estimate of ``||A x_hat - A x||^2``, from the measurements alone, by one random probe.
+
+    It is taken relative to the square of the operator's ``gain``, and as a mean over measurements.
 
     ``||A x_hat(y) - y||^2 + sigma^2 (2 div - m)`` for ``m`` measurements, where the divergence ``div`` of
     ``A x_hat(y)`` in ``y`` is ``<b, A x_hat(y + h b) - A x_hat(y)> / h`` with white noise ``b``. Complex data
@@ -200,6 +202,6 @@ def stein_risk(A: LinearMap, noise_std: float, unit: float, *, complex_data: boo
         seen, seen_change = (z if A.identity else A(z) for z in (x_hat, change))
         divergence = dot(b, seen_change) / h
         risk = norm(seen - y).square() + sigma**2 * (2 * divergence - m)
-        return risk / (m * unit**2)
+        return risk / (m * gain**2)
 
     return loss

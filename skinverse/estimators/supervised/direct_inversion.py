@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from skinverse._defaults import copy_module
 from skinverse._parameters import Elements, Flag, Instance, Integer, fitted, parameter
-from skinverse._tensors import as_channels, from_channels, rms, spread
+from skinverse._tensors import as_channels, from_channels, rms
 from skinverse.estimators._learned import LearnedReconstructor, held_out_psnr
 from skinverse.estimators.supervised.residual import NETWORKS, Residual
 from skinverse.operators import LinearMap
@@ -85,9 +85,9 @@ class DirectInversion(LearnedReconstructor):
         default="dncnn",
         allowed=NETWORKS | Instance(nn.Module, name="nn.Module"),
         doc="""
-        Network ``h`` behind the linear map, whose input is an image in units of the training images' spread.
-        A module takes (n, channels, height, width) to the same shape, at least where the sides are multiples
-        of 64 or less; :meth:`save` does not take it.""",
+        Network ``h`` behind the linear map, for images that are normalised as the training images are to mean
+        0 and standard deviation 1. A module takes (n, channels, height, width) to the same shape, at least
+        where the sides are multiples of 64 or less; :meth:`save` does not take it.""",
     )
 
     module_: Direct = fitted(kind="nn.Module", doc="Linear map and network.")
@@ -136,11 +136,11 @@ class DirectInversion(LearnedReconstructor):
 
     def _phases(self, module: Any, A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Phase]:
         def prepare(x: Tensor, y: Tensor) -> None:
-            if module.network.unit == 0:
+            if not self._continued:
                 module.start(x, y)
 
         def loss(module: Any, x: Tensor, y: Tensor) -> Tensor:
-            return ((module(y) - x) / module.network.unit).square().flatten(1).mean(1)
+            return (module(y) - x).square().flatten(1).mean(1)
 
         def reconstruct(y: Tensor) -> Tensor:
             with torch.no_grad():
@@ -180,8 +180,13 @@ def _numbers(data: Tensor) -> Tensor:
 
 
 class Direct(nn.Module):
-    """``h(L y + b)``, data to channels."""
+    """``h(L (y - m) / s + b)``, data to channels.
 
+    The operator, through which the level of the images would be seen, is not known here: the mean ``m`` of
+    each measurement and the scale ``s`` of what varies are those of the training data.
+    """
+
+    mean: Tensor
     scale: Tensor
 
     def __init__(self, image_shape: tuple[int, ...], n_measurements: int, network: str | nn.Module) -> None:
@@ -189,19 +194,20 @@ class Direct(nn.Module):
         self.image_shape = image_shape
         self.linear = nn.Linear(n_measurements, math.prod(image_shape))
         self.network = Residual(network, image_shape[0], len(image_shape) - 1)
+        self.register_buffer("mean", torch.zeros(n_measurements))
         self.register_buffer("scale", torch.ones(()))
 
     def forward(self, y: Tensor) -> Tensor:
         """Images (n, channels, *space) of data (n, n_measurements)."""
-        x: Tensor = self.linear(y / self.scale) * self.network.unit
+        x: Tensor = self.linear((y - self.mean) / self.scale)
         return self.network(x.view(-1, *self.image_shape))
 
     def start(self, x: Tensor, y: Tensor) -> None:
-        """Find the units, and the linear map by ridge regression, its weight chosen by leaving one out."""
-        unit, scale = spread(x), rms(y) or 1.0
-        self.network.unit.fill_(unit)
-        self.scale.fill_(scale)
-        data, images = (y / scale).cpu().numpy(), (x.flatten(1) / unit).cpu().numpy()
+        """Normalise the data, and find the linear map by ridge regression, its weight by leaving one out."""
+        self.mean.copy_(y.double().mean(0))
+        size, varying = rms(y), rms(y - self.mean)
+        self.scale.fill_(varying if varying > torch.finfo(y.dtype).eps * size else size or 1.0)
+        data, images = ((y - self.mean) / self.scale).cpu().numpy(), x.flatten(1).cpu().numpy()
         alphas = data.shape[1] * _ALPHAS
         # Of one or two images nothing can be left out.
         ridge = (RidgeCV(alphas) if len(data) > 2 else Ridge(alphas[-1])).fit(data, images)

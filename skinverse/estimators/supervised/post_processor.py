@@ -11,13 +11,12 @@ from torch import Tensor, nn
 
 from skinverse._defaults import copy_module
 from skinverse._parameters import Flag, Instance, Integer, Null, fitted, parameter
-from skinverse._tensors import from_channels, spread
+from skinverse._tensors import from_channels
 from skinverse.estimators._base import BaseReconstructor
 from skinverse.estimators._learned import (
     LearnedReconstructor,
     after,
     check_kinds,
-    first_images,
     fit_initial,
     in_batches,
     mean_psnr,
@@ -84,9 +83,10 @@ class PostProcessor(LearnedReconstructor):
         default="unet",
         allowed=NETWORKS | Instance(nn.Module, name="nn.Module"),
         doc="""
-        The network ``h``, whose input is an image in units of the training images' spread; those of a group
-        commute with quarter turns, and with flips. A module takes (n, channels, height, width) to the same
-        shape, at least where the sides are multiples of 64 or less; :meth:`save` does not take it.""",
+        The network ``h``, for images that are normalised as the training images are to mean 0 and standard
+        deviation 1; those of a group commute with quarter turns, and with flips. A module takes (n, channels,
+        height, width) to the same shape, at least where the sides are multiples of 64 or less; :meth:`save`
+        does not take it.""",
     )
     patch_size: int | None = parameter(
         default=64,
@@ -114,14 +114,12 @@ class PostProcessor(LearnedReconstructor):
         return Residual(self.network, self.n_channels_, self.n_axes_)
 
     def _phases(self, module: Any, A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Phase]:
-        if module.unit == 0:
-            module.unit.fill_(spread(self._channels(images)))
         first = in_batches(lambda y: self._start(A, y), A, data)
 
         def loss(module: Any, x: Tensor, x0: Tensor) -> Tensor:
             both = random_patches(torch.cat([self._channels(x), self._channels(x0)], 1), self.patch_size)
             x, x0 = both.chunk(2, 1)
-            return ((module(x0) - x) / module.unit).square().flatten(1).mean(1)
+            return (module(x0) - x).square().flatten(1).mean(1)
 
         def score(x: Tensor, x0: Tensor) -> float:
             x, x0 = crop(x[:_N_SCORED], x0[:_N_SCORED], self._spatial_axes(A))
@@ -131,10 +129,10 @@ class PostProcessor(LearnedReconstructor):
         yield Phase("supervised", loss, (images, first), trainer, score)
 
     def _start(self, A: LinearMap, data: Tensor) -> Tensor:
-        return first_images(A, data, self.initial_, real=self.real_).x
+        return self._first_images(A, data, self.initial_, real=self.real_).x
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
-        first = first_images(A, data, self.initial_, real=self.real_)
+        first = self._first_images(A, data, self.initial_, real=self.real_)
         module: Any = copy_module(self.module_).to(first.x.device, first.x.dtype.to_real())
         return after(first, self._improved(module, first.x))
 

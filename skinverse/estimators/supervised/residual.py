@@ -1,4 +1,4 @@
-"""A residual network by name or as given, in the unit of the images that it learned."""
+"""A residual network by name or as given, for images of every size."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ _MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Residual(nn.Module):
-    """A network in the unit of the images, which is 0 until it is trained."""
-
-    unit: Tensor
+    """A network for images of every size."""
 
     def __init__(self, network: str | nn.Module, n_channels: int, n_axes: int = 2) -> None:
         super().__init__()
@@ -31,13 +29,11 @@ class Residual(nn.Module):
             make_network(network, n_channels, n_axes) if isinstance(network, str) else copy_module(network)
         )
         self.n_channels = n_channels
-        self.register_buffer("unit", torch.zeros(()))
         self._sizes: dict[tuple[int, int], tuple[int, int]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """Channels to channels; a network of a single channel takes many one by one."""
-        unit, planes = self.unit.clamp_min(1e-30), planes_for(x, self.n_channels, "the network", 0)
-        return (unit * self._continued(planes / unit)).reshape(x.shape)
+        return self._continued(planes_for(x, self.n_channels, "the network", 0)).reshape(x.shape)
 
     def _continued(self, x: Tensor) -> Tensor:
         """What the network makes of images, mirrored to a size that it takes, and cut again."""

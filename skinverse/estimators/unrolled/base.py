@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import pylops
@@ -15,17 +15,17 @@ from sklearn.frozen import FrozenEstimator
 from torch import Tensor, nn
 
 from skinverse._parameters import Elements, Flag, Instance, Integer, Null, ParameterError, fitted, parameter
-from skinverse._tensors import as_channels, from_channels, planes_for, real_like, spatial_axes, spread
+from skinverse._tensors import as_channels, from_channels, planes_for, real_like, spatial_axes
 from skinverse.estimators._base import BaseReconstructor, bounds_parameter
 from skinverse.estimators._learned import (
     LearnedReconstructor,
     after,
     check_kinds,
-    first_images,
     fit_initial,
     held_out_psnr,
     in_batches,
 )
+from skinverse.estimators._units import within
 from skinverse.estimators._validation import same_kind
 from skinverse.operators import LinearMap, as_torch
 from skinverse.solvers import Solution
@@ -101,25 +101,22 @@ class UnrolledReconstructor(LearnedReconstructor):
         super()._fit(A, images, data)
 
     def _phases(self, module: Any, A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Phase]:
-        if module.unit == 0:
-            module.unit.fill_(spread(self._channels(images)))
         starts = in_batches(lambda y: self._start(A, y), A, data)
 
         def loss(module: Any, x: Tensor, y: Tensor, x0: Tensor) -> Tensor:
-            error = (module(A, y, x0, self.channel_axis) - x) / module.unit
-            return error.abs().square().flatten(1).mean(1)
+            return (module(A, y, x0, self.channel_axis) - x).abs().square().flatten(1).mean(1)
 
         score = held_out_psnr(lambda y: self._reconstruct(A, y).x, n_images=_N_SCORED)
         trainer = self.trainer.over(n_steps=2000, lr=1e-3, final_lr=1e-4, max_grad_norm=1.0)
         yield Phase("supervised", loss, (images, data, starts), trainer, score)
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
-        first = first_images(A, data, self.initial_, real=self.real_)
+        first = self._first_images(A, data, self.initial_, real=self.real_)
         *_, last = self._stages(A, data, first.x)
         return after(first, last)
 
     def _start(self, A: LinearMap, data: Tensor) -> Tensor:
-        return first_images(A, data, self.initial_, real=self.real_).x
+        return self._first_images(A, data, self.initial_, real=self.real_).x
 
     def _differentiable(self, module: nn.Module, A: LinearMap, data: Tensor, start: Tensor) -> Tensor:
         images: Tensor = module(A, data, start, self.channel_axis)
@@ -128,21 +125,23 @@ class UnrolledReconstructor(LearnedReconstructor):
     # ------------------------------------------------------------------ private
     def _staged(self, A: LinearMap, data: Tensor) -> Solution:
         """The images after all iterations, (n, n_iterations, *dims)."""
-        first = first_images(A, data, self.initial_, real=self.real_)
+        first = self._first_images(A, data, self.initial_, real=self.real_)
         return after(first, torch.stack(list(self._stages(A, data, first.x)), 1))
 
     def _stages(self, A: LinearMap, data: Tensor, start: Tensor) -> Iterator[Tensor]:
-        """Yield the images after each iteration, within their bounds."""
+        """Yield the images after each iteration."""
         if self.n_iterations != self.n_iterations_:
             raise ParameterError(
                 f"n_iterations: learned with {self.n_iterations_}, got {self.n_iterations}: fit again"
             )
         self._check_order()
-        low, high = self.bounds or (None, None)
         module = copy.deepcopy(self.module_).to(start.device, start.dtype.to_real())
         with torch.no_grad():
-            for x in module.stages(A, data, start, self.channel_axis):
-                yield x if low is None and high is None else x.clamp(low, high)
+            yield from module.stages(A, data, start, self.channel_axis)
+
+    def _restored(self, solution: Solution) -> Solution:
+        solution = super()._restored(solution)
+        return replace(solution, x=within(solution.x, self.bounds))
 
     def _check_order(self) -> None:
         """Refuse bounds of complex images, which have no order."""
@@ -153,18 +152,15 @@ class UnrolledReconstructor(LearnedReconstructor):
 
 
 class Unrolled(nn.Module, ABC):
-    """Iterations with learned parts, in the unit of the images, which is 0 until they are trained."""
-
-    unit: Tensor
+    """Iterations with learned parts."""
 
     def __init__(self, n_channels: tuple[int, int], n_iterations: int) -> None:
         super().__init__()
         self.n_channels, self.n_iterations = n_channels, n_iterations
-        self.register_buffer("unit", torch.zeros(()))
 
     @abstractmethod
     def iterates(self, problem: ScaledProblem) -> Iterator[Tensor]:
-        """Yield the images after each iteration, as channels in the unit."""
+        """Yield the images after each iteration, as channels."""
 
     def stages(
         self, A: LinearMap, data: Tensor, start: Tensor, channel_axis: int | None = None
@@ -172,7 +168,7 @@ class Unrolled(nn.Module, ABC):
         """Yield the images after each iteration, of the kind and shape of ``start``."""
         problem = self._in_trained_channels(A, data, start, channel_axis)
         for x in self.iterates(problem):
-            yield from_channels(problem.unit * x, start, channel_axis)
+            yield from_channels(x, start, channel_axis)
 
     def forward(self, A: LinearMap, data: Tensor, start: Tensor, channel_axis: int | None = None) -> Tensor:
         """The images after the last iteration."""
@@ -183,13 +179,13 @@ class Unrolled(nn.Module, ABC):
         self, A: LinearMap, data: Tensor, start: Tensor, channel_axis: int | None = None
     ) -> ScaledProblem:
         """The problem with the channels of the training; a denoiser of one channel takes many one by one."""
-        unit, space = self.unit.clamp_min(1e-30), DataSpace.of(A, channel_axis)
+        space = DataSpace.of(A, channel_axis)
         of_images, of_data = as_channels(start, channel_axis).shape[1], space.channels(data).shape[1]
         if (of_images, of_data) == self.n_channels:
-            return ScaledProblem(A, data, start, unit, channel_axis)
+            return ScaledProblem(A, data, start, channel_axis)
         if A.identity and self.n_channels == (1, 1) and of_images == of_data:
             y, x0 = (planes_for(batch, 1, "the network", channel_axis) for batch in (data, start))
-            return ScaledProblem(as_torch(pylops.Identity(x0.shape[1:])), y, x0, unit, 0)
+            return ScaledProblem(as_torch(pylops.Identity(x0.shape[1:])), y, x0, 0)
         raise ValueError(
             f"the network was trained on images of {self.n_channels[0]} and data of {self.n_channels[1]} "
             f"channels (a complex one counts twice), got {of_images} and {of_data} with "
@@ -198,19 +194,17 @@ class Unrolled(nn.Module, ABC):
 
 
 class ScaledProblem:
-    """``A / ||A||`` from channels to channels, and data and start as channels in the unit of the images.
+    """``A / ||A||`` from channels to channels, and ``y / ||A||`` and start as channels.
 
-    Whatever the units of images and operator are, the learned parts see numbers of order one.
+    Whatever the unit of the operator is, the learned parts see numbers of order one.
     """
 
-    def __init__(
-        self, A: LinearMap, data: Tensor, start: Tensor, unit: Tensor, channel_axis: int | None = None
-    ) -> None:
-        self._A, self._norm, self.unit = A, A.norm() or 1.0, unit
+    def __init__(self, A: LinearMap, data: Tensor, start: Tensor, channel_axis: int | None = None) -> None:
+        self._A, self._norm = A, A.norm() or 1.0
         self._x, self._y = start, data
         self._channel_axis, self._space = channel_axis, DataSpace.of(A, channel_axis)
-        self.start = as_channels(start, channel_axis) / unit
-        self.data = self._space.channels(data) / (unit * self._norm)
+        self.start = as_channels(start, channel_axis)
+        self.data = self._space.channels(data) / self._norm
 
     def forward(self, x: Tensor) -> Tensor:
         """``A x / ||A||``."""

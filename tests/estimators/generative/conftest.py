@@ -163,8 +163,19 @@ def accurate(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
+def normalised() -> Callable[..., np.ndarray]:
+    """Makes the data of the images that a method sees, of mean 0 and standard deviation 1."""
+
+    def make(method: GenerativeCovariancePrior, data: np.ndarray) -> np.ndarray:
+        y: np.ndarray = method._normalised(as_torch(method.operator), torch.from_numpy(data)).numpy()
+        return y
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def objective_of() -> Callable[..., LatentObjective]:
-    """Makes objectives of a fitted method and data, in double precision."""
+    """Makes objectives of a fitted method and data of normalised images, in double precision."""
 
     def make(
         kind: type[LatentObjective], method: GenerativeCovariancePrior, data: np.ndarray, lam: float = 0.01

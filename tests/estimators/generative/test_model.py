@@ -94,6 +94,7 @@ def test_evidence_bound_is_below_the_density(images: np.ndarray, fit_prior: Any,
     method = fit_prior(images, n_latent=1, covariance=covariance, trainer=trainer)
     some = images[:2].astype(float)
     model, x = copy.deepcopy(method.module_).double(), torch.from_numpy(some)[:, None]
+    x = (x - method.level_) / method.spread_
     z = torch.linspace(-6, 6, 801, dtype=torch.float64)
     step = float(z[1] - z[0])
     with torch.no_grad():
@@ -106,7 +107,7 @@ def test_evidence_bound_is_below_the_density(images: np.ndarray, fit_prior: Any,
     divergence = kl_divergence(q, Normal(torch.zeros(1).double(), 1.0))
     bound = (weights * likelihood).sum(1) - divergence[:, 0]
     spread = ((weights * likelihood.square()).sum(1) - (weights * likelihood).sum(1).square()).clamp_min(0)
-    scores = torch.from_numpy(method.score_samples(some))
+    scores = torch.from_numpy(method.score_samples(some)) + x[0].numel() * math.log(method.spread_)
     assert (bound <= density + 1e-6).all()
     assert ((scores - bound).abs() <= 4 * (spread / 16).sqrt() + 1e-6).all()
 

@@ -102,9 +102,9 @@ def test_networks_that_ask_for_sizes_get_mirror_images(size: tuple[int, int], as
     x = model.predict(X)
     assert x.shape == X.shape and np.isfinite(x).all()
     larger = np.pad(X, [(0, 0), *((0, n - m) for n, m in zip(asked, size, strict=True))], mode="symmetric")
-    unit = float(model.module_.unit)
-    seen = model.module_.network(torch.from_numpy(larger[:, None] / unit))[:, 0] * unit
-    assert_allclose(x, seen.detach()[:, : size[0], : size[1]], atol=1e-6)
+    normalised = torch.from_numpy((larger[:, None] - model.level_) / model.spread_).float()
+    seen = model.module_.network(normalised)[:, 0].detach()
+    assert_allclose(x, (model.spread_ * seen + model.level_)[:, : size[0], : size[1]], atol=1e-6)
 
 
 def test_a_network_that_changes_sizes_is_refused() -> None:

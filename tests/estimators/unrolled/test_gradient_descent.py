@@ -13,7 +13,7 @@ from skinverse import LearnedGradientDescent, Trainer
 from skinverse.estimators.unrolled.updates import Update
 from skinverse.operators import as_torch, parallel_beam
 
-# Learns next to nothing, but finds the units.
+# Learns next to nothing, but finds unit and level.
 IDLE = Trainer(max_epochs=1, lr=1e-30, validation_fraction=0.0)
 
 
@@ -39,7 +39,6 @@ def test_the_network_sees_image_gradient_roughness_and_states(size: tuple[int, i
     x, y = random(2, *size), random(2, 3, 9, seed=1)
     model = LearnedGradientDescent(operator, n_iterations=2, n_states=1, n_features=1, trainer=IDLE)
     network = model.fit(x.numpy(), y.numpy()).module_.double()
-    network.unit.fill_(1.0)
     network.updates = nn.ModuleList([Weighted(0.1, 0.2, 0.3, 0.4)])
 
     def energy(x: Tensor) -> Tensor:

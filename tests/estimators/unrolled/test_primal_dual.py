@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from skinverse import LearnedPrimalDual, Trainer
 from skinverse.operators import as_torch, parallel_beam
 
-# Learns next to nothing, but finds the units.
+# Learns next to nothing, but finds unit and level.
 IDLE = Trainer(max_epochs=1, lr=1e-30, validation_fraction=0.0)
 
 
@@ -39,7 +39,6 @@ def test_data_and_images_are_updated_in_turn() -> None:
     x, y = torch.from_numpy(rng.normal(size=(2, 5, 4))), torch.from_numpy(rng.normal(size=(2, 3, 7)))
     model = LearnedPrimalDual(operator, n_iterations=2, n_states=2, n_features=1, trainer=IDLE)
     network = model.fit(x.numpy(), y.numpy()).module_.double()
-    network.unit.fill_(1.0)
     # The inputs are h_0, h_1, A f_1 and y, then f_0, f_1 and A^* h_0.
     network.dual = nn.ModuleList([Chosen(2, 0.5, 5.0), Chosen(3, -2.0, 7.0)])
     network.primal = nn.ModuleList([Chosen(2, 0.3, -0.9), Chosen(1, 0.7, 11.0)])

@@ -94,7 +94,6 @@ def test_without_slopes_it_is_gradient_descent(kind: str) -> None:
     A = small_operator(kind)
     n = 1 if kind == "real" else 2
     module = Experts((n, n), 4, 3, 3, 5).double()
-    module.unit.fill_(1.0)
     module.slopes.data.zero_()
     data, start = batch(A)
     norm = as_torch(A).norm()
@@ -108,7 +107,6 @@ def test_without_slopes_it_is_gradient_descent(kind: str) -> None:
 
 def test_without_data_each_step_descends_the_potentials() -> None:
     module = Experts((2, 2), 1, 3, 5, 9).double()
-    module.unit.fill_(1.0)
     module.log_lam.data.fill_(-1e4)
     module.slopes.data = random(1, 3, 9, seed=4)
     K = centred(module.filters[0]).detach().numpy()
