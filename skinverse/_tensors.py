@@ -6,7 +6,6 @@ import math
 from typing import Protocol, overload
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -71,12 +70,80 @@ def reuse_freed_memory() -> None:
     torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
 
-def wrap(x: Tensor, width: int) -> Tensor:
-    """The image continued periodically by ``width`` pixels on each side, however small it is."""
-    if width <= min(x.shape[-2:]):
-        return F.pad(x, (width,) * 4, mode="circular")
-    rows, columns = (torch.arange(-width, n + width, device=x.device) % n for n in x.shape[-2:])
-    return x[..., rows[:, None], columns]
+def mirror(x: Tensor, width: int) -> Tensor:
+    """The image continued by its mirror images, ``width`` pixels on each side, however small it is.
+
+    The pixel at the edge is repeated, as by ``numpy.pad(..., mode="symmetric")``: this commutes with turns
+    and flips, and the cosine transform (DCT-II) continues images so.
+
+    Parameters
+    ----------
+    x : Tensor of shape (n, channels, ...)
+        Images with any number of axes.
+    width : int
+        Pixels to add, also more than the image has.
+
+    Returns
+    -------
+    Tensor
+        Larger images; :func:`fold` is the adjoint.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skinverse._tensors import mirror
+    >>> mirror(torch.tensor([[[1, 2, 3]]]), 2)
+    tensor([[[2, 1, 1, 2, 3, 3, 2]]])
+    """
+    for axis in range(2, x.ndim):
+        x = _mirrored(x, width, axis)
+    return x
+
+
+def fold(x: Tensor, width: int) -> Tensor:
+    """Adjoint of :func:`mirror`: add every pixel of the margins to the one that it is an image of.
+
+    Parameters
+    ----------
+    x : Tensor of shape (n, channels, ...)
+        Images with margins of ``width`` pixels on each side.
+    width : int
+        Width of the margins.
+
+    Returns
+    -------
+    Tensor
+        Images without margins.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skinverse._tensors import fold
+    >>> fold(torch.tensor([[[100, 10, 1, 2, 3, 30, 300]]]), 2)
+    tensor([[[ 11, 402,  33]]])
+    """
+    for axis in range(2, x.ndim):
+        x = _folded(x, width, axis)
+    return x
+
+
+def _mirrored(x: Tensor, width: int, axis: int) -> Tensor:
+    n = x.shape[axis]
+    if width > n:  # the image between two mirror images is symmetric about its own ends, too
+        return _mirrored(_mirrored(x, n, axis), width - n, axis)
+    before, after = x.narrow(axis, 0, width), x.narrow(axis, n - width, width)
+    return torch.cat([before.flip(axis), x, after.flip(axis)], axis)
+
+
+def _folded(x: Tensor, width: int, axis: int) -> Tensor:
+    n = x.shape[axis] - 2 * width
+    if width > n:
+        return _folded(_folded(x, width - n, axis), n, axis)
+    before, middle, after = x.split([width, n, width], axis)
+    folded = middle.clone()
+    folded.narrow(axis, 0, width).add_(before.flip(axis))
+    folded.narrow(axis, n - width, width).add_(after.flip(axis))
+    return folded
 
 
 def spatial_axes(n_axes: int, channel_axis: int | None) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from skinverse._cosines import inverse_cosine_transform
+from skinverse._filters import analyse, synthesise
 from skinverse._parameters import Flag, Instance, Integer, OneOf, ParameterError, fitted, parameter
 from skinverse.estimators._validation import as_batch
 from skinverse.estimators.unrolled.base import ScaledProblem, Unrolled, UnrolledReconstructor
@@ -76,7 +77,9 @@ class LISTA(UnrolledReconstructor):
         Codes are real: complex images need each atom of yours also times ``1j``.""",
     )
     kernel_size: int = parameter(
-        default=7, allowed=Integer(ge=1), doc="Side of the filters of a convolutional dictionary, in pixels."
+        default=7,
+        allowed=Integer(ge=1, odd=True),
+        doc="Side of the filters of a convolutional dictionary, in pixels.",
     )
     tied: bool = parameter(
         default=True,
@@ -163,15 +166,18 @@ class Shrinkage(Unrolled):
 
 
 class Convolutional(Shrinkage):
-    """Each atom stands everywhere, also partly outside of the image."""
+    """Each atom is centred at every pixel; what is outside of the image is mirrored into it.
+
+    Cosine filters are a tight frame with these borders, too: each pixel is part of ``k^2`` patches.
+    """
 
     def synthesise(self, z: Tensor, atoms: Tensor) -> Tensor:
         """``D z``."""
-        return F.conv_transpose2d(z, atoms, padding=atoms.shape[-1] - 1)
+        return synthesise(z, atoms)
 
     def analyse(self, x: Tensor, atoms: Tensor) -> Tensor:
         """``D^T x``."""
-        return F.conv2d(x, atoms, padding=atoms.shape[-1] - 1)
+        return analyse(x, atoms)
 
 
 class Dense(Shrinkage):

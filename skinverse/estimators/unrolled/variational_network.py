@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from skinverse._filters import analyse, synthesise
 from skinverse._parameters import Integer, fitted, parameter
 from skinverse._tensors import expand, norm
 from skinverse.estimators.unrolled.base import ScaledProblem, Unrolled, UnrolledReconstructor
@@ -103,7 +103,7 @@ class Experts(Unrolled):
         x = problem.start
         for filters, slopes, log_lam in zip(self.filters, self.slopes, self.log_lam, strict=True):
             K, lam = centred(filters), log_lam.exp()
-            x = x - lam * problem.gradient(x) - _synthesise(Spline.apply(_analyse(x, K), slopes), K)
+            x = x - lam * problem.gradient(x) - synthesise(Spline.apply(analyse(x, K), slopes), K)
             yield x
 
 
@@ -111,16 +111,6 @@ def centred(filters: Tensor) -> Tensor:
     """Filters of mean zero in each channel and norm 1."""
     zero_mean = filters - filters.mean(tuple(range(2, filters.ndim)), keepdim=True)
     return zero_mean / expand(norm(zero_mean).clamp_min(1e-12), filters)
-
-
-def _analyse(x: Tensor, K: Tensor) -> Tensor:
-    """``K x``, images to responses of each filter."""
-    return F.conv2d(x, K, padding=K.shape[-1] // 2)
-
-
-def _synthesise(u: Tensor, K: Tensor) -> Tensor:
-    """``sum_i K_i^T u_i``, the adjoint."""
-    return F.conv_transpose2d(u, K, padding=K.shape[-1] // 2)
 
 
 class Spline(torch.autograd.Function):
