@@ -257,7 +257,7 @@ def _block(n_in: int, n_out: int, n_axes: int) -> nn.ModuleList:
 def _halved(z: Tensor) -> Tensor:
     """Averages over two pixels in each direction, and over less at the end of an odd axis."""
     average: Any = F.avg_pool2d if z.ndim == 4 else F.avg_pool3d
-    halved: Tensor = average(z, 2, ceil_mode=True)
+    halved: Tensor = average(z, [min(2, n) for n in z.shape[2:]], stride=2, ceil_mode=True)
     return halved
 
 
