@@ -12,7 +12,7 @@ from skinverse.energies._convex import ConvexEnergy
 from skinverse.energies._network import GradientStepEnergy, NetworkEnergy, REDEnergy
 from skinverse.energies._ridge import RidgeEnergy
 
-_OF_CHANNELS: dict[str, Callable[[int], Energy]] = {
+_OF_CHANNELS: dict[str, Callable[..., Energy]] = {
     "ridge": RidgeEnergy,
     "convex_ridge": partial(RidgeEnergy, convex=True),
     "convex": ConvexEnergy,
@@ -22,6 +22,10 @@ _OF_NETWORK: dict[str, Callable[[nn.Module], Energy]] = {
     "red": REDEnergy,
     "gradient_step": GradientStepEnergy,
 }
+
+
+# Side of the filters of volumes in pixels: they have as many weights as filters of 11 x 11 pixels.
+_SIDE_IN_VOLUMES = 5
 
 
 def make_energy(
@@ -63,4 +67,7 @@ def make_energy(
     if (network is None) == (name in _OF_NETWORK):
         needed = "a network, got None" if network is None else f"None, got a {type(network).__name__}"
         raise ValueError(f"network: for the energy {name!r} expected {needed}")
-    return _OF_CHANNELS[name](n_channels) if network is None else _OF_NETWORK[name](network)
+    if network is not None:
+        return _OF_NETWORK[name](network)
+    size = {} if n_axes == 2 else {"n_axes": n_axes, "kernel_size": _SIDE_IN_VOLUMES}
+    return _OF_CHANNELS[name](n_channels, **size)

@@ -81,7 +81,7 @@ class LearnedReconstructor(BaseReconstructor):
     # Parameters on which nothing that is learned depends.
     _reconstruction_params: ClassVar[tuple[str, ...]] = ("verbose", "device")
     # The most spatial axes of an image that the networks can have.
-    _most_axes: ClassVar[int] = 2
+    _most_axes: ClassVar[int] = 3
     # Whether the training goes on from the weights of an earlier one.
     _continued: bool = False
 

@@ -22,9 +22,10 @@ _KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "lipschitz": (LipschitzCNN, {}),
 }
 
-
-# The networks that volumes can have.
-_OF_VOLUMES = ()
+# Filters of 3 x 3 x 3 voxels have as many weights as those of 5 x 5 pixels.
+_IN_VOLUMES: dict[Any, dict[str, Any]] = {GradientStepCNN: {"kernel_size": 3}}
+# The networks that volumes can have; orthogonal convolutions are made for planes.
+_OF_VOLUMES = tuple(name for name in _KINDS if name != "lipschitz")
 
 
 def make_network(name: str, n_channels: int = 1, n_axes: int = 2) -> nn.Module:
@@ -66,9 +67,8 @@ def make_network(name: str, n_channels: int = 1, n_axes: int = 2) -> nn.Module:
             f"name: {name!r} is a network of images of 2 spatial axes, got {n_axes}: channel_axis says which "
             f"axis of an image holds channels, and volumes have {list(_OF_VOLUMES)}"
         )
-    network: nn.Module = (
-        kind(n_channels, n_axes=n_axes, **settings) if n_axes == 3 else kind(n_channels, **settings)
-    )
+    in_volumes = {} if n_axes == 2 else {"n_axes": n_axes, **_IN_VOLUMES.get(kind, {})}
+    network: nn.Module = kind(n_channels, **settings, **in_volumes)
     return network
 
 

@@ -29,7 +29,7 @@ class Residual(nn.Module):
             make_network(network, n_channels, n_axes) if isinstance(network, str) else copy_module(network)
         )
         self.n_channels = n_channels
-        self._sizes: dict[tuple[int, int], tuple[int, int]] = {}
+        self._sizes: dict[tuple[int, ...], tuple[int, ...]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """Channels to channels; a network of a single channel takes many one by one."""
@@ -37,16 +37,17 @@ class Residual(nn.Module):
 
     def _continued(self, x: Tensor) -> Tensor:
         """What the network makes of images, mirrored to a size that it takes, and cut again."""
-        height, width = x.shape[-2:]
-        if (height, width) not in self._sizes:
-            self._sizes[height, width] = (height, width) if self.takes_every_size else self._accepted(x[:1])
-        rows, columns = self._sizes[height, width]
-        if (rows, columns) != (height, width):
-            x = _mirrored_to(_mirrored_to(x, rows, 2), columns, 3)
+        size = tuple(x.shape[2:])
+        if size not in self._sizes:
+            self._sizes[size] = size if self.takes_every_size else self._accepted(x[:1])
+        for axis, n in enumerate(self._sizes[size], 2):
+            x = _mirrored_to(x, n, axis) if n != x.shape[axis] else x
         output: Tensor = self.network(x)
-        return output[..., :height, :width]
+        for axis, n in enumerate(size, 2):
+            output = output.narrow(axis, 0, n)
+        return output
 
-    def _accepted(self, x: Tensor) -> tuple[int, int]:
+    def _accepted(self, x: Tensor) -> tuple[int, ...]:
         """The least size, from that of the image, that the network takes to the same size.
 
         A copy is asked: the network itself must not notice.
@@ -59,8 +60,8 @@ class Residual(nn.Module):
         network, reason = copy_module(self.network).eval(), ""
         cause: Exception | None = None
         for multiple in _MULTIPLES:
-            rows, columns = (math.ceil(n / multiple) * multiple for n in x.shape[-2:])
-            probe = x.new_zeros(*x.shape[:2], rows, columns)
+            size = tuple(math.ceil(n / multiple) * multiple for n in x.shape[2:])
+            probe = x.new_zeros(*x.shape[:2], *size)
             try:
                 with torch.no_grad():
                     shape = tuple(network(probe).shape)
@@ -68,10 +69,10 @@ class Residual(nn.Module):
                 reason, cause = str(error), error
                 continue
             if shape == tuple(probe.shape):
-                return rows, columns
+                return size
             reason, cause = f"it makes {shape} of {tuple(probe.shape)}", None
         raise ValueError(
-            "network: expected a module from (images, channels, height, width) to the same shape, at least "
+            "network: expected a module from (images, channels, *space) to the same shape, at least "
             f"where the sides are multiples of {_MULTIPLES[-1]}: {reason}"
         ) from cause
 

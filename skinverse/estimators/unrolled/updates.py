@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from skinverse._filters import CONVOLUTIONS
+
 
 class Update(nn.Module):
-    """Three 3 x 3 convolutions with PReLU, (n, n_in, height, width) to (n, n_out, height, width).
+    """Three 3 x 3 convolutions with PReLU, (n, n_in, *space) to (n, n_out, *space).
 
     The last convolution starts at zero: untrained iterations change nothing.
     """
@@ -16,8 +18,9 @@ class Update(nn.Module):
     def __init__(self, n_in: int, n_out: int, n_features: int, n_axes: int = 2) -> None:
         super().__init__()
         sizes = [n_in, n_features, n_features, n_out]
+        # The one pixel that is replicated is that of the mirror image.
         self.layers = nn.ModuleList(
-            nn.Conv2d(a, b, 3, padding=1, padding_mode="replicate")  # one pixel of the mirror image
+            CONVOLUTIONS[n_axes](a, b, 3, padding=1, padding_mode="replicate")
             for a, b in zip(sizes, sizes[1:], strict=False)
         )
         self.slopes = nn.ParameterList(torch.zeros(n_features) for _ in range(2))
@@ -29,6 +32,7 @@ class Update(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The update."""
         first, second, last = self.layers
-        x = x.contiguous(memory_format=torch.channels_last)  # the faster order for few channels
+        # The faster order for few channels.
+        x = x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
         x = F.prelu(first(x), self.slopes[0])
         return last(F.prelu(second(x), self.slopes[1]))
