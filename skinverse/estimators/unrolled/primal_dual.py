@@ -8,9 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from skinverse._parameters import Flag, Integer, parameter
+from skinverse._parameters import Elements, Flag, Integer, fitted, parameter
 from skinverse.estimators.unrolled.base import ScaledProblem, Unrolled, UnrolledReconstructor
 from skinverse.estimators.unrolled.updates import Update
+from skinverse.operators import LinearMap
 
 
 class LearnedPrimalDual(UnrolledReconstructor):
@@ -24,14 +25,20 @@ class LearnedPrimalDual(UnrolledReconstructor):
     and the first of the images is the reconstruction. ``f`` starts with what ``initial`` makes of ``y`` (with
     zero in the paper), ``h`` with zero.
 
+    The networks ``D_k`` see the next data along each of the last two axes that has neighbours: the axes of
+    images, of sinograms, of Fourier transforms on the full grid. Along others they see each datum on its own.
+    Samples of a transform and pixels that are left are a list, ``(samples,)`` or ``(coils, samples)``, whose
+    networks are pointwise. Of an operator that skinverse does not know, several axes of ``dimsd`` are taken
+    for a grid, a single one for a list.
+
     See Also
     --------
     LearnedGradientDescent : Learns in the space of the images alone.
 
     Notes
     -----
-    The networks on the data see the neighbours of each datum: unlike other methods, one that was trained on
-    data in another order is another method.
+    Where the networks on the data see the neighbours of each datum, one that was trained on data in another
+    order is another method, unlike other methods.
 
     The method's own training has 2000 steps of 8 images; the learning rate falls from 1e-3 to 1e-4, and
     gradients are shortened to norm 1.
@@ -74,28 +81,69 @@ class LearnedPrimalDual(UnrolledReconstructor):
         default=False, allowed=Flag(), doc="Whether all iterations have the same weights."
     )
 
+    neighbours_: tuple[bool, bool] = fitted(
+        kind="tuple of bool",
+        allowed=Elements(Flag(), name="booleans"),
+        doc="Whether the data have neighbours along their last two axes, which the networks see.",
+    )
+
+    def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
+        assert A is not None  # _needs
+        self.neighbours_ = _neighbours(A)
+        super()._fit(A, images, data)
+
     def _make_module(self) -> Unrolled:
         return PrimalDualUnrolled(
-            self.n_channels_, self.n_iterations, self.n_features, self.n_states, shared=self.shared
+            self.n_channels_,
+            self.n_iterations,
+            self.n_features,
+            self.n_states,
+            shared=self.shared,
+            neighbours=self.neighbours_,
         )
+
+
+def _neighbours(A: LinearMap) -> tuple[bool, bool]:
+    """Whether the data have neighbours along their last two axes."""
+    rows, columns = (False, False, *A.neighbours)[-2:]
+    return rows, columns
 
 
 class PrimalDualUnrolled(Unrolled):
     """``h <- h + D(h, A f_1, y)`` and ``f <- f + P(f, A^* h_0)`` for several images ``f`` and data ``h``."""
 
     def __init__(
-        self, n_channels: tuple[int, int], n_iterations: int, n_features: int, n_states: int, *, shared: bool
+        self,
+        n_channels: tuple[int, int],
+        n_iterations: int,
+        n_features: int,
+        n_states: int,
+        *,
+        shared: bool,
+        neighbours: tuple[bool, bool],
     ) -> None:
         super().__init__(n_channels, n_iterations)
         c, d = n_channels
+        self.neighbours = neighbours
+        rows, columns = (3 if beside else 1 for beside in neighbours)
         n_updates = 1 if shared else n_iterations
         self.n_states = n_states
         self.dual = nn.ModuleList(
-            Update((n_states + 2) * d, n_states * d, n_features) for _ in range(n_updates)
+            Update((n_states + 2) * d, n_states * d, n_features, (rows, columns)) for _ in range(n_updates)
         )
         self.primal = nn.ModuleList(
             Update((n_states + 1) * c, n_states * c, n_features) for _ in range(n_updates)
         )
+
+    def stages(self, A: LinearMap, data: Tensor, start: Tensor) -> Iterator[Tensor]:
+        """Yield the images after each iteration, of the kind and shape of ``start``."""
+        found = _neighbours(A)
+        if any(seen and not beside for seen, beside in zip(self.neighbours, found, strict=True)):
+            raise ValueError(
+                f"the networks see neighbours along the last two axes of the data: {self.neighbours}; "
+                f"expected data that have them, got {found} from an operator to data {A.dimsd}"
+            )
+        return super().stages(A, data, start)
 
     def iterates(self, problem: ScaledProblem) -> Iterator[Tensor]:
         """Yield the images after each iteration."""

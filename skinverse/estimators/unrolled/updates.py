@@ -8,16 +8,18 @@ from torch import Tensor, nn
 
 
 class Update(nn.Module):
-    """Three 3 x 3 convolutions with PReLU, (n, n_in, height, width) to (n, n_out, height, width).
+    """Three convolutions with PReLU, (n, n_in, height, width) to (n, n_out, height, width).
 
-    The last convolution starts at zero: untrained iterations change nothing.
+    They see one pixel on each side, or none along an axis where the kernel has a size of 1. The last one
+    starts at zero: untrained iterations change nothing.
     """
 
-    def __init__(self, n_in: int, n_out: int, n_features: int) -> None:
+    def __init__(self, n_in: int, n_out: int, n_features: int, kernel: tuple[int, int] = (3, 3)) -> None:
         super().__init__()
         sizes = [n_in, n_features, n_features, n_out]
         self.layers = nn.ModuleList(
-            nn.Conv2d(a, b, 3, padding=1, padding_mode="replicate")  # one pixel of the mirror image
+            # With one pixel of the mirror image beyond the border.
+            nn.Conv2d(a, b, kernel, padding=(kernel[0] // 2, kernel[1] // 2), padding_mode="replicate")
             for a, b in zip(sizes, sizes[1:], strict=False)
         )
         self.slopes = nn.ParameterList(torch.zeros(n_features) for _ in range(2))
