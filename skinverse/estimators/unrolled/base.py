@@ -243,6 +243,13 @@ class DataSpace:
         n_leading = max(0, len(A.dimsd) - n_axes)
         return cls(n_axes, n_leading, 0 if n_leading else None)
 
+    def neighbours(self, A: LinearMap) -> tuple[bool, ...]:
+        """Whether the data of the operator have neighbours along each axis of space."""
+        beside = [False, *A.neighbours[self.n_leading :]] if self.n_leading > 1 else list(A.neighbours)
+        if self.channel_axis is not None:
+            del beside[self.channel_axis]
+        return (*[False] * (self.n_axes - len(beside)), *beside)
+
     def channels(self, data: Tensor) -> Tensor:
         """Data as real channels, (n, channels, *space)."""
         planes = as_channels(self._gathered(data), self.channel_axis)
