@@ -97,7 +97,7 @@ class GradientUnrolled(Unrolled):
         c = n_channels[0]
         self.n_states = n_states
         self.updates = nn.ModuleList(
-            Update(3 * c + n_states, c + n_states, n_features, n_axes)
+            Update(3 * c + n_states, c + n_states, n_features, (3,) * n_axes)
             for _ in range(1 if shared else n_iterations)
         )
 

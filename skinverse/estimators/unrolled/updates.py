@@ -10,17 +10,18 @@ from skinverse._filters import CONVOLUTIONS
 
 
 class Update(nn.Module):
-    """Three 3 x 3 convolutions with PReLU, (n, n_in, *space) to (n, n_out, *space).
+    """Three convolutions with PReLU, (n, n_in, *space) to (n, n_out, *space).
 
-    The last convolution starts at zero: untrained iterations change nothing.
+    They see one pixel on each side, or none along an axis where the kernel has a size of 1. The last one
+    starts at zero: untrained iterations change nothing.
     """
 
-    def __init__(self, n_in: int, n_out: int, n_features: int, n_axes: int = 2) -> None:
+    def __init__(self, n_in: int, n_out: int, n_features: int, kernel: tuple[int, ...] = (3, 3)) -> None:
         super().__init__()
-        sizes = [n_in, n_features, n_features, n_out]
-        # The one pixel that is replicated is that of the mirror image.
+        sizes, padding = [n_in, n_features, n_features, n_out], [k // 2 for k in kernel]
         self.layers = nn.ModuleList(
-            CONVOLUTIONS[n_axes](a, b, 3, padding=1, padding_mode="replicate")
+            # With one pixel of the mirror image beyond the border.
+            CONVOLUTIONS[len(kernel)](a, b, kernel, padding=padding, padding_mode="replicate")
             for a, b in zip(sizes, sizes[1:], strict=False)
         )
         self.slopes = nn.ParameterList(torch.zeros(n_features) for _ in range(2))
