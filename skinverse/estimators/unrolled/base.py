@@ -232,6 +232,8 @@ class DataSpace:
     n_axes: int
     n_leading: int
     channel_axis: int | None
+    # Whether what is beside each other along an axis in space belongs together.
+    neighbours: tuple[bool, ...]
 
     @classmethod
     def of(cls, A: LinearMap, channel_axis: int | None = None) -> Self:
@@ -239,16 +241,12 @@ class DataSpace:
         n_axes = max(2, len(spatial_axes(len(A.dims), channel_axis)))
         alike = len(A.dims) == len(A.dimsd)
         if alike and channel_axis is not None and A.dims[channel_axis] == A.dimsd[channel_axis]:
-            return cls(n_axes, 1, channel_axis)
+            beside = tuple(A.neighbours[k] for k in spatial_axes(len(A.dimsd), channel_axis))
+            return cls(n_axes, 1, channel_axis, (False,) * (n_axes - len(beside)) + beside)
         n_leading = max(0, len(A.dimsd) - n_axes)
-        return cls(n_axes, n_leading, 0 if n_leading else None)
-
-    def neighbours(self, A: LinearMap) -> tuple[bool, ...]:
-        """Whether the data of the operator have neighbours along each axis of space."""
-        beside = [False, *A.neighbours[self.n_leading :]] if self.n_leading > 1 else list(A.neighbours)
-        if self.channel_axis is not None:
-            del beside[self.channel_axis]
-        return (*[False] * (self.n_axes - len(beside)), *beside)
+        beside = A.neighbours[n_leading:]
+        along = (False,) * (n_axes - len(beside)) + beside
+        return cls(n_axes, n_leading, 0 if n_leading else None, along)
 
     def channels(self, data: Tensor) -> Tensor:
         """Data as real channels, (n, channels, *space)."""

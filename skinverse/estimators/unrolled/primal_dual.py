@@ -25,9 +25,9 @@ class LearnedPrimalDual(UnrolledReconstructor):
     and the first of the images is the reconstruction. ``f`` starts with what ``initial`` makes of ``y`` (with
     zero in the paper), ``h`` with zero.
 
-    The networks ``D_k`` see the next data along each of the last axes, as many as images have, that has
-    neighbours: the axes of images, of sinograms, of Fourier transforms on the full grid. Along others they
-    see each datum on its own.
+    The networks ``D_k`` see the next data along each axis that has neighbours, of as many of the last ones as
+    images have: axes of images, of sinograms, of Fourier transforms on the full grid. Along others they see
+    each datum on its own; axes before them, such as coils, are channels.
     Samples of a transform and pixels that are left are a list, ``(samples,)`` or ``(coils, samples)``, whose
     networks are pointwise. Of an operator that skinverse does not know, several axes of ``dimsd`` are taken
     for a grid, a single one for a list.
@@ -90,7 +90,7 @@ class LearnedPrimalDual(UnrolledReconstructor):
 
     def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
         assert A is not None  # _needs
-        self.neighbours_ = DataSpace.of(A, self.channel_axis).neighbours(A)
+        self.neighbours_ = DataSpace.of(A, self.channel_axis).neighbours
         super()._fit(A, images, data)
 
     def _make_module(self) -> Unrolled:
@@ -120,25 +120,26 @@ class PrimalDualUnrolled(Unrolled):
         super().__init__(n_channels, n_iterations)
         c, d = n_channels
         self.neighbours = neighbours
-        kernel, n_axes = tuple(3 if beside else 1 for beside in neighbours), len(neighbours)
+        of_data = tuple(3 if beside else 1 for beside in neighbours)
+        of_images = (3,) * len(neighbours)
         n_updates = 1 if shared else n_iterations
         self.n_states = n_states
         self.dual = nn.ModuleList(
-            Update((n_states + 2) * d, n_states * d, n_features, kernel) for _ in range(n_updates)
+            Update((n_states + 2) * d, n_states * d, n_features, of_data) for _ in range(n_updates)
         )
         self.primal = nn.ModuleList(
-            Update((n_states + 1) * c, n_states * c, n_features, (3,) * n_axes) for _ in range(n_updates)
+            Update((n_states + 1) * c, n_states * c, n_features, of_images) for _ in range(n_updates)
         )
 
     def stages(
         self, A: LinearMap, data: Tensor, start: Tensor, channel_axis: int | None = None
     ) -> Iterator[Tensor]:
         """Yield the images after each iteration, of the kind and shape of ``start``."""
-        found = DataSpace.of(A, channel_axis).neighbours(A)
+        found = DataSpace.of(A, channel_axis).neighbours
         if any(seen and not beside for seen, beside in zip(self.neighbours, found, strict=True)):
             raise ValueError(
-                f"the networks see neighbours along the spatial axes of the data: {self.neighbours}; "
-                f"expected data that have them, got {found} from an operator to data {A.dimsd}"
+                f"the networks see neighbours along the axes of the data: {self.neighbours}; expected data "
+                f"that have them, got {found} from an operator to data {A.dimsd}"
             )
         return super().stages(A, data, start, channel_axis)
 

@@ -16,14 +16,12 @@ class Update(nn.Module):
     starts at zero: untrained iterations change nothing.
     """
 
-    def __init__(self, n_in: int, n_out: int, n_features: int, kernel: tuple[int, ...]) -> None:
+    def __init__(self, n_in: int, n_out: int, n_features: int, kernel: tuple[int, ...] = (3, 3)) -> None:
         super().__init__()
-        sizes = [n_in, n_features, n_features, n_out]
-        # The one pixel that is replicated is that of the mirror image.
+        sizes, padding = [n_in, n_features, n_features, n_out], [k // 2 for k in kernel]
         self.layers = nn.ModuleList(
-            CONVOLUTIONS[len(kernel)](
-                a, b, kernel, padding=tuple(size // 2 for size in kernel), padding_mode="replicate"
-            )
+            # With one pixel of the mirror image beyond the border.
+            CONVOLUTIONS[len(kernel)](a, b, kernel, padding=padding, padding_mode="replicate")
             for a, b in zip(sizes, sizes[1:], strict=False)
         )
         self.slopes = nn.ParameterList(torch.zeros(n_features) for _ in range(2))

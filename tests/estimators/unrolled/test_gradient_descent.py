@@ -52,7 +52,9 @@ def test_the_network_sees_image_gradient_roughness_and_states(size: tuple[int, i
 
 
 def test_an_update_of_zeros_is_zero() -> None:
-    assert_array_equal(Update(3, 2, 4, (3, 3))(torch.zeros(1, 3, 5, 5)).detach().numpy(), np.zeros((1, 2, 5, 5)))
+    assert_array_equal(
+        Update(3, 2, 4, (3, 3))(torch.zeros(1, 3, 5, 5)).detach().numpy(), np.zeros((1, 2, 5, 5))
+    )
 
 
 def test_an_update_sees_mirror_images_beyond_the_border() -> None:
