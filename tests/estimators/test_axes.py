@@ -76,6 +76,14 @@ def test_channels_may_move_after_the_training(method: Any, tmp_path: Any) -> Non
         copy.copy(model).set_params(channel_axis=None).predict(x)
 
 
+@pytest.mark.parametrize("method", [DeepEquilibriumRecon, BilevelRegularizer])
+def test_noise_that_is_drawn_for_channels_does_not_depend_on_their_place(method: Any) -> None:
+    x = images(2, 3, 6, 5)
+    first = fitted(method, x, channel_axis=0, patch_size=None).predict(x)
+    last = fitted(method, np.moveaxis(x, 1, -1), channel_axis=-1, patch_size=None)
+    assert_allclose(np.moveaxis(last.predict(np.moveaxis(x, 1, -1)), -1, 1), first, atol=1e-4)
+
+
 @pytest.mark.parametrize(("shape", "axis"), [((2, 4, 6, 5), None), ((2, 6, 5, 3), -1), ((2, 3, 4, 5, 2), 3)])
 @pytest.mark.parametrize("method", [LISTA, PostProcessor, BilevelRegularizer])
 def test_files_keep_volumes_and_channels(method: Any, shape: Any, axis: int | None, tmp_path: Any) -> None:

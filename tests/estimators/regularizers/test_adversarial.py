@@ -432,7 +432,7 @@ def test_real_images_give_real_reconstructions_under_a_complex_operator() -> Non
 
 def test_other_channels_than_trained_on_are_refused() -> None:
     rng = np.random.default_rng(0)
-    method = AdversarialRegularizer(trainer=TINY, lam=0.1).fit(
+    method = AdversarialRegularizer(trainer=TINY, lam=0.1, channel_axis=0).fit(
         rng.random((4, 3, 8, 8)), rng.random((4, 3, 8, 8))
     )
     with pytest.raises(ValueError, match="trained on images of 3 channels"):
