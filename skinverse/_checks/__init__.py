@@ -11,6 +11,7 @@ from skinverse._checks import copies as copies
 from skinverse._checks import isolation as isolation
 from skinverse._checks import scikit_learn as scikit_learn
 from skinverse._checks import invariances as invariances
+from skinverse._checks import reports as reports
 
 # isort: on
 from skinverse._checks._promise import PROMISES as PROMISES

@@ -15,6 +15,7 @@ import joblib
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, clone
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
@@ -372,6 +373,42 @@ def held_out_psnr(
         return mean_psnr(x, reconstruct(y))
 
     return score
+
+
+class Failures:
+    """How many of the problems that a training solved did not converge.
+
+    Parameters
+    ----------
+    sentence : str
+        What to say of them, with places for their number ``{n_failed}`` among all ``{n_solved}`` and for the
+        largest residual ``{worst}``.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        self.sentence = sentence
+        self.n_failed, self.n_solved, self.worst = 0, 0, 0.0
+
+    def count(self, solution: Solution) -> None:
+        """Add the problems of a step."""
+        failed = ~solution.converged
+        self.n_solved += len(failed)
+        self.n_failed += int(failed.sum())
+        self.worst = max([self.worst, *solution.residual[failed].tolist()])
+
+    def warn(self) -> None:
+        """Say how many there were, if any."""
+        if self.n_failed:
+            numbers = {"n_failed": self.n_failed, "n_solved": self.n_solved, "worst": f"{self.worst:.1e}"}
+            warnings.warn(self.sentence.format(**numbers), ConvergenceWarning, stacklevel=2)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs."""
+        return {name: getattr(self, name) for name in ("n_failed", "n_solved", "worst")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        vars(self).update(state)
 
 
 # ---------------------------------------------------------------------- data and starts

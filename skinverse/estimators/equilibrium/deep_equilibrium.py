@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -27,6 +28,7 @@ from skinverse._parameters import (
 )
 from skinverse.estimators._base import max_steps_parameter, tol_parameter
 from skinverse.estimators._learned import (
+    Failures,
     LearnedReconstructor,
     analytic_inverse,
     check_kinds,
@@ -35,7 +37,7 @@ from skinverse.estimators._learned import (
     mean_psnr,
 )
 from skinverse.estimators.equilibrium.equation import BACKWARD, SOLVERS, Equation, solve
-from skinverse.estimators.equilibrium.losses import EquilibriumLoss, Failures, LastEquilibria, denoiser_loss
+from skinverse.estimators.equilibrium.losses import EquilibriumLoss, LastEquilibria, denoiser_loss
 from skinverse.estimators.equilibrium.module import Equilibrium
 from skinverse.networks import lipschitz_constant, make_network
 from skinverse.operators import LinearMap
@@ -53,6 +55,15 @@ _LIPSCHITZ = Real(ge=0, lt=1)
 _N_SCORED = 6
 # First weight, and the factor by which weight, scale and step are tried.
 _FIRST_LAM, _FACTOR = 0.1, 2.0
+_UNSOLVED = (
+    "DeepEquilibriumRecon: {n_failed} of {n_solved} images in training did not reach a fixed point "
+    "(largest residual {worst}): raise max_steps or tol"
+)
+_UNSOLVED_DERIVATIVES = (
+    "DeepEquilibriumRecon: {n_failed} of {n_solved} linear systems for derivatives in training were not "
+    "solved (largest residual {worst}): raise jacobian_weight, which makes them easier, or take "
+    'backward="jacobian_free"'
+)
 
 
 class DeepEquilibriumRecon(LearnedReconstructor):
@@ -256,10 +267,11 @@ class DeepEquilibriumRecon(LearnedReconstructor):
         patch_size = self.patch_size if A.identity else None
         # A patch is another one each time, and the unrolled iteration has to begin where it does in the end.
         goes_on = patch_size is None and self.backward != "unroll"
-        last, failures = LastEquilibria(module.variables(starts)) if goes_on else None, Failures()
+        last = LastEquilibria(module.variables(starts)) if goes_on else None
+        failures, derivatives = Failures(_UNSOLVED), Failures(_UNSOLVED_DERIVATIVES)
         loss = EquilibriumLoss(
             A,
-            self._solve,
+            partial(self._solve, note=derivatives.count),
             jacobian_weight=self.jacobian_weight,
             patch_size=patch_size,
             channel_axis=self.channel_axis,
@@ -276,10 +288,11 @@ class DeepEquilibriumRecon(LearnedReconstructor):
                 n_images=_N_SCORED,
                 cropped=self._spatial_axes(A) if A.identity else (),
             ),
-            state=(failures,) if last is None else (failures, last),
+            state=(failures, derivatives) if last is None else (failures, derivatives, last),
         )
         if self.backward != "unroll":
             failures.warn()
+            derivatives.warn()
 
     def _calibrate(self, module: Equilibrium, A: LinearMap, images: Tensor, data: Tensor) -> None:
         """Scale, step and weight to start from: the best reconstructions among those that converge."""
@@ -321,7 +334,9 @@ class DeepEquilibriumRecon(LearnedReconstructor):
         x = analytic_inverse(A, data)
         return x.real.contiguous() if self.real_ and x.is_complex() else x
 
-    def _solve(self, equation: Equation, z0: Tensor) -> Solution:
+    def _solve(
+        self, equation: Equation, z0: Tensor, note: Callable[[Solution], None] | None = None
+    ) -> Solution:
         return solve(
             equation,
             z0,
@@ -329,6 +344,7 @@ class DeepEquilibriumRecon(LearnedReconstructor):
             backward=self.backward,
             max_steps=self.max_steps,
             tol=self.tol,
+            note=note,
         )
 
     def _differentiable(self, module: Any, A: LinearMap, data: Tensor, start: Tensor) -> Tensor:

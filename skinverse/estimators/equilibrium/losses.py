@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from skinverse._tensors import as_channels, expand, norm
+from skinverse.estimators._learned import Failures
 from skinverse.estimators.equilibrium.equation import Equation
 from skinverse.estimators.equilibrium.maps import Map
 from skinverse.estimators.equilibrium.module import Equilibrium
@@ -112,38 +111,6 @@ class LastEquilibria:
         """Go on from what :meth:`state_dict` gave."""
         self.z.copy_(state["z"])
         self.known.copy_(state["known"])
-
-
-class Failures:
-    """How many of the images in a training did not reach a fixed point."""
-
-    def __init__(self) -> None:
-        self.n_failed, self.n_solved, self.worst = 0, 0, 0.0
-
-    def count(self, solution: Solution) -> None:
-        """Add the images of a step."""
-        failed = ~solution.converged
-        self.n_solved += len(failed)
-        self.n_failed += int(failed.sum())
-        self.worst = max([self.worst, *solution.residual[failed].tolist()])
-
-    def warn(self) -> None:
-        """Say how many there were, if any."""
-        if self.n_failed:
-            warnings.warn(
-                f"DeepEquilibriumRecon: {self.n_failed} of {self.n_solved} images in training did not reach "
-                f"a fixed point (largest residual {self.worst:.1e}): raise max_steps or tol",
-                ConvergenceWarning,
-                stacklevel=2,
-            )
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs."""
-        return dict(vars(self))
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` gave."""
-        vars(self).update(state)
 
 
 def jacobian_size(f: Map, z: Tensor, b: Tensor) -> Tensor:

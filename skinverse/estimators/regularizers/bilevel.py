@@ -138,8 +138,9 @@ class BilevelRegularizer(EnergyReconstructor):
         default="auto",
         allowed=OneOf("auto", "cg", "minres", "jacobian_free"),
         doc="""
-        Solver of the linear system in the derivative. "auto" is conjugate gradients where ``r`` is proven to
-        be convex and MINRES elsewhere; "jacobian_free" replaces the system by one gradient step.""",
+        Solver of the linear system in the derivative. "auto" is conjugate gradients where the objective is
+        proven to be strongly convex, and MINRES elsewhere, which also solves singular systems;
+        "jacobian_free" replaces the system by one gradient step.""",
     )
     loss: str = parameter(
         default="l2",
@@ -269,7 +270,7 @@ class BilevelRegularizer(EnergyReconstructor):
         assert trainer.batch_size is not None  # filled in
         lower = LowerLevel(
             self._minimise,
-            choose_linear_solver(self.hypergradient, smooth),
+            choose_linear_solver(self.hypergradient, smooth, denoising=A.identity),
             self._normalised_bounds,
             max_steps=self.max_steps,
             tol=self.tol,
