@@ -58,7 +58,8 @@ class ModelAdaptation(BaseReconstructor):
     Notes
     -----
     The given estimator is not changed. Bounds that it has hold in ``predict`` only. ``fit`` learns nothing
-    from ``X_true``; it is there for searches, which score with it.
+    from ``X_true``; it is there for searches, which score with it. The adapted method keeps the unit and the
+    level of its training.
 
     References
     ----------
@@ -95,13 +96,12 @@ class ModelAdaptation(BaseReconstructor):
         ),
         "sizes_told": "What was adapted belongs to one operator: another one is refused whatever its size.",
         "units": (
-            "The adapted method keeps the unit of its own training, and ``mu`` has units: the image "
-            "changes by 0.03 relative."
+            "The adapted method keeps the unit of its own training: data times 1000 change the image by 43 "
+            "relative."
         ),
-        "units_of_operator": "The weight ``mu`` has units: the image changes by 0.05 relative.",
         "level": (
-            "The adapted network sees the values of an image: a level of 1 changes the rest of it by "
-            "6e-3 relative."
+            "The adapted method keeps the level of its own training: a level of 1 changes the rest of the "
+            "image by 2e-3 relative."
         ),
         "phase": "A method that was trained on real images takes no complex ones.",
     }

@@ -91,6 +91,12 @@ class DeepEquilibriumRecon(LearnedReconstructor):
     is trained on pairs, in 300 steps with a learning rate that falls from 5e-4 to 5e-5 and gradients that are
     shortened to norm 1.
 
+    What is learned is the map of normalised images, ``(x - level_) / spread_``, from ``(y - A level_) /
+    spread_``. Trained on images and data times a number, or with a constant added to the images and ``A`` of
+    it to the data, it gives the same reconstructions times it, or with it added. Images of another unit or
+    level than those of the training need another training: the network is neither homogeneous nor does it
+    keep constants.
+
     References
     ----------
     D. Gilton, G. Ongie and R. Willett, Deep equilibrium architectures for inverse problems in imaging, IEEE
@@ -112,9 +118,6 @@ class DeepEquilibriumRecon(LearnedReconstructor):
     """
 
     not_promised = {
-        "level": (
-            "The network sees the values of an image: a level of 1 changes the rest of it by 0.2 relative."
-        ),
         "phase": (
             "The network sees real and imaginary parts as two channels: the image changes by 4e-3 relative."
         ),

@@ -81,6 +81,11 @@ class GenerativeCovariancePrior(LearnedReconstructor):
     64 images, or of fewer, but at least 8, where they have more than 28 x 28 pixels; the learning rate falls
     from 1e-3 to 5e-5, gradients are shortened to norm 10, and nothing is held out.
 
+    What is learned is the density of normalised images, ``(x - level_) / spread_``, and ``G``, ``Sigma`` and
+    ``R`` are theirs; ``lam`` and ``noise_std`` are in the units of the data. Trained on images times a number
+    or with a constant added, with data to match, the reconstructions are the same times it, or with it added.
+    A trained model knows one unit and one level.
+
     References
     ----------
     M. A. G. Duff, I. J. A. Simpson, M. J. Ehrhardt and N. D. F. Campbell, VAEs with structured image

@@ -64,6 +64,12 @@ class AdversarialRegularizer(EnergyReconstructor):
     each at the best of several weights; without pairs it is the held-out separation
     ``(E R(x_bad) - E R(x)) / max ||grad R||``.
 
+    The energy that is learned, ``R'``, is one of normalised images: ``R(x) = spread_ R'((x - level_) /
+    spread_)``. Trained on images and data times a number ``c``, with ``lam`` times ``c`` where it is a
+    number, the method gives the reconstructions times ``c``; trained on images with a constant added, and
+    data to match, it gives them with it added. What has been trained keeps its unit. Of a constant in later
+    data, the ridges see nothing.
+
     References
     ----------
     S. Lunz, O. Oktem and C.-B. Schonlieb, Adversarial regularizers in inverse problems, NeurIPS, 2018.

@@ -74,6 +74,12 @@ class BilevelRegularizer(EnergyReconstructor):
     the estimated risk. ``max_steps`` also bounds the iterations of the linear solver, and the training begins
     with ten times ``tol``.
 
+    The energy that is learned, ``r'``, is one of normalised images: ``r(x) = spread_^2 r'((x - level_) /
+    spread_)``, and the norms above are those of ``x - level_``. Trained on images and data times a number,
+    the method gives the reconstructions times it; trained on images with a constant added, and data to match,
+    it gives them with it added. What has been trained keeps its unit. Of a constant in later data, the ridges
+    see nothing where ``alpha`` is 0 and ``beta`` is None.
+
     References
     ----------
     S. Nair and P. Schniter, Deep regularization via bi-level optimization, Asilomar Conference on Signals,

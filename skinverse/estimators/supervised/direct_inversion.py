@@ -50,6 +50,12 @@ class DirectInversion(LearnedReconstructor):
     The method's own training has 1000 steps of 8 images; the learning rate falls from 1e-4 to 1e-5, and
     gradients are shortened to norm 1.
 
+    What is learned is the map to normalised images, ``(x - level_) / spread_``, from data less the mean of
+    each measurement and divided by one number. Trained on images and data times a number, or with a constant
+    added to the images and its data to the data, it gives the same reconstructions times it, or with it
+    added. Images of another unit or level than those of the training need another training: the network is
+    neither homogeneous nor does it keep constants.
+
     References
     ----------
     B. Zhu, J. Z. Liu, S. F. Cauley, B. R. Rosen and M. S. Rosen, Image reconstruction by domain-transform
@@ -67,10 +73,6 @@ class DirectInversion(LearnedReconstructor):
     not_promised = {
         "other_operator": "The map from data to images is learned for one operator.",
         "other_sizes": "The linear map is learned for one size of images and one of data.",
-        "level": (
-            "The unit of the data is their root mean square, which sees a constant: a level of 1 "
-            "changes the rest of the image by 0.1 relative."
-        ),
         "phase": (
             "The learned map is linear in real and imaginary parts, not in complex numbers: the image "
             "changes by 0.7 relative."

@@ -45,6 +45,12 @@ class PostProcessor(LearnedReconstructor):
     The method's own training has 3000 steps of 8 patches; the learning rate falls from 1e-3 to 1e-4, and
     gradients are shortened to norm 1.
 
+    What is learned is the map of normalised images, ``(x - level_) / spread_``, from ``(y - A level_) /
+    spread_``. Trained on images and data times a number, or with a constant added to the images and ``A`` of
+    it to the data, it gives the same reconstructions times it, or with it added. Images of another unit or
+    level than those of the training need another training: the network is neither homogeneous nor does it
+    keep constants.
+
     References
     ----------
     K. H. Jin, M. T. McCann, E. Froustey and M. Unser, Deep convolutional neural network for inverse problems
@@ -61,9 +67,6 @@ class PostProcessor(LearnedReconstructor):
     """
 
     not_promised = {
-        "level": (
-            "The network sees the values of an image: a level of 100 changes the rest of it by 4.6 relative."
-        ),
         "phase": (
             "The network sees real and imaginary parts as two channels: the image changes by 0.01 relative."
         ),

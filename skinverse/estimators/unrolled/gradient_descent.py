@@ -33,6 +33,12 @@ class LearnedGradientDescent(UnrolledReconstructor):
     The method's own training has 2000 steps of 8 images; the learning rate falls from 1e-3 to 1e-4, and
     gradients are shortened to norm 1.
 
+    What is learned is the map of normalised images, ``(x - level_) / spread_``, from ``(y - A level_) /
+    spread_``. Trained on images and data times a number, or with a constant added to the images and ``A`` of
+    it to the data, it gives the same reconstructions times it, or with it added. Images of another unit or
+    level than those of the training need another training: the network is neither homogeneous nor does it
+    keep constants.
+
     References
     ----------
     J. Adler and O. Oktem, Solving ill-posed inverse problems using iterative deep neural networks, Inverse
@@ -49,9 +55,6 @@ class LearnedGradientDescent(UnrolledReconstructor):
     """
 
     not_promised = {
-        "level": (
-            "The network sees the values of an image: a level of 1 changes the rest of it by 0.02 relative."
-        ),
         "phase": (
             "The network sees real and imaginary parts as two channels: the image changes by 0.05 relative."
         ),

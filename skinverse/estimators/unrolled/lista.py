@@ -41,6 +41,13 @@ class LISTA(UnrolledReconstructor):
     The method's own training has 2000 steps of 8 images; the learning rate falls from 1e-3 to 1e-4, and
     gradients are shortened to norm 1.
 
+    What is learned is the map of normalised images, ``(x - level_) / spread_``, from ``(y - A level_) /
+    spread_``. Trained on images and data times a number, or with a constant added to the images and ``A`` of
+    it to the data, it gives the same reconstructions times it, or with it added. Images of another unit or
+    level than those of the training need another training: the thresholds are fixed numbers. With a
+    dictionary of your own ``level_`` is 0, since what is sparse would not be without its level; then only the
+    unit plays no part.
+
     References
     ----------
     K. Gregor and Y. LeCun, Learning fast approximations of sparse coding, ICML, 2010.
@@ -58,9 +65,6 @@ class LISTA(UnrolledReconstructor):
     """
 
     not_promised = {
-        "level": (
-            "The thresholds see a constant: a level of 1 changes the rest of the image by 0.28 relative."
-        ),
         "phase": "Real and imaginary parts have thresholds of their own: the image changes by 0.27 relative.",
     }
 
@@ -91,6 +95,11 @@ class LISTA(UnrolledReconstructor):
     )
 
     module_: Unrolled = fitted(kind="nn.Module", doc="Dictionary and thresholds.")
+
+    def _level_and_spread(self, images: Tensor) -> tuple[complex, float]:
+        """Of images that are sparse in atoms of the user's no level is taken: they are not without it."""
+        level, spread = super()._level_and_spread(images)
+        return (level if isinstance(self.dictionary, str) else 0 * level), spread
 
     def _make_module(self) -> Unrolled:
         kind = Convolutional if self._is("convolutional") else Dense

@@ -44,6 +44,12 @@ class LearnedPrimalDual(UnrolledReconstructor):
     The method's own training has 2000 steps of 8 images; the learning rate falls from 1e-3 to 1e-4, and
     gradients are shortened to norm 1.
 
+    What is learned is the map of normalised images, ``(x - level_) / spread_``, from ``(y - A level_) /
+    spread_``. Trained on images and data times a number, or with a constant added to the images and ``A`` of
+    it to the data, it gives the same reconstructions times it, or with it added. Images of another unit or
+    level than those of the training need another training: the networks are neither homogeneous nor do they
+    keep constants.
+
     References
     ----------
     J. Adler and O. Oktem, Learned primal-dual reconstruction, IEEE Transactions on Medical Imaging 37, 2018.
@@ -59,9 +65,6 @@ class LearnedPrimalDual(UnrolledReconstructor):
     """
 
     not_promised = {
-        "level": (
-            "The networks see the values of an image: a level of 1 changes the rest of it by 0.06 relative."
-        ),
         "phase": (
             "The networks see real and imaginary parts as two channels: the image changes by 0.03 relative."
         ),

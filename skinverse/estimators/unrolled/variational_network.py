@@ -38,6 +38,11 @@ class VariationalNetwork(UnrolledReconstructor):
     The method's own training has 2000 steps of 8 images; the learning rate falls from 1e-3 to 1e-4, and
     gradients are shortened to norm 1.
 
+    What is learned is the map of normalised images, ``(x - level_) / spread_``, from ``(y - A level_) /
+    spread_``. Trained on images and data times a number, or with a constant added to the images and ``A`` of
+    it to the data, it gives the same reconstructions times it, or with it added. Images of another unit or
+    level than those of the training need another training: the potentials are functions of fixed numbers.
+
     References
     ----------
     K. Hammernik, T. Klatzer, E. Kobler, M. P. Recht, D. K. Sodickson, T. Pock and F. Knoll, Learning a
@@ -54,9 +59,6 @@ class VariationalNetwork(UnrolledReconstructor):
     """
 
     not_promised = {
-        "level": (
-            "The potentials see the values of an image: a level of 1 changes the rest of it by 0.09 relative."
-        ),
         "phase": "Real and imaginary parts are filtered as two channels: the image changes by 0.01 relative.",
     }
 
