@@ -40,7 +40,8 @@ def test_the_weight_is_nearly_the_best_one(method: type, kind: str, known: bool)
     others = [
         psnr(images, method(A, lam=float(info.lam[0] * factor)).fit().predict(data))[0] for factor in FACTORS
     ]
-    assert psnr(images, x)[0] > max(others) - 1.5
+    # Cross-validation takes some of the texture of this photograph for noise.
+    assert psnr(images, x)[0] > max(others) - (1.5 if known else 2.0)
     if known:
         assert_allclose(info.noise_std, noise_std, rtol=1e-5)
     elif method is not Tikhonov or kind == "ct":  # of the others it sees little or nothing of the noise
