@@ -208,6 +208,7 @@ class BilevelRegularizer(EnergyReconstructor):
         self.weak_convexity_, self.smoothness_, self.certified_ = moduli(
             self.module_, as_channels(images[:_N_MEASURED]), self.patch_size
         )
+        self._measure_amplification(A, data, self.weak_convexity_)
 
     # ------------------------------------------------------------------ training
     def _make_module(self) -> nn.Module:
