@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 import skinverse
 from skinverse import ReconstructionRegressor, Tikhonov, Trainer
+from skinverse._differences import negative_laplacian
 from skinverse._parameters import Integer, Real, fitted, parameter
 from skinverse.estimators import BaseReconstructor, LearnedReconstructor
 from skinverse.functionals import LeastSquares, SquaredNorm
@@ -66,10 +67,8 @@ class LearnedGain(LearnedReconstructor):
         return Gain()
 
     def _phases(self, module: Any, A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Phase]:
-        unit = (images - images.mean()).abs().square().mean().sqrt()
-
         def loss(module: Any, x: Tensor, z: Tensor) -> Tensor:
-            return ((module(z) - x) / unit).abs().square().flatten(1).mean(1)
+            return (module(z) - x).abs().square().flatten(1).mean(1)
 
         yield Phase(
             "gain", loss, (images, A.adjoint(data) / A.norm() ** 2), self.trainer.over(max_epochs=5, lr=0.1)
@@ -117,7 +116,7 @@ class Stranger(BaseEstimator):
         return type(self)(self.operator, n_iterations=self.n_iterations)
 
 
-SOUND = [Descent(), LearnedGain(), Stranger()]
+SOUND: list[Any] = [Descent(), LearnedGain(), Stranger()]
 
 
 @pytest.mark.parametrize("estimator", SOUND, ids=lambda e: type(e).__name__)
@@ -410,6 +409,47 @@ class CountsTogether(Descent):
 class OneChannel(Changed):
     def changed(self, X_hat: Any, Y_meas: Any) -> Any:
         return X_hat[:, 0] if X_hat.ndim > 3 else X_hat
+
+
+class Smooths(Descent):
+    """The gradient is smoothed along some axes."""
+
+    def _step(self, A: LinearMap, gradient: Tensor) -> Tensor:
+        step = super()._step(A, gradient)
+        return step - sum(negative_laplacian(step, (axis,)) for axis in self.axes(A)) / 20
+
+    def axes(self, A: LinearMap) -> tuple[int, ...]:
+        return self._spatial_axes(A)
+
+
+@breaks("volumes", "turning a volume changes")
+class Slicewise(Smooths):
+    def axes(self, A: LinearMap) -> tuple[int, ...]:
+        return self._spatial_axes(A)[-2:]
+
+
+@breaks("volumes", "refused without naming channel_axis")
+class FlatOnly(Descent):
+    def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
+        if len(A.dims) == 3 and self.channel_axis is None:
+            raise ValueError("images have two axes")
+        return super()._reconstruct(A, data)
+
+    def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
+        if A is not None and data is not None:
+            self._reconstruct(A, data)
+
+
+@breaks("colour", "channel_axis=-1 in place of 0 changes")
+class ChannelsFirst(Smooths):
+    def axes(self, A: LinearMap) -> tuple[int, ...]:
+        return self._spatial_axes(A) if self.channel_axis is None else (-2, -1)
+
+
+@breaks("colour", "another order of the channels changes")
+class ChannelsAreSpace(Smooths):
+    def axes(self, A: LinearMap) -> tuple[int, ...]:
+        return tuple(range(-len(A.dims), 0))
 
 
 @breaks("complex_images", "complex128 images .* become float64")

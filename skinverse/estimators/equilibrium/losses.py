@@ -27,9 +27,9 @@ def denoiser_loss(patch_size: int | None) -> Loss:
     """``||h(x + noise) - x||^2`` per pixel, with noise of a random level for each image."""
 
     def loss(module: Equilibrium, images: Tensor) -> Tensor:
-        x = random_patches(images, patch_size) / module.unit
-        noise_std = _NOISE * torch.rand(len(x), 1, 1, 1, device=x.device)
-        return _mean_square(module.denoiser()(x + noise_std * torch.randn_like(x)) - x)
+        x = random_patches(images, patch_size)
+        noise_std = expand(_NOISE * torch.rand(len(x), device=x.device), x)
+        return _mean_square(module.denoiser(0)(x + noise_std * torch.randn_like(x)) - x)
 
     return loss
 
@@ -37,7 +37,7 @@ def denoiser_loss(patch_size: int | None) -> Loss:
 class EquilibriumLoss:
     """``||x(y) - x||^2 + jacobian_weight ||df/dz||_F^2`` per number, where ``x(y)`` is the fixed point.
 
-    Both are in units of the images' spread. ``solve(equation, z0)`` finds the fixed point; ``last``, if it is
+    ``solve(equation, z0)`` finds the fixed point; ``last``, if it is
     given, starts it where it was the last time. With a ``patch_size`` images and data are cut, which only a
     denoiser can do.
     """
@@ -49,23 +49,26 @@ class EquilibriumLoss:
         *,
         jacobian_weight: float,
         patch_size: int | None,
+        channel_axis: int | None = None,
         last: LastEquilibria | None,
         failures: Failures,
     ) -> None:
         self.A, self.solve = A, solve
         self.jacobian_weight, self.patch_size = jacobian_weight, patch_size
+        self.channel_axis = channel_axis
         self.last, self.failures = last, failures
 
     def __call__(self, module: Equilibrium, x: Tensor, y: Tensor, x0: Tensor, index: Tensor) -> Tensor:
         """The loss of each image; ``x0`` are the starts, ``index`` the places of the images among all."""
+        channel_axis = self.channel_axis
         if self.patch_size is not None:
-            x, y = _patches(x, y, self.patch_size)
-            x0 = y
-        equation = Equation(module, self.A, y, x0)
+            x, y = _patches(as_channels(x, channel_axis), as_channels(y, channel_axis), self.patch_size)
+            x0, channel_axis = y, 0
+        equation = Equation(module, self.A, y, x0, channel_axis)
         solution = self._solution(equation, index)
-        value = _mean_square((equation.image(solution.x) - x) / module.unit)
+        value = _mean_square(equation.image(solution.x) - x)
         # Where the map gives no numbers, or nothing like images, the loss is none either: the training ends.
-        most = _DIVERGED * _mean_square(x / module.unit).clamp_min(1)
+        most = _DIVERGED * _mean_square(x).clamp_min(1)
         value = torch.where(torch.isfinite(solution.residual) & (value < most), value, torch.nan)
         if self.jacobian_weight and torch.is_grad_enabled():
             value = value + self.jacobian_weight * jacobian_size(equation.f, solution.x.detach(), equation.b)
@@ -120,9 +123,8 @@ def jacobian_size(f: Map, z: Tensor, b: Tensor) -> Tensor:
 
 
 def _patches(x: Tensor, y: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The same random patch of each image and of its data, as channels."""
-    both = random_patches(torch.cat([as_channels(x), as_channels(y)], 1), size)
-    x, y = both.chunk(2, 1)
+    """The same random patch of each image and of its data."""
+    x, y = random_patches(torch.cat([x, y], 1), size).chunk(2, 1)
     return x.contiguous(), y.contiguous()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -12,10 +13,11 @@ from torch import Tensor
 
 from skinverse._defaults import copy_module
 from skinverse._parameters import Flag, Integer, Null, OneOf, Real, fitted, parameter
-from skinverse._tensors import as_channels, expand, norm
+from skinverse._tensors import expand, norm
 from skinverse.energies import WeightedEnergy
 from skinverse.estimators._base import bounds_parameter, max_steps_parameter, tol_parameter
-from skinverse.estimators._learned import LearnedReconstructor, check_kinds, first_images
+from skinverse.estimators._learned import LearnedReconstructor, check_kinds
+from skinverse.estimators._units import Interval, within
 from skinverse.functionals import Box, EnergyFunctional, Functional
 from skinverse.operators import LinearMap
 from skinverse.solvers import Solution, accelerated_gradient, proximal_gradient
@@ -27,6 +29,8 @@ _CHANGE, _N_MEASURED, _N_STEPS, _CHAOS = 1e-6, 2, 50, 1e3
 
 class EnergyReconstructor(LearnedReconstructor):
     """A learned energy as regulariser: minimises ``1/2 ||A x - y||^2 + lam R(x)`` by gradient steps.
+
+    The energy that is learned sees normalised images, and the fidelity is divided by ``||A||^2``.
 
     A method declares ``energy``, ``lam``, ``solver`` and ``patch_size``, and how it is trained.
     """
@@ -75,13 +79,21 @@ class EnergyReconstructor(LearnedReconstructor):
     def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
         assert A is not None and images is not None and data is not None  # _needs
         check_kinds(A, images, data)
-        self.real_, self.n_channels_ = not images.is_complex(), as_channels(images[:1]).shape[1]
+        self.real_, self.n_channels_ = not images.is_complex(), self._channels(images[:1]).shape[1]
         super()._fit(A, images, data)
         self.fitted_lam_ = self.lam
 
     def _start(self, A: LinearMap, data: Tensor) -> Tensor:
         """``A_delta^+ y``, where a reconstruction starts."""
-        return first_images(A, data, None, real=self.real_ and not A.identity).x
+        return self._first_images(A, data, None, real=self.real_ and not A.identity).x
+
+    @property
+    def _normalised_bounds(self) -> Interval:
+        return self._normalisation.of_bounds(self.bounds)
+
+    def _restored(self, solution: Solution) -> Solution:
+        solution = super()._restored(solution)
+        return replace(solution, x=within(solution.x, self.bounds))
 
     def _regularizer(self, scale: float = 1.0, *, like: Tensor | None = None) -> Functional:
         """``R(s x) / s^2``, in the precision and on the device of the images."""
@@ -89,13 +101,15 @@ class EnergyReconstructor(LearnedReconstructor):
         if like is not None:
             module = copy_module(module).to(like.device, like.dtype.to_real())
         if scale == 1.0:
-            return EnergyFunctional(module)
-        return EnergyFunctional(WeightedEnergy(module, scale=scale).to(module.log_scale))
+            return EnergyFunctional(module, self.channel_axis)
+        scaled = WeightedEnergy(module, scale=scale).to(module.log_scale)
+        return EnergyFunctional(scaled, self.channel_axis)
 
     def _descend(self, objective: Functional, x0: Tensor, tol: float | None = None) -> Solution:
         """Minimise within the bounds by gradient steps."""
-        if self.bounds is not None:
-            objective = objective + Box(*self.bounds)
+        bounds = self._normalised_bounds
+        if bounds is not None:
+            objective = objective + Box(*bounds)
         solve = accelerated_gradient if self.solver == "accelerated" else proximal_gradient
         return solve(objective, x0, max_steps=self.max_steps, tol=self.tol if tol is None else tol)
 

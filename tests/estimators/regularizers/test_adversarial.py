@@ -253,7 +253,6 @@ def test_weak_convexity_of_the_trained_energy_holds_and_is_met(trained) -> None:
             dense = hessian(basis.reshape(144, 12, 12)).reshape(144, 144)
             lowest = min(lowest, float(torch.linalg.eigvalsh((dense + dense.mT) / 2)[0]))
         assert part * module.weak_convexity() < -lowest <= module.weak_convexity() * (1 + 1e-6)
-    assert trained.weak_convexity_ == trained.module_.weak_convexity()
 
 
 def test_slope_at_bad_images_is_one_per_pixel(trained, denoising) -> None:
@@ -485,7 +484,7 @@ def test_real_images_give_real_reconstructions_under_a_complex_operator() -> Non
 
 def test_other_channels_than_trained_on_are_refused() -> None:
     rng = np.random.default_rng(0)
-    method = AdversarialRegularizer(trainer=TINY, lam=0.1).fit(
+    method = AdversarialRegularizer(trainer=TINY, lam=0.1, channel_axis=0).fit(
         rng.random((4, 3, 8, 8)), rng.random((4, 3, 8, 8))
     )
     with pytest.raises(ValueError, match="trained on images of 3 channels"):
