@@ -180,6 +180,7 @@ class AdversarialRegularizer(EnergyReconstructor):
         self.initial_ = fit_initial(self.initial, self.operator_, self.channel_axis, *pairs)
         super()._fit(A, images, data)
         self.lam_, self.scale_ = self._weight_and_scale(A, images, data)
+        self._measure_amplification(A, data, self.weak_convexity_)
 
     def _describe(self) -> None:
         assert self.operator_ is not None  # fitted on images

@@ -217,6 +217,7 @@ class BilevelRegularizer(EnergyReconstructor):
         few = self._channels(self._normalisation.of_images(images[:_N_MEASURED]))
         # The Hessian of r(x) = spread^2 r'(x') is that of r'.
         self.weak_convexity_, self.smoothness_, self.certified_ = moduli(self.module_, few, self.patch_size)
+        self._measure_amplification(A, data, self.weak_convexity_)
 
     # ------------------------------------------------------------------ training
     def _make_module(self) -> nn.Module:
