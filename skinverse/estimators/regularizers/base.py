@@ -68,8 +68,9 @@ class EnergyReconstructor(LearnedReconstructor):
         allowed=Real(ge=0) | Null(),
         doc="""
         How many times larger than a change of the data, by 1e-6, the change of the reconstruction is, both
-        relative: measured at two of the measurements of ``fit``; None where the objective is known to be
-        convex. ``fit`` warns where it exceeds 1000: then there are many minima, and rounding chooses.""",
+        relative and of normalised images: measured at two of the measurements of ``fit``; None where the
+        objective is known to be convex. ``fit`` warns where it exceeds 1000: then there are many minima, and
+        rounding chooses.""",
     )
     real_: bool = fitted(
         allowed=Flag(),
@@ -120,7 +121,7 @@ class EnergyReconstructor(LearnedReconstructor):
             return
         twin, y = copy.copy(self), data[:_N_MEASURED]
         twin.max_steps, twin.tol = _N_STEPS, 0.0
-        y = y.to(torch.promote_types(y.dtype, torch.float64))
+        y = self._normalised(A, y.to(torch.promote_types(y.dtype, torch.float64)))
         rng = torch.Generator("cpu").manual_seed(0)
         noise = torch.randn(y.shape, generator=rng, dtype=y.dtype, device="cpu").to(y.device)
         moved = y + expand(_CHANGE * norm(y) / norm(noise), y) * noise
