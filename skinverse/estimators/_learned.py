@@ -75,7 +75,7 @@ class LearnedReconstructor(BaseReconstructor):
     ``y' = (y - A level_) / spread_`` of these. Trained on images and data times a number, a method gives the
     reconstructions times it, and trained on images with a constant added, it gives the same with it added.
     What has been trained keeps its unit and its level: a network is neither homogeneous nor does it commute
-    with adding a constant.
+    with adding a constant. The level of complex images is 0, for their phase is arbitrary.
     """
 
     _needs: ClassVar[tuple[str, ...]] = ("X_true", "Y_meas")
@@ -116,7 +116,9 @@ class LearnedReconstructor(BaseReconstructor):
     level_: complex = fitted(
         kind="float, or complex",
         allowed=Instance(float, complex),
-        doc="Mean of all values of the training images, which are normalised by it and ``spread_``.",
+        doc="""
+        Mean of all values of the training images, which are normalised by it and ``spread_``; 0 of complex
+        images.""",
     )
     spread_: float = fitted(
         allowed=Real(gt=0),

@@ -389,3 +389,17 @@ def test_what_converged_solves_the_equation_where_the_map_expands(solver) -> Non
     assert found.converged.all()
     assert residual < 1e-3
     torch.testing.assert_close(found.residual[0], residual)
+
+
+@pytest.mark.parametrize("solver", [picard, anderson, broyden])
+def test_a_lone_image_takes_the_same_steps_to_the_bit(solver) -> None:
+    """Where nothing contracts, an iteration makes much of the last bit."""
+    expanding = 1.5 * draw(40, 40, seed=1) / 40**0.5
+    start = draw(5, 40, seed=2)
+
+    def f(z: torch.Tensor) -> torch.Tensor:
+        return torch.sin((z[:, None, :] * expanding).sum(2))
+
+    together = solver(f, start, max_steps=60, tol=1e-12).x
+    for k in range(5):
+        assert torch.equal(solver(f, start[k : k + 1], max_steps=60, tol=1e-12).x[0], together[k])

@@ -11,6 +11,9 @@ from skinverse._tensors import from_channels, planes_for, split_variables, stack
 from skinverse.estimators.equilibrium.maps import Images, Map, admm, gradient, proximal
 from skinverse.networks import lipschitz_constant, prepared
 
+# Values of an image up to which its companions could be felt: 16 x 16 pixels with DnCNN, 32 x 32 with U-Net.
+_SMALL = 64**2
+
 
 class Equilibrium(nn.Module):
     """A network ``h_0`` with a scale ``s``, a step ``eta`` and a weight ``lam``.
@@ -50,7 +53,10 @@ class Equilibrium(nn.Module):
 
         def h(z: Tensor) -> Tensor:
             planes = planes_for(z, self.n_channels, "the network", channel_axis)
-            output = h0(s * planes)
+            # One small image alone makes convolutions add in another order than several do, in single
+            # precision, of which iterations that do not contract make 1e-2: it gets a companion.
+            alone = len(planes) == 1 and planes.numel() <= _SMALL
+            output = h0(s * (torch.cat([planes, planes]) if alone else planes))[: len(planes)]
             if output.shape != planes.shape:
                 raise ValueError(
                     "network: expected a module that keeps the shape (images, channels, *space), got "

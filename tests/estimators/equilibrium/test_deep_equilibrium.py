@@ -493,3 +493,16 @@ def test_bad_parameters_are_named(blurred, parameters: dict[str, Any], message: 
     images, data, A = blurred
     with pytest.raises(ValueError, match=message):
         DeepEquilibriumRecon(A, **parameters).fit(images, data)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("iteration", ["admm", "proximal"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_companions_change_nothing_where_iterations_do_not_contract(iteration: str, dtype: str) -> None:
+    images, data, A = make_problem("compressive_sensing", n_samples=4, size=12, noise=0.03, random_state=0)
+    images, data = images.astype(dtype), data.astype(dtype)
+    brief = Trainer(n_steps=6)
+    model = DeepEquilibriumRecon(A, iteration=iteration, trainer=brief, pretrainer=brief).fit(images, data)
+    together = model.predict(data)
+    assert_array_equal(model.predict(data[1:2])[0], together[1])
+    assert_array_equal(model.predict(data[::-1])[::-1], together)
