@@ -88,7 +88,6 @@ def main() -> None:
     x = torch.from_numpy(make_ellipses(BATCH, SIZE, random_state=SEED))
     torch.manual_seed(SEED)
     network = PrimalDualUnrolled((1, 1), 10, 32, 5, shared=False)
-    network.unit.fill_(1.0)
     y, start = A(x), torch.zeros_like(x)
     for linear in (A, foreign):
         linear.norm()

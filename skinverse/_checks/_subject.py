@@ -159,7 +159,8 @@ class Subject:
 
         Without a tolerance the number of steps is part of the method.
         """
-        tight = _TIGHT_LEARNED if self.learns else _TIGHT
+        single = data.real.dtype == np.float32
+        tight = _TIGHT_LEARNED if self.learns or single else _TIGHT
         how = self.those_of(**(_ROUGH if roughly else tight)) if self.has("tol") else {}
         found: Array = copy.copy(model).set_params(**how).predict(data[:_N_SOLVED])
         return found

@@ -16,11 +16,18 @@ from skinverse._checks._subject import Array, Problem, Subject, measured, smooth
 _LEARNED, _COMPUTED = 1e-3, 1e-5
 # The small one first: it tells the powers of lam apart where a large one hides them.
 _FACTORS = (1e-3, 1e3)
+# In single precision squares of these are near its limits, and what is solved for tightly is so to 1e-3.
+_EXTREME_FACTORS, _SINGLE = (1e-12, 1e12), 1e-3
+# Constants, in standard deviations of the images.
+_LEVELS = (1.0, 100.0, 1000.0)
 
 
 @promise()
 def units(subject: Subject) -> None:
-    """Images and data times a factor give the image times it, with ``lam`` times some power of it."""
+    """Images and data times a factor give the image times it, with ``lam`` times some power of it.
+
+    The factors reach from 1e-12 to 1e12, the largest ones in single precision.
+    """
     operator, images, data = subject.compared_problem
 
     def scaled(factor: float) -> Problem:
@@ -31,7 +38,10 @@ def units(subject: Subject) -> None:
 
 @promise()
 def units_of_operator(subject: Subject) -> None:
-    """Operator and data times a factor give the same image, with ``lam`` times some power of it."""
+    """Operator and data times a factor give the same image, with ``lam`` times some power of it.
+
+    The factors reach from 1e-12 to 1e12, the largest ones in single precision.
+    """
     operator, images, data = subject.compared_problem
 
     def scaled(factor: float) -> Problem:
@@ -69,18 +79,31 @@ def form(subject: Subject) -> None:
 
 @promise()
 def level(subject: Subject) -> None:
-    """A constant that is added to images and to data without operator is added to the reconstruction."""
-    base = _denoising(smooth_images(2, (6, 6)))
+    """A constant that is added to images, and seen in the data, is added to the reconstruction.
+
+    With an operator this is asked of what learns from images.
+    """
+    images = smooth_images(2, (6, 6))
+    operator = pylops.Identity(images.shape[1:], dtype=images.dtype)
+    _expect_levels_harmless(subject, Problem(operator, images, measured(operator, images)), _LEVELS)
+    if subject.learns:
+        _expect_levels_harmless(subject, subject.compared_problem, _LEVELS[-1:])
+
+
+def _expect_levels_harmless(subject: Subject, problem: Problem, levels: tuple[float, ...]) -> None:
+    """Expect no change by constants."""
+    operator, images, data = problem
+    seen = (operator @ np.ones(operator.shape[1], images.dtype)).reshape(operator.dimsd)
 
     def raised(constant: float) -> Array:
-        problem = Problem(base.operator, base.images + constant, base.data + constant)
+        problem = Problem(operator, images + constant, data + constant * seen)
         return subject.solved(subject.fit_steadily(problem), problem.data) - constant
 
     expected = raised(0.0)
-    spread = np.linalg.norm(expected - expected.mean())
-    for constant in (1.0, 100.0):
-        change = float(np.linalg.norm(raised(constant) - expected) / spread)
-        _expect_none(subject, change, f"a level of {constant:g} changes the rest of the image")
+    size = np.linalg.norm(expected - expected.mean())
+    for multiple in levels:
+        change = float(np.linalg.norm(raised(multiple * float(images.std())) - expected) / size)
+        _expect_none(subject, change, f"a level of {multiple:g} changes the rest of the image")
 
 
 @promise()
@@ -103,26 +126,43 @@ def _expect_factors_harmless(
 ) -> None:
     """Expect no change by factors, for some power of them by which the weight may go with them."""
 
-    def fitted(factor: float, power: int) -> Any:
-        return subject.fit_steadily(scaled(factor), **_rescaled(subject, factor, power))
+    def fitted(problem: Problem, factor: float, power: int) -> Any:
+        return subject.fit_steadily(problem, **_rescaled(subject, factor, power))
 
-    def change(model: Any, factor: float, *, roughly: bool = False) -> float:
-        found = back(subject.solved(model, scaled(factor).data, roughly=roughly), factor)
+    def change(model: Any, problem: Problem, factor: float, *, roughly: bool = False) -> float:
+        found = back(subject.solved(model, problem.data, roughly=roughly).astype(_wide(problem)), factor)
         expected = subject.compared_images_roughly if roughly else subject.compared_images
         return relative_difference(found, expected)
 
     first, second = _FACTORS
-    weighted = isinstance(subject.parameters.get("lam"), (int, float))
+    small, weighted = scaled(first), isinstance(subject.parameters.get("lam"), (int, float))
     models, changes = {}, {}
     for power in (0, 1, 2) if weighted else (0,):
-        models[power] = fitted(first, power)
-        changes[power] = change(models[power], first, roughly=True)
+        models[power] = fitted(small, first, power)
+        changes[power] = change(models[power], small, first, roughly=True)
         if changes[power] <= _allowed(subject):
             break
     power = min(changes, key=lambda power: changes[power])
-    worst = max(change(models[power], first), change(fitted(second, power), second))
     told = f" and lam times its power {power}" if weighted else ""
+    large = scaled(second)
+    worst = max(change(models[power], small, first), change(fitted(large, second, power), large, second))
     _expect_none(subject, worst, f"{what} times {first:g} or {second:g}{told} change the image")
+    for factor in _EXTREME_FACTORS:
+        far = _in_single_precision(scaled(factor))
+        found = change(fitted(far, factor, power), far, factor)
+        otherwise = f"{what} times {factor:g} in single precision{told} change the image"
+        _expect_none(subject, found, otherwise, most=_SINGLE)
+
+
+def _in_single_precision(problem: Problem) -> Problem:
+    operator, *arrays = problem
+    images, data = (a.astype(np.complex64 if a.dtype.kind == "c" else np.float32) for a in arrays)
+    return Problem(operator, images, data)
+
+
+def _wide(problem: Problem) -> type:
+    """The type of images in double precision."""
+    return np.complex128 if problem.images.dtype.kind == "c" else np.float64
 
 
 def _denoising(images: Array) -> Problem:
@@ -130,8 +170,8 @@ def _denoising(images: Array) -> Problem:
     return Problem(identity, images, measured(identity, images))
 
 
-def _expect_none(subject: Subject, change: float, otherwise: str) -> None:
-    most = _allowed(subject)
+def _expect_none(subject: Subject, change: float, otherwise: str, most: float | None = None) -> None:
+    most = _allowed(subject) if most is None else most
     expect(change <= most, f"{otherwise} by {change:.1e} relative, more than {most:.0e}")
 
 

@@ -300,11 +300,19 @@ class BaseReconstructor(Parametrized, ABC):
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
         """Reconstruct a batch, (n, *A.dimsd) -> (n, *A.dims)."""
 
+    def _check_images(self, dims: tuple[int, ...]) -> None:
+        """Refuse images of another layout than the method can treat."""
+        check_channel_axis(self.channel_axis, dims)
+
     def _spatial_axes(self, A: LinearMap) -> tuple[int, ...]:
         """The axes of images that are space, counted from the end."""
         return spatial_axes(len(A.dims), self.channel_axis)
 
     # ------------------------------------------------------------------ private
+    def _reconstructed(self, A: LinearMap, data: Tensor) -> Solution:
+        """The reconstruction in the units of the images, for another method that starts from it."""
+        return self._reconstruct(A, data)
+
     def _unfitted(self) -> Self:
         """A shallow copy without what an earlier ``fit`` has found."""
         twin = copy.copy(self)
@@ -321,7 +329,7 @@ class BaseReconstructor(Parametrized, ABC):
         operator = self._operator_for(images, data)
         if operator is not None:
             check_operator(operator, self.check_operator)
-            check_channel_axis(self.channel_axis, tuple(operator.dims))
+            self._check_images(tuple(operator.dims))
             images = None if images is None else per_sample(images, operator.dims, "X_true", "operator.dims")
             data = None if data is None else per_sample(data, operator.dimsd, "Y_meas", "operator.dimsd")
         self._check_pairs(images, data)
@@ -389,7 +397,7 @@ class BaseReconstructor(Parametrized, ABC):
             operator: Any = self._operator_for(None, to_batch(rows[:1]))
             if operator is not self.operator_:
                 check_operator(operator, self.check_operator)
-            check_channel_axis(self.channel_axis, tuple(operator.dims))
+            self._check_images(tuple(operator.dims))
             check_dims(tuple(rows.shape), tuple(operator.dimsd), "Y_meas", "operator.dimsd")
             check_finite(rows, "Y_meas", _TO_MASK)
             self._check_measured(rows)

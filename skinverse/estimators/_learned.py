@@ -15,6 +15,7 @@ import joblib
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, clone
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
@@ -22,8 +23,10 @@ from torch import Tensor, nn
 from skinverse import __version__
 from skinverse._defaults import seeded
 from skinverse._hashing import Unhashable, digest
-from skinverse._parameters import Constraint, Flag, Instance, Integer, Null, declared, fitted, parameter
-from skinverse.estimators._base import BaseReconstructor
+from skinverse._parameters import Constraint, Flag, Instance, Integer, Null, Real, declared, fitted, parameter
+from skinverse._tensors import as_channels, spatial_axes
+from skinverse.estimators._base import BaseReconstructor, Reconstruct
+from skinverse.estimators._units import Normalisation, without_gain
 from skinverse.estimators._validation import seed_of, single
 from skinverse.functionals import Functional, LeastSquares, SquaredNorm
 from skinverse.metrics import mean_score, psnr
@@ -67,11 +70,21 @@ class LearnedReconstructor(BaseReconstructor):
 
     A method gives :meth:`_make_module`, :meth:`_phases` and :meth:`_reconstruct`. Seeds, devices, the
     training loop, the cache, checkpoints and the history are here. Training is in single precision.
+
+    All three see images of mean 0 and standard deviation 1: ``x' = (x - level_) / spread_`` and the data
+    ``y' = (y - A level_) / spread_`` of these. Trained on images and data times a number, a method gives the
+    reconstructions times it, and trained on images with a constant added, it gives the same with it added.
+    What has been trained keeps its unit and its level: a network is neither homogeneous nor does it commute
+    with adding a constant. The level of complex images is 0, for their phase is arbitrary.
     """
 
     _needs: ClassVar[tuple[str, ...]] = ("X_true", "Y_meas")
     # Parameters on which nothing that is learned depends.
     _reconstruction_params: ClassVar[tuple[str, ...]] = ("verbose", "device")
+    # The most spatial axes of an image that the networks can have.
+    _most_axes: ClassVar[int] = 3
+    # Whether the training goes on from the weights of an earlier one.
+    _continued: bool = False
 
     trainer: Trainer = parameter(
         default_factory=Trainer,
@@ -97,6 +110,20 @@ class LearnedReconstructor(BaseReconstructor):
     )
 
     module_: nn.Module = fitted(kind="nn.Module", doc="The trained module.")
+    n_axes_: int = fitted(
+        allowed=Integer(ge=2, le=3), doc="Number of spatial axes of the networks: 3 for volumes, else 2."
+    )
+    level_: complex = fitted(
+        kind="float, or complex",
+        allowed=Instance(float, complex),
+        doc="""
+        Mean of all values of the training images, which are normalised by it and ``spread_``; 0 of complex
+        images.""",
+    )
+    spread_: float = fitted(
+        allowed=Real(gt=0),
+        doc="Standard deviation of all these values; where they do not vary, their size.",
+    )
     history_: list[dict[str, Any]] = fitted(
         kind="list of dict",
         allowed=Instance(list),
@@ -125,11 +152,66 @@ class LearnedReconstructor(BaseReconstructor):
     def _describe(self) -> None:  # noqa: B027
         """Set the attributes that tell something of ``module_``; by default there are none."""
 
+    def _level_and_spread(self, images: Tensor) -> tuple[complex, float]:
+        """Mean and standard deviation by which images are normalised."""
+        normal = Normalisation.of(images)
+        return normal.level, normal.spread
+
+    # ------------------------------------------------------------------ units and level
+    @property
+    def _normalisation(self) -> Normalisation:
+        return Normalisation(self.level_, self.spread_)
+
+    def _normalised(self, A: LinearMap, data: Tensor) -> Tensor:
+        """The data of normalised images."""
+        normal = self._normalisation
+        return normal.of_data(data, normal.seen(A, data))
+
+    def _normalised_rows(self, A: LinearMap, images: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
+        """What is trained on: normalised images and their data in single precision."""
+        normal, seen = self._normalisation, self._normalisation.seen(A, data)
+        return (
+            in_batches(lambda x: single(normal.of_images(x)), A, images),
+            in_batches(lambda y: single(normal.of_data(y, seen)), A, data),
+        )
+
+    def _restored(self, solution: Solution) -> Solution:
+        """What was found for the normalised problem, in the units of the images."""
+        objective = solution.objective.double() * self.spread_**2
+        return replace(solution, x=self._normalisation.restored(solution.x), objective=objective)
+
+    def _predicted(self, Y_meas: Any, reconstruct: Reconstruct) -> Solution:
+        return super()._predicted(
+            Y_meas, lambda A, data: self._restored(reconstruct(A, self._normalised(A, data)))
+        )
+
+    def _reconstructed(self, A: LinearMap, data: Tensor) -> Solution:
+        return self._restored(self._reconstruct(A, self._normalised(A, data)))
+
+    def _first_images(self, A: LinearMap, data: Tensor, initial: Any, *, real: bool) -> Solution:
+        """What the fitted ``initial``, by default the analytic inverse, makes; real where images are."""
+        if initial is None:
+            solution = Solution.direct(data if A.identity else analytic_inverse(A, data))
+        elif A.requires_grad:
+            raise TypeError(
+                "with initial=... a method is not differentiable in the parameters of the operator: "
+                "give a known operator"
+            )
+        else:
+            normal = self._normalisation
+            solution = initial._reconstructed(A, normal.restored_data(data, normal.seen(A, data)))
+            solution = replace(solution, x=normal.of_images(solution.x))
+        x = solution.x
+        return replace(solution, x=x.real.contiguous()) if real and x.is_complex() else solution
+
     # ------------------------------------------------------------------ training
     def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
         assert A is not None and images is not None and data is not None  # _needs
-        seed, learner = seed_of(self.random_state), self._learner()
+        self.n_axes_ = self._n_axes(tuple(images.shape[1:]))
         earlier = dict(self.module_.state_dict()) if hasattr(self, "module_") else {}
+        if not earlier:
+            self.level_, self.spread_ = self._level_and_spread(images)
+        seed, learner = seed_of(self.random_state), self._learner()
         cache, key = TrainingCache(self.memory), self._key(learner, earlier, images, data, seed)
         training = cache.get(key) if key else None
         if training is None or not _fits(training, learner, images.device):
@@ -154,14 +236,37 @@ class LearnedReconstructor(BaseReconstructor):
         checkpoint: Checkpoint,
     ) -> dict[str, Any]:
         """Train a new module: weights and history."""
-        x, y = single(images), single(data)
+        x, y = self._normalised_rows(A, images, data)
         module = self.module_ = self._untrained_module(seed, images.device)
+        self._continued = bool(earlier)
         if earlier:
             _continue_from(earlier, module)
         with seeded(seed) as draws:
             phases = self._phases(module, A, x, y)
             history = run(module, phases, draws=draws, seed=seed, verbose=self.verbose, checkpoint=checkpoint)
         return {"weights": {k: v.cpu() for k, v in module.state_dict().items()}, "history": history}
+
+    def _channels(self, images: Tensor) -> Tensor:
+        """Images as real channels, (n, channels, *space)."""
+        return as_channels(images, self.channel_axis)
+
+    def _n_axes(self, dims: tuple[int, ...]) -> int:
+        """Number of spatial axes of the networks; signals are images of one row."""
+        return max(2, len(spatial_axes(len(dims), self.channel_axis)))
+
+    def _check_images(self, dims: tuple[int, ...]) -> None:
+        super()._check_images(dims)
+        n_axes, which = self._n_axes(dims), "channel_axis says which axis holds channels"
+        if n_axes > self._most_axes:
+            raise ValueError(
+                f"{type(self).__name__}: expected images of at most {self._most_axes} spatial axes, got "
+                f"{n_axes} in images of shape {dims}: {which}"
+            )
+        if n_axes != getattr(self, "n_axes_", n_axes):
+            raise ValueError(
+                f"{type(self).__name__}: trained on images of {self.n_axes_} spatial axes, got {n_axes} in "
+                f"images of shape {dims}: {which}"
+            )
 
     def _untrained_module(self, seed: int, device: torch.device) -> nn.Module:
         with seeded(seed):
@@ -171,7 +276,7 @@ class LearnedReconstructor(BaseReconstructor):
     def _unfitted(self) -> Self:
         twin = super()._unfitted()
         if self.warm_start and hasattr(self, "module_"):
-            twin.module_ = self.module_
+            twin.module_, twin.level_, twin.spread_ = self.module_, self.level_, self.spread_
         return twin
 
     def _learner(self) -> Self:
@@ -256,24 +361,63 @@ def mean_psnr(images: Tensor, x: Tensor) -> float:
         return mean_score(psnr(images, x)) if bool(x.isfinite().all()) else -math.inf
 
 
-def held_out_psnr(reconstruct: Callable[[Tensor], Tensor], *, n_images: int, cropped: bool = False) -> Score:
+def held_out_psnr(
+    reconstruct: Callable[[Tensor], Tensor], *, n_images: int, cropped: tuple[int, ...] = ()
+) -> Score:
     """Score of a phase whose rows begin with images and data: PSNR of a few reconstructions.
 
-    ``cropped`` takes the corners of images and data, for methods that see a neighbourhood of each pixel only.
+    Along the axes ``cropped`` images and data are cut, for methods that see a neighbourhood of each pixel
+    only.
     """
 
     def score(images: Tensor, data: Tensor, *_: Tensor) -> float:
-        x, y = images[:n_images], data[:n_images]
-        x, y = crop(x, y) if cropped else (x, y)
+        x, y = crop(images[:n_images], data[:n_images], cropped)
         return mean_psnr(x, reconstruct(y))
 
     return score
 
 
+class Failures:
+    """How many of the problems that a training solved did not converge.
+
+    Parameters
+    ----------
+    sentence : str
+        What to say of them, with places for their number ``{n_failed}`` among all ``{n_solved}`` and for the
+        largest residual ``{worst}``.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        self.sentence = sentence
+        self.n_failed, self.n_solved, self.worst = 0, 0, 0.0
+
+    def count(self, solution: Solution) -> None:
+        """Add the problems of a step."""
+        failed = ~solution.converged
+        self.n_solved += len(failed)
+        self.n_failed += int(failed.sum())
+        self.worst = max([self.worst, *solution.residual[failed].tolist()])
+
+    def warn(self) -> None:
+        """Say how many there were, if any."""
+        if self.n_failed:
+            numbers = {"n_failed": self.n_failed, "n_solved": self.n_solved, "worst": f"{self.worst:.1e}"}
+            warnings.warn(self.sentence.format(**numbers), ConvergenceWarning, stacklevel=2)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs."""
+        return {name: getattr(self, name) for name in ("n_failed", "n_solved", "worst")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        vars(self).update(state)
+
+
 # ---------------------------------------------------------------------- data and starts
 def fidelity(A: LinearMap, data: Tensor) -> Functional:
-    """``1/2 ||A x - y||^2``."""
-    return LeastSquares(None if A.identity else A, data)
+    """``1/2 ||A x - y||^2 / ||A||^2``, whose gradient is that of the images whatever the operator's unit."""
+    normed, y, _ = without_gain(A, data)
+    return LeastSquares(None if A.identity else normed, y)
 
 
 def analytic_inverse(A: LinearMap, data: Tensor) -> Tensor:
@@ -287,17 +431,19 @@ def analytic_inverse(A: LinearMap, data: Tensor) -> Tensor:
         return A.filtered_adjoint(data, filter="ramp")
     Q, A = A.unweighted()
     data = data if Q is None else Q(data)
-    delta = _DELTA * A.norm() ** 2 or 1.0
     with torch.no_grad():
-        x = pseudo_inverse(A, data, delta, tol=_INVERSE_TOL).x
+        normed, y, _ = without_gain(A, data)
+        x = pseudo_inverse(normed, y, _DELTA, tol=_INVERSE_TOL).x
     if not (A.requires_grad and torch.is_grad_enabled()):
         return x
-    objective = LeastSquares(A, data) + delta * SquaredNorm()
+    objective = LeastSquares(A, data) + _DELTA * A.norm() ** 2 * SquaredNorm()
     return implicit(objective, x, solve=conjugate_gradient, tol=_INVERSE_TOL)
 
 
-def fit_initial(initial: Any, operator: Any, images: Tensor | None, data: Tensor | None) -> Any:
-    """The estimator to start from, fitted for this operator.
+def fit_initial(
+    initial: Any, operator: Any, channel_axis: int | None, images: Tensor | None, data: Tensor | None
+) -> Any:
+    """The estimator to start from, fitted for this operator and these images.
 
     None stays None; scikit-learn's ``FrozenEstimator`` around a fitted method is that method as it is.
     """
@@ -306,22 +452,7 @@ def fit_initial(initial: Any, operator: Any, images: Tensor | None, data: Tensor
     if isinstance(initial, FrozenEstimator):
         check_is_fitted(initial.estimator)
         return initial.estimator
-    return clone(initial).set_params(operator=operator).fit(images, data)
-
-
-def first_images(A: LinearMap, data: Tensor, initial: Any, *, real: bool) -> Solution:
-    """What the fitted ``initial`` reconstructs, by default the analytic inverse; real where images are."""
-    if initial is None:
-        solution = Solution.direct(data if A.identity else analytic_inverse(A, data))
-    elif A.requires_grad:
-        raise TypeError(
-            "with initial=... a method is not differentiable in the parameters of the operator: "
-            "give a known operator"
-        )
-    else:
-        solution = initial._reconstruct(A, data)
-    x = solution.x
-    return replace(solution, x=x.real.contiguous()) if real and x.is_complex() else solution
+    return clone(initial).set_params(operator=operator, channel_axis=channel_axis).fit(images, data)
 
 
 def after(first: Solution, x: Tensor) -> Solution:

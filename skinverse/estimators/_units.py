@@ -1,15 +1,16 @@
-"""A problem without units: an operator of norm one, data of mean square one, and the way back."""
+"""Problems without units, by what is seen of the data or was learned from images, and the way back."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from skinverse._tensors import expand, norm
+from skinverse._tensors import expand, norm, real_like
 from skinverse.functionals import Box
 from skinverse.operators import LinearMap
 from skinverse.solvers import Solution
@@ -19,6 +20,8 @@ Interval = tuple[float | None, float | None] | None
 
 # Share of the largest gain below which the operator does not know constants: their estimate would be noise.
 _UNSEEN = 1e-3
+# Values of images that are looked at once for their mean.
+_AT_ONCE = 2**20
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,8 @@ class Units:
     @classmethod
     def of(cls, A: LinearMap, data: Tensor) -> Self:
         """The problem in its own units."""
-        gain, size = A.norm() or 1.0, size_of(data)
-        # The identity remains one: there are formulas for it.
-        normed = A if A.identity else _Divided(A, gain)
+        size = size_of(data)
+        normed, _, gain = without_gain(A, data[:0])
         return cls(normed, data / expand(size, data), gain, size, base=torch.zeros_like(size))
 
     @classmethod
@@ -82,7 +84,84 @@ class Units:
         x = expand(self.unit, solution.x) * solution.x + expand(self.base, solution.x)
         # Squares of single precision reach from 1e-38 to 1e38 only.
         objective = solution.objective.double() * self.size.double().square()
-        return replace(solution, x=x if bounds is None else x.clamp(*bounds), objective=objective)
+        return replace(solution, x=within(x, bounds), objective=objective)
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Images of mean zero and standard deviation one, and the problem that these are the solution of.
+
+    Where ``y = A x``, the images ``x' = (x - level) / spread`` solve ``y' = A x'`` with
+    ``y' = (y - A level) / spread``. What is learned of this problem knows neither the units of the images nor
+    their level, which may be many times as large as what varies. The level of complex images is zero: their
+    phase is arbitrary, and a constant taken out of them would make the result depend on it.
+    """
+
+    level: complex
+    spread: float
+
+    @classmethod
+    def of(cls, images: Tensor) -> Self:
+        """Mean and standard deviation of all values, in double precision, a few images at a time."""
+        parts = images.split(max(1, _AT_ONCE // images[0].numel()))
+        level: complex = 0j if images.is_complex() else sum(float(_double(x).sum()) for x in parts)
+        level /= images.numel()
+        return cls(level, _spread(parts, level, images))
+
+    def seen(self, A: LinearMap, like: Tensor) -> Tensor:
+        """What the data of the level are, (1, *A.dimsd)."""
+        kind = like.dtype.to_complex() if isinstance(self.level, complex) else like.dtype.to_real()
+        return real_like(A(torch.full((1, *A.dims), self.level, dtype=kind, device=like.device)), like)
+
+    def of_images(self, x: Tensor) -> Tensor:
+        """``x'``."""
+        return (x - self.level) / self.spread
+
+    def of_data(self, y: Tensor, seen: Tensor) -> Tensor:
+        """``y'``, given what is seen of the level."""
+        return (y - seen) / self.spread
+
+    def of_bounds(self, bounds: Interval) -> Interval:
+        """The bounds of ``x'``; complex images have none."""
+        if bounds is None:
+            return None
+        low, high = (None if end is None else (end - self.level.real) / self.spread for end in bounds)
+        return low, high
+
+    def restored(self, x: Tensor) -> Tensor:
+        """The images ``x``."""
+        return self.spread * x + self.level
+
+    def restored_data(self, y: Tensor, seen: Tensor) -> Tensor:
+        """The data ``y``."""
+        return self.spread * y + seen
+
+
+def within(x: Tensor, bounds: Interval) -> Tensor:
+    """The images with their values moved to the nearest ones within the bounds."""
+    return x if bounds is None or bounds == (None, None) else x.clamp(*bounds)
+
+
+def _double(x: Tensor) -> Tensor:
+    return x.to(torch.complex128 if x.is_complex() else torch.float64)
+
+
+def _spread(parts: Sequence[Tensor], level: complex, images: Tensor) -> float:
+    """The standard deviation; of images that do not vary the size of their values, and 1 of zeros."""
+    square = sum(float((_double(x) - level).abs().square().sum()) for x in parts) / images.numel()
+    rounding = torch.finfo(images.dtype).eps * abs(level)
+    return math.sqrt(square) if math.sqrt(square) > rounding else abs(level) or 1.0
+
+
+def without_gain(A: LinearMap, data: Tensor) -> tuple[LinearMap, Tensor, float]:
+    """``A / s``, ``y / s`` and the gain ``s``; the identity, for which there are formulas, remains one."""
+    gain = gain_of(A)
+    return (A, data, gain) if A.identity else (_Divided(A, gain), data / gain, gain)
+
+
+def gain_of(A: LinearMap) -> float:
+    """The norm of an operator, and 1 of one that maps everything to zero."""
+    return float(A.norm()) or 1.0
 
 
 class _Divided(LinearMap):

@@ -14,9 +14,10 @@ import torch
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from torch import Tensor, nn
 
-from skinverse._parameters import Flag, Instance, Null, Real, fitted, parameter
+from skinverse._parameters import Flag, Instance, Null, ParameterError, Real, fitted, parameter
 from skinverse.estimators._base import BaseReconstructor, max_steps_parameter, tol_parameter
 from skinverse.estimators._learned import LearnedReconstructor, batch_size_for
+from skinverse.estimators._units import gain_of
 from skinverse.estimators._validation import seed_of, single
 from skinverse.estimators.adaptation.objective import Objective, Prediction, Risk, misfit, stein_risk
 from skinverse.operators import LinearMap, ParametricOperator, as_torch
@@ -57,7 +58,8 @@ class ModelAdaptation(BaseReconstructor):
     Notes
     -----
     The given estimator is not changed. Bounds that it has hold in ``predict`` only. ``fit`` learns nothing
-    from ``X_true``; it is there for searches, which score with it.
+    from ``X_true``; it is there for searches, which score with it. The adapted method keeps the unit and the
+    level of its training.
 
     References
     ----------
@@ -83,6 +85,8 @@ class ModelAdaptation(BaseReconstructor):
 
     not_promised = {
         "channels": "Without an operator it is that of the adapted method, not the identity.",
+        "colour": "Without an operator it is that of the adapted method, not the identity.",
+        "volumes": "Without an operator it is that of the adapted method, not the identity.",
         "complex_images": "Without an operator it is that of the adapted method, not the identity.",
         "forgotten_operator": "Without an operator it is that of the adapted method, not the identity.",
         "lone_image": "Without an operator it is that of the adapted method, not the identity.",
@@ -92,13 +96,12 @@ class ModelAdaptation(BaseReconstructor):
         ),
         "sizes_told": "What was adapted belongs to one operator: another one is refused whatever its size.",
         "units": (
-            "The adapted method keeps the unit of its own training, and ``mu`` has units: the image "
-            "changes by 0.03 relative."
+            "The adapted method keeps the unit of its own training: data times 1000 change the image by 43 "
+            "relative."
         ),
-        "units_of_operator": "The weight ``mu`` has units: the image changes by 0.05 relative.",
         "level": (
-            "The adapted network sees the values of an image: a level of 1 changes the rest of it by "
-            "6e-3 relative."
+            "The adapted method keeps the level of its own training: a level of 1 changes the rest of the "
+            "image by 2e-3 relative."
         ),
         "phase": "A method that was trained on real images takes no complex ones.",
     }
@@ -132,8 +135,8 @@ class ModelAdaptation(BaseReconstructor):
         allowed=Real(ge=0, infinite=True),
         doc="""
         Weight of the distance to the weights that were learned. An infinite one keeps them, and only the
-        parameters of the operator are sought. Squared norms are sums over all measurements and over all
-        weights.""",
+        parameters of the operator are sought. Squared norms are sums over all measurements, in units in which
+        the training images have a standard deviation of 1 and ``B`` has the norm 1, and over all weights.""",
     )
     noise_std: float | None = parameter(
         default=None,
@@ -216,7 +219,8 @@ class ModelAdaptation(BaseReconstructor):
     ) -> tuple[ParametricOperator, Solution, list[float]]:
         """The member of the family that predicts the data best, with the weights as they are."""
         unknown = {name: v.to(data.device).clone().requires_grad_() for name, v in family.parameters.items()}
-        risks = self._risks(family.at(unknown), self._with(module, family), data, self.noise_std or None)
+        method, noise_std = self._with(module, family), self.noise_std or None
+        risks = self._risks(family.at(unknown), method, data, noise_std, self._unit())
         solution, values = self._minimise(Objective(risks, len(data), list(unknown.values())))
         member = family.with_parameters({name: value.detach() for name, value in unknown.items()})
         return member, solution, values
@@ -227,20 +231,25 @@ class ModelAdaptation(BaseReconstructor):
         if math.isinf(self.mu) or not weights:
             return Solution.direct(data.new_zeros(1, 1)), []
         method = self._with(module, self.operator_)
-        risks = self._risks(as_torch(self.operator_), method, data, None)
-        level = data[0].numel() * (self.noise_std or 0.0) ** 2
+        unit = self._unit()
+        risks = self._risks(as_torch(self.operator_), method, data, None, unit)
+        level = data[0].numel() * ((self.noise_std or 0.0) / unit) ** 2
         return self._minimise(Objective(risks, len(data), weights, mu=self.mu, level=level))
 
     def _risks(
-        self, A: LinearMap, method: LearnedReconstructor, data: Tensor, noise_std: float | None
+        self, A: LinearMap, method: LearnedReconstructor, data: Tensor, noise_std: float | None, unit: float
     ) -> list[Risk]:
-        """The risk of each image, for few of them at a time."""
+        """The risk of each image in a unit of the data, for few of them at a time."""
         predict = partial(prediction, A, method)
         parts = data.split(max(1, _AT_ONCE * batch_size_for(A) // self._load))
         if noise_std is None:
-            return [misfit(predict, y) for y in parts]
+            return [misfit(predict, y, unit) for y in parts]
         generator = torch.Generator().manual_seed(seed_of(self.random_state))
-        return [stein_risk(predict, y, noise_std, generator) for y in parts]
+        return [stein_risk(predict, y, noise_std, unit, generator) for y in parts]
+
+    def _unit(self) -> float:
+        """The unit of data of images with a standard deviation of 1, under an operator of norm 1."""
+        return gain_of(as_torch(self.operator_)) * self._given().spread_
 
     def _minimise(self, objective: Objective) -> tuple[Solution, list[float]]:
         """Leave the variables where the objective is least, and tell its values on the way."""
@@ -288,6 +297,11 @@ class ModelAdaptation(BaseReconstructor):
             raise NotFittedError(
                 f"ModelAdaptation: expected a fitted estimator, got {kind.__name__} before its fit"
             )
+        known = self._given().channel_axis
+        if self.channel_axis not in (None, known):
+            raise ParameterError(
+                f"channel_axis: expected None or that of the adapted method, {known}, got {self.channel_axis}"
+            )
 
     def _check_operator(self) -> None:
         """Refuse a lack of operators, and parameters that would not be sought."""
@@ -311,25 +325,34 @@ class ModelAdaptation(BaseReconstructor):
     # ------------------------------------------------------------------ reconstruction
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
         if not self.per_image:
-            return self.estimator_._reconstruct(A, data)
+            return self.estimator_._reconstructed(A, data)
         return Solution.concatenate([self._reconstruct_alone(A, one) for one in data.split(1)])
 
     def _reconstruct_alone(self, A: LinearMap, data: Tensor) -> Solution:
         """The reconstruction with weights adapted to this image."""
         module = copy.deepcopy(self.estimator_.module_).to(data.device)
         search, _ = self._adapt(module, single(data))
-        solution = self._with(module, self.operator_)._reconstruct(A, data)
+        solution = self._with(module, self.operator_)._reconstructed(A, data)
         converged, residual = solution.converged & search.converged, search.residual.to(solution.residual)
         return replace(solution, n_steps=search.n_steps, converged=converged, residual=residual)
 
 
 def prediction(A: LinearMap, method: LearnedReconstructor, y: Tensor) -> Prediction:
     """``A f(y)`` for the weights of the method and the parameters of ``A`` as they are when it is called."""
+    restored = method._normalisation.restored
+
+    def problem() -> tuple[Tensor, Tensor]:
+        normalised = method._normalised(A, y)
+        return normalised, method._start(A, normalised)
+
+    def images(data: Tensor, start: Tensor) -> Tensor:
+        return restored(method._differentiable(method.module_, A, data, start))
+
     if A.requires_grad:
-        return lambda: A(method._differentiable(method.module_, A, y, method._start(A, y)))
+        return lambda: A(images(*problem()))
     with torch.no_grad():
-        start = method._start(A, y)
-    return lambda: A(method._differentiable(method.module_, A, y, start))
+        known = problem()
+    return lambda: A(images(*known))
 
 
 @singledispatch

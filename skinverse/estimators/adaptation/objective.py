@@ -19,28 +19,33 @@ Risk = Callable[[], Tensor]
 _PROBE = 0.3
 
 
-def misfit(predict: Callable[[Tensor], Prediction], y: Tensor) -> Risk:
-    """``||A f(y) - y||^2``."""
+def misfit(predict: Callable[[Tensor], Prediction], y: Tensor, unit: float) -> Risk:
+    """``||A f(y) - y||^2`` of data in a unit."""
     prediction = predict(y)
-    return lambda: norm(prediction() - y).square()
+    return lambda: norm((prediction() - y) / unit).square()
 
 
 def stein_risk(
-    predict: Callable[[Tensor], Prediction], y: Tensor, noise_std: float, generator: torch.Generator
+    predict: Callable[[Tensor], Prediction],
+    y: Tensor,
+    noise_std: float,
+    unit: float,
+    generator: torch.Generator,
 ) -> Risk:
-    """Stein's unbiased estimate of ``||A f(y) - A x||^2`` for ``y = A x`` with noise.
+    """Stein's unbiased estimate of ``||A f(y) - A x||^2`` for ``y = A x`` with noise, of data in a unit.
 
     It is ``||A f(y) - y||^2 + sigma^2 (2 div (A f)(y) - m)``. The divergence is estimated by a difference in
     a random direction, ``<z - y, A f(z) - A f(y)> / t^2`` with ``z = y + t n`` for standard normal ``n``.
     """
-    t = _PROBE * noise_std
-    z = y + t * torch.randn(y.shape, generator=generator, dtype=y.dtype).to(y.device)
-    at_y, at_z = predict(y), predict(z)
+    probe = torch.randn(y.shape, generator=generator, dtype=y.dtype).to(y.device)
+    sigma = noise_std / unit
+    t = _PROBE * sigma
+    at_y, at_z = predict(y), predict(y + _PROBE * noise_std * probe)
 
     def risk() -> Tensor:
         prediction = at_y()
-        divergence = dot(z - y, at_z() - prediction) / t**2
-        return norm(prediction - y).square() + noise_std**2 * (2 * divergence - y[0].numel())
+        divergence = dot(probe, (at_z() - prediction) / unit) / t
+        return norm((prediction - y) / unit).square() + sigma**2 * (2 * divergence - y[0].numel())
 
     return risk
 

@@ -11,16 +11,17 @@ from skinverse._tensors import from_channels, planes_for, split_variables, stack
 from skinverse.estimators.equilibrium.maps import Images, Map, admm, gradient, proximal
 from skinverse.networks import lipschitz_constant, prepared
 
+# Values of an image up to which its companions could be felt: 16 x 16 pixels with DnCNN, 32 x 32 with U-Net.
+_SMALL = 64**2
+
 
 class Equilibrium(nn.Module):
-    """A network ``h_0`` with a scale ``s``, a step ``eta`` and a weight ``lam``, and the unit of the images.
+    """A network ``h_0`` with a scale ``s``, a step ``eta`` and a weight ``lam``.
 
     The map of an iteration has the network as ``h(z) = h_0(s z) / s``. Where a Lipschitz constant ``c`` is
-    asked for, ``h`` is multiplied by ``c / L`` with the constant ``L`` that is proven for ``h_0``. The unit
-    is the spread of the training images, and 0 until something has been learned.
+    asked for, ``h`` is multiplied by ``c / L`` with the constant ``L`` that is proven for ``h_0``.
     """
 
-    unit: Tensor
     lipschitz: Tensor | None
 
     def __init__(
@@ -37,13 +38,12 @@ class Equilibrium(nn.Module):
         self.log_eta = nn.Parameter(torch.zeros(()))
         self.log_lam = nn.Parameter(torch.tensor(math.log(lam)))
         self.log_scale = nn.Parameter(torch.zeros(()))
-        self.register_buffer("unit", torch.zeros(()))
         # A parameter of the method and nothing learned: a warm start must not bring back an earlier one.
         constant = None if lipschitz is None else torch.tensor(lipschitz)
         self.register_buffer("lipschitz", constant, persistent=False)
 
-    def denoiser(self) -> Images:
-        """The map ``h`` on images, its kernels made once."""
+    def denoiser(self, channel_axis: int | None = None) -> Images:
+        """The map ``h`` on images with this axis of channels, its kernels made once."""
         h0, s = prepared(self.network), self.log_scale.exp()
         factor: Tensor | float = 1.0
         if self.lipschitz is not None:
@@ -52,20 +52,23 @@ class Equilibrium(nn.Module):
             factor = self.lipschitz / proven
 
         def h(z: Tensor) -> Tensor:
-            planes = planes_for(z, self.n_channels, "the network")
-            output = h0(s * planes)
+            planes = planes_for(z, self.n_channels, "the network", channel_axis)
+            # One small image alone makes convolutions add in another order than several do, in single
+            # precision, of which iterations that do not contract make 1e-2: it gets a companion.
+            alone = len(planes) == 1 and planes.numel() <= _SMALL
+            output = h0(s * (torch.cat([planes, planes]) if alone else planes))[: len(planes)]
             if output.shape != planes.shape:
                 raise ValueError(
-                    "network: expected a module that keeps the shape (images, channels, height, width), got "
+                    "network: expected a module that keeps the shape (images, channels, *space), got "
                     f"{tuple(output.shape)} from {tuple(planes.shape)}"
                 )
-            return factor / s * from_channels(output, z)
+            return factor / s * from_channels(output, z, channel_axis)
 
         return h
 
-    def map(self, normal: Images, dims: tuple[int, ...]) -> Map:
+    def map(self, normal: Images, dims: tuple[int, ...], channel_axis: int | None = None) -> Map:
         """The map ``f`` of the iteration for a normal operator ``A^* A`` of norm 1."""
-        h, lam = self.denoiser(), self.log_lam.exp()
+        h, lam = self.denoiser(channel_axis), self.log_lam.exp()
         if self.iteration == "proximal":
             return proximal(h, normal, self.log_eta.exp())
         if self.iteration == "admm":

@@ -29,9 +29,10 @@ from skinverse._parameters import (
     fitted,
     parameter,
 )
-from skinverse._tensors import as_channels, from_channels
+from skinverse._tensors import from_channels
 from skinverse.estimators._base import max_steps_parameter, noise_std_parameter, tol_parameter
 from skinverse.estimators._learned import LearnedReconstructor, analytic_inverse
+from skinverse.estimators._units import gain_of, without_gain
 from skinverse.estimators._validation import (
     as_batch,
     check_noise_known,
@@ -41,7 +42,7 @@ from skinverse.estimators._validation import (
     same_kind,
     seed_of,
 )
-from skinverse.estimators.generative.generator import check_generator
+from skinverse.estimators.generative.generator import NormalisedGenerator, check_generator
 from skinverse.estimators.generative.image_adaptive import adapt_weights
 from skinverse.estimators.generative.inference import infer_latent, measure_deviation, noise_level, noise_norm
 from skinverse.estimators.generative.losses import covariance_loss, evidence_bound, mean_loss
@@ -79,6 +80,11 @@ class GenerativeCovariancePrior(LearnedReconstructor):
     The training has the phases "mean" and "covariance". The method's own has 3000 steps in each of them, of
     64 images, or of fewer, but at least 8, where they have more than 28 x 28 pixels; the learning rate falls
     from 1e-3 to 5e-5, gradients are shortened to norm 10, and nothing is held out.
+
+    What is learned is the density of normalised images, ``(x - level_) / spread_``, and ``G``, ``Sigma`` and
+    ``R`` are theirs; ``lam`` and ``noise_std`` are in the units of the data. Trained on images times a number
+    or with a constant added, with data to match, the reconstructions are the same times it, or with it added.
+    A trained model knows one unit and one level.
 
     References
     ----------
@@ -165,7 +171,8 @@ class GenerativeCovariancePrior(LearnedReconstructor):
         cannot.""",
     )
     noise_std: float | None = noise_std_parameter(
-        'Then 5 % of the root mean square of an image\'s data are taken; "discrepancy" needs a number.'
+        "Then 5 % of the root mean square of an image's data are taken, without what the level of the "
+        'training images gives in them; "discrepancy" needs a number.'
     )
     n_restarts: int = parameter(
         default=4,
@@ -193,6 +200,8 @@ class GenerativeCovariancePrior(LearnedReconstructor):
         200, "Largest number of steps over ``z`` for each start, of each descent where one follows another."
     )
     tol: float = tol_parameter(1e-4, "Relative change of ``z`` in a step below which a start is finished.")
+
+    _most_axes: ClassVar[int] = 2
 
     module_: GenerativeModel = fitted(kind="nn.Module", doc="The trained encoder and decoders.")
     dims_: tuple[int, ...] = fitted(
@@ -224,7 +233,7 @@ class GenerativeCovariancePrior(LearnedReconstructor):
     # ------------------------------------------------------------------ training
     def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
         assert images is not None  # _needs
-        channels = as_channels(images)
+        channels = self._channels(images)
         self.dims_, self.real_ = tuple(images.shape[1:]), not images.is_complex()
         self.shape_ = channels.shape[1], channels.shape[2], channels.shape[3]
         window_for(self.neighbourhood, self.shape_[1:])
@@ -241,17 +250,19 @@ class GenerativeCovariancePrior(LearnedReconstructor):
         return learner
 
     def _make_module(self) -> nn.Module:
+        generator = None if self.generator is None else copy_module(self.generator)
         return GenerativeModel(
             self.shape_,
             self.n_latent,
             covariance=self.covariance,
             window=window_for(self.neighbourhood, self.shape_[1:]),
-            generator=None if self.generator is None else copy_module(self.generator),
+            generator=generator and NormalisedGenerator(generator, self.shape_, self.level_, self.spread_),
         )
 
     def _phases(self, module: GenerativeModel, A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Phase]:
-        x = as_channels(images).contiguous()
-        module.standardise(x, self.min_std)
+        x = self._channels(images).contiguous()
+        if self.min_std is not None:
+            module.floor.fill_(self.min_std / self.spread_)
         trainer = self.trainer.over(
             n_steps=3000,
             batch_size=_batch_size(n_pixels=x[0, 0].numel()),
@@ -267,7 +278,7 @@ class GenerativeCovariancePrior(LearnedReconstructor):
             module.covariance_decoder.requires_grad_(True)
             yield Phase("covariance", covariance_loss, (x,), trainer)
         module.requires_grad_(False).eval()
-        measure_deviation(module, ChannelFidelity(A, images[:_N_MEASURED], self.shape_, real=self.real_))
+        measure_deviation(module, self._fidelity(A, images[:_N_MEASURED]))
 
     # ------------------------------------------------------------------ reconstruction
     def predict(
@@ -319,32 +330,52 @@ class GenerativeCovariancePrior(LearnedReconstructor):
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
         objective, latent = self._infer_latent(A, data)
         if self.constraint == "adapted":
-            level = noise_norm(noise_level(data, self.noise_std), data)
-            solution = adapt_weights(objective, latent.x, level, self.max_steps)
-            return replace(solution, x=objective.fidelity.image(solution.x), extra={"lam": objective.lam})
-        return _with_image(objective, latent)
+            y = objective.fidelity.y
+            solution = adapt_weights(
+                objective, latent.x, noise_norm(self._noise_level(A, y), y), self.max_steps
+            )
+            solution = replace(solution, x=objective.fidelity.image(solution.x), extra={"lam": objective.lam})
+            return self._with_gain(A, solution)
+        return self._with_gain(A, _with_image(objective, latent))
 
     def _reconstruct_with_std(self, A: LinearMap, data: Tensor) -> Solution:
         objective, latent = self._infer_latent(A, data)
         solution, (std, converged) = _with_image(objective, latent), posterior_std(objective, latent.x)
-        solution.extra["std"] = objective.fidelity.image(std).abs()
+        solution = self._with_gain(A, solution)
+        solution.extra["std"] = self.spread_ * objective.fidelity.image(std).abs()
         return replace(solution, converged=solution.converged & converged)
+
+    def _fidelity(self, A: LinearMap, data: Tensor) -> ChannelFidelity:
+        return ChannelFidelity(A, data, self.shape_, self.channel_axis, real=self.real_)
 
     def _infer_latent(self, A: LinearMap, data: Tensor) -> tuple[LatentObjective, Solution]:
         _check_size(A, self.dims_)
         model = copy.deepcopy(self.module_).to(data.device, data.dtype.to_real())
-        fidelity = ChannelFidelity(A, data, self.shape_, real=self.real_)
+        normed, y, gain = without_gain(A, data)
+        fidelity = self._fidelity(normed, y)
         first = fidelity.channels(data if A.identity else analytic_inverse(A, data))
         return infer_latent(
             model,
             fidelity,
             model.starts(first, 1 if self.constraint == "encoded" else self.n_restarts),
             constraint=self.constraint,
-            lam=self.lam,
-            noise_std=noise_level(data, self.noise_std),
+            lam=self.lam if isinstance(self.lam, str) else self.lam / (gain * self.spread_) ** 2,
+            noise_std=self._noise_level(A, y),
             max_steps=self.max_steps,
             tol=self.tol,
         )
+
+    def _noise_level(self, A: LinearMap, y: Tensor) -> Tensor:
+        """Standard deviation of the noise in normalised data, those of an operator of norm 1."""
+        return noise_level(
+            y, None if self.noise_std is None else self.noise_std / (gain_of(A) * self.spread_)
+        )
+
+    def _with_gain(self, A: LinearMap, solution: Solution) -> Solution:
+        """Objective and weights in the unit of the operator, and the weights in that of the images too."""
+        square = gain_of(A) ** 2
+        lam = solution.extra["lam"].double() * square * self.spread_**2
+        return replace(solution, objective=solution.objective.double() * square, extra={"lam": lam})
 
     # ------------------------------------------------------------------ what the model says of images
     def sample(
@@ -375,7 +406,7 @@ class GenerativeCovariancePrior(LearnedReconstructor):
             raise ParameterError(f"n_samples: expected a whole number >= 1, got {n_samples!r}")
         with standard_defaults():
             drawn = copy.deepcopy(self.module_).to("cpu").sample(n_samples, seed_of(random_state))
-            return np.asarray(self._as_images(drawn).numpy())
+            return np.asarray(self._normalisation.restored(self._as_images(drawn)).numpy())
 
     def score_samples(self, X_true: ArrayLike | Tensor) -> Any:
         """Evidence bound: a lower bound on the log-density of images.
@@ -395,7 +426,9 @@ class GenerativeCovariancePrior(LearnedReconstructor):
         ValueError
             If the generator is one of your own, which has no encoder.
         """
-        return same_kind(self._evaluate(evidence_bound, X_true), X_true)
+        bound = self._evaluate(evidence_bound, X_true)
+        # The density of x is that of (x - level) / spread, over the spread in each value.
+        return same_kind(bound - math.prod(self.shape_) * math.log(self.spread_), X_true)
 
     def covariance_row(self, X_true: ArrayLike | Tensor, pixel: tuple[int, ...]) -> Any:
         """Learned covariance of one pixel with all others, near given images.
@@ -425,7 +458,8 @@ class GenerativeCovariancePrior(LearnedReconstructor):
         def row(model: GenerativeModel, x: Tensor) -> Tensor:
             return model.gaussian(model.encode(x)[0]).covariance_row(place)
 
-        return same_kind(self._as_images(self._evaluate(row, X_true)).real, X_true)
+        normalised = self._as_images(self._evaluate(row, X_true)).real
+        return same_kind(self.spread_**2 * normalised, X_true)
 
     @torch.no_grad()
     def _evaluate(
@@ -441,13 +475,16 @@ class GenerativeCovariancePrior(LearnedReconstructor):
             images = per_sample(batch, self.dims_, "X_true", "dims_")
             if self.real_ and images.is_complex():
                 raise ValueError("X_true: expected real images like those of fit, got complex ones")
-            x = as_channels(images if self.real_ else images.to(images.dtype.to_complex()))
+            images = self._normalisation.of_images(images)
+            x = self._channels(images if self.real_ else images.to(images.dtype.to_complex()))
             model = copy.deepcopy(self.module_).to(x)
             return torch.cat([function(model, part) for part in x.split(max(1, _AT_ONCE // x[0].numel()))])
 
     def _as_images(self, channels: Tensor) -> Tensor:
         dtype = channels.dtype if self.real_ else channels.dtype.to_complex()
-        return from_channels(channels, torch.empty(len(channels), *self.dims_, dtype=dtype))
+        return from_channels(
+            channels, torch.empty(len(channels), *self.dims_, dtype=dtype), self.channel_axis
+        )
 
 
 def _batch_size(n_pixels: int) -> int:

@@ -1,4 +1,4 @@
-"""What is asked of a generator that the user has trained."""
+"""A generator that the user has trained: what is asked of it, and what it gives."""
 
 from __future__ import annotations
 
@@ -11,6 +11,38 @@ from skinverse._defaults import copy_module
 
 # What the activations at the end of most generators can give.
 _RANGES: dict[type[nn.Module], tuple[float, float]] = {nn.Sigmoid: (0.0, 1.0), nn.Tanh: (-1.0, 1.0)}
+
+
+class NormalisedGenerator(nn.Module):
+    """A generator of images in the user's units, as one of normalised images.
+
+    Parameters
+    ----------
+    generator : nn.Module
+        The user's generator.
+    shape : tuple of int
+        Real channels, height and width of an image.
+    level, spread : float, or complex
+        Mean and standard deviation of the training images.
+    """
+
+    level: Tensor
+    spread: Tensor
+
+    def __init__(
+        self, generator: nn.Module, shape: tuple[int, int, int], level: complex, spread: float
+    ) -> None:
+        super().__init__()
+        self.generator, self.shape = generator, shape
+        parts = [level.real, level.imag] if isinstance(level, complex) else [level]
+        channels = torch.tensor(parts).repeat(shape[0] // len(parts))
+        self.register_buffer("level", channels[:, None, None])
+        self.register_buffer("spread", torch.tensor(spread))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Normalised images, (n, channels, height, width)."""
+        made: Tensor = self.generator(z)
+        return (made.reshape(len(made), *self.shape) - self.level) / self.spread
 
 
 def check_generator(generator: nn.Module, n_latent: int, x: Tensor) -> None:

@@ -36,7 +36,7 @@ def _adapt(objective: LatentObjective, z: Tensor, noise_norm: Tensor, max_steps:
     z, weights = z.clone().requires_grad_(), _weights_per_image(model.decoder, len(z))
     groups = [{"params": [z], "lr": _LR_LATENT}, {"params": [*weights.values()], "lr": _LR_WEIGHTS}]
     optimizer = torch.optim.Adam(groups)
-    G = vmap(lambda weights, z: model.in_units(functional_call(model.decoder, weights, (z[None],)))[0])
+    G = vmap(lambda weights, z: functional_call(model.decoder, weights, (z[None],))[0])
 
     # Adam may raise the objective: the best image is kept, or the first that reaches the norm of the noise.
     best = torch.full_like(lam, math.inf)

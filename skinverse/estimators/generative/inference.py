@@ -154,10 +154,10 @@ def measure_deviation(model: GenerativeModel, fidelity: ChannelFidelity) -> None
     if model.encoder is not None:
         z = model.encode(images)[0]
     else:
-        lam = torch.full_like(fidelity.y.real.flatten(1)[:, 0], _LATENT_WEIGHT * float(model.unit) ** 2)
+        lam = torch.full_like(fidelity.y.real.flatten(1)[:, 0], _LATENT_WEIGHT)
         stages = [(RangeObjective(model, fidelity, lam), lbfgs)]
         z = minimise_from_starts(stages, model.starts(images, _N_STARTS), max_steps=_MAX_STEPS, tol=_TOL).x
     error = images - model.mean(z)
     model.deviation.fill_(float(error.abs().mean().clamp_min(torch.finfo(error.dtype).tiny)))
     if model.encoder is None:
-        model.log_std.fill_(math.log(max(rms(error) / float(model.unit), 1e-6)))
+        model.log_std.fill_(math.log(max(rms(error), 1e-6)))

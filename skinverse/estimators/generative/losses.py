@@ -18,7 +18,7 @@ def mean_loss(model: GenerativeModel, x: Tensor) -> Tensor:
     """
     mu, log_variance = model.encode(x)
     z = _draw(mu, log_variance)
-    error = ((x - model.mean(z)) / model.unit).square().flatten(1)
+    error = (x - model.mean(z)).square().flatten(1)
     log_likelihood = -0.5 * error.sum(1) * (-2 * model.log_std).exp() - error.shape[1] * model.log_std
     return (kl_divergence(mu, log_variance) - log_likelihood) / error.shape[1]
 

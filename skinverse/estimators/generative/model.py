@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skinverse._parameters import ParameterError
-from skinverse._tensors import spread
 from skinverse.functionals import SparseCholeskyGaussian
 
 # Height and width of an image and of its halves.
@@ -37,9 +36,9 @@ class Encoder(nn.Module):
         # Half of the channels at the largest size, where a convolution costs most.
         widths = [n_channels, *[_WIDTH // 2] * min(1, n_halvings), *[_WIDTH] * (n_halvings - 1)]
         self.shrink = nn.ModuleList(
-            nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip(widths, widths[1:], strict=False)
+            _convolution(a, b, stride=2) for a, b in zip(widths, widths[1:], strict=False)
         )
-        self.last = nn.Conv2d(widths[-1], _WIDTH, 3, padding=1)
+        self.last = _convolution(widths[-1], _WIDTH)
         self.latent = nn.Linear(_WIDTH * math.prod(sizes[-1]), 2 * n_latent)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,11 +55,11 @@ class Decoder(nn.Module):
         super().__init__()
         self.sizes = sizes[::-1]
         self.first = nn.Linear(n_latent, _WIDTH * math.prod(sizes[-1]))
-        self.grow = nn.ModuleList(nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1) for _ in sizes[2:])
-        self.mix = nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1)
+        self.grow = nn.ModuleList(_convolution(_WIDTH, _WIDTH) for _ in sizes[2:])
+        self.mix = _convolution(_WIDTH, _WIDTH)
         # The last doubling moves channels to pixels: a convolution of all channels at full size is slow.
         self.shuffle = min(2, len(sizes))
-        self.last = nn.Conv2d(_WIDTH, n_out * self.shuffle**2, 3, padding=1)
+        self.last = _convolution(_WIDTH, n_out * self.shuffle**2)
         with torch.no_grad():
             self.last.weight.mul_(_INITIAL_SCALE)
 
@@ -74,18 +73,20 @@ class Decoder(nn.Module):
         return F.pixel_shuffle(x, self.shuffle)[..., :height, :width]
 
 
+def _convolution(n_in: int, n_out: int, *, stride: int = 1) -> nn.Conv2d:
+    """Of 3 x 3 pixels; at the border it sees one pixel of the mirror image."""
+    return nn.Conv2d(n_in, n_out, 3, stride=stride, padding=1, padding_mode="replicate")
+
+
 class GenerativeModel(nn.Module):
     """``x ~ N(G(z), Sigma(z))`` with ``z ~ N(0, I)``, and the encoder's ``q(z | x) = N(mu(x), diag v(x))``.
 
-    Images are real channels, (n, channels, height, width). The networks see and give standardised ones: the
-    buffers ``centre`` and ``unit`` are mean and standard deviation of all values of the training images.
-    ``floor`` is the least standard deviation of a pixel, ``deviation`` the mean absolute deviation of the
-    training images from the range of ``G``. A generator of the user's takes the place of ``G``; then there is
-    no encoder, and images are not standardised.
+    Images are real channels, (n, channels, height, width), and normalised as the training images are to mean
+    0 and standard deviation 1. The buffer ``floor`` is the least standard deviation of a pixel, ``deviation``
+    the mean absolute deviation of the training images from the range of ``G``. A generator of the user's
+    takes the place of ``G``; then there is no encoder.
     """
 
-    centre: Tensor
-    unit: Tensor
     floor: Tensor
     deviation: Tensor
 
@@ -108,33 +109,20 @@ class GenerativeModel(nn.Module):
         self.decoder = Decoder(n_latent, n_channels, sizes) if generator is None else generator
         n_out = n_channels * (1 + self.n_couplings)
         self.covariance_decoder = None if covariance == "identity" else Decoder(n_latent, n_out, sizes)
-        self.log_std = nn.Parameter(torch.zeros(()))  # of all pixels, in units of `unit`, while G is trained
-        for name, value in {"centre": 0.0, "unit": 1.0, "floor": 0.0, "deviation": 1.0}.items():
+        self.log_std = nn.Parameter(torch.zeros(()))  # of all pixels, while G is trained
+        for name, value in {"floor": _MIN_STD, "deviation": 1.0}.items():
             self.register_buffer(name, torch.tensor(value))
-
-    def standardise(self, x: Tensor, min_std: float | None) -> None:
-        """Take centre and unit from images, unless an earlier training has; set the floor."""
-        untrained = self.floor == 0
-        if untrained:
-            self.centre.fill_(float(x.mean()))
-            self.unit.fill_(spread(x))
-        self.floor.fill_(min_std or _MIN_STD * float(self.unit))
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean ``mu(x)`` and ``log v(x)`` of the latent variables of images, (n, d) each."""
         assert self.encoder is not None  # nobody encodes with a generator of the user's
-        mu, log_variance = self.encoder((x - self.centre) / self.unit).unbind(1)
+        mu, log_variance = self.encoder(x).unbind(1)
         return mu, log_variance.clamp(*_LOG_VARIANCES)
 
     def mean(self, z: Tensor) -> Tensor:
         """``G(z)``, (n, channels, height, width)."""
-        return self.in_units(self.decoder(z))
-
-    def in_units(self, decoded: Tensor) -> Tensor:
-        """What the decoder gives, in the units of the images."""
-        if self.encoder is None:
-            return decoded.reshape(len(decoded), *self.shape)
-        return self.centre + self.unit * decoded
+        images: Tensor = self.decoder(z)
+        return images
 
     def gaussian(self, z: Tensor) -> SparseCholeskyGaussian:
         """``N(G(z), Sigma(z))``."""
@@ -143,7 +131,7 @@ class GenerativeModel(nn.Module):
     def gaussian_around(self, mean: Tensor, z: Tensor) -> SparseCholeskyGaussian:
         """``N(mean, Sigma(z))``."""
         if self.covariance_decoder is None:
-            std = torch.hypot(self.unit * self.log_std.exp(), self.floor)
+            std = torch.hypot(self.log_std.exp(), self.floor)
             log_diag = -std.log().expand(mean.shape)
             return SparseCholeskyGaussian(mean, log_diag, mean.new_zeros(*mean.shape[:2], 0, *mean.shape[2:]))
         planes = self.covariance_decoder(z).unflatten(1, (mean.shape[1], 1 + self.n_couplings))
@@ -155,8 +143,8 @@ class GenerativeModel(nn.Module):
 
         At ``a = 0`` it is that of the mean's training, or near the bound that this one exceeds.
         """
-        low, high = -torch.maximum(_MAX_STD * self.unit, 2 * self.floor).log(), -self.floor.log()
-        first = (-(self.unit * self.log_std.exp()).log() - low) / (high - low)
+        low, high = -(2 * self.floor).clamp_min(_MAX_STD).log(), -self.floor.log()
+        first = (-self.log_std - low) / (high - low)
         return low + (high - low) * torch.sigmoid(a + torch.logit(first.clamp(0.05, 0.95)))
 
     @torch.no_grad()

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from skinverse._parameters import Instance, Integer, Null, OneOf, Real, fitted, parameter
-from skinverse._tensors import as_channels, spread
+from skinverse._tensors import spatial_axes
 from skinverse.energies import WeightedEnergy
 from skinverse.estimators._base import BaseReconstructor, noise_std_parameter
-from skinverse.estimators._learned import fidelity, first_images, fit_initial, in_batches
-from skinverse.estimators._validation import check_not_swapped, single
+from skinverse.estimators._learned import fidelity, fit_initial, in_batches
+from skinverse.estimators._units import gain_of
+from skinverse.estimators._validation import check_not_swapped
 from skinverse.estimators.regularizers.base import EnergyReconstructor
 from skinverse.estimators.regularizers.data import are_pairs, noise_in_images
 from skinverse.estimators.regularizers.energies import untrained
@@ -61,6 +63,12 @@ class AdversarialRegularizer(EnergyReconstructor):
     to 1e-4 for the others. The score that chooses the epoch is the PSNR in dB of held-out reconstructions,
     each at the best of several weights; without pairs it is the held-out separation
     ``(E R(x_bad) - E R(x)) / max ||grad R||``.
+
+    The energy that is learned, ``R'``, is one of normalised images: ``R(x) = spread_ R'((x - level_) /
+    spread_)``. Trained on images and data times a number ``c``, with ``lam`` times ``c`` where it is a
+    number, the method gives the reconstructions times ``c``; trained on images with a constant added, and
+    data to match, it gives them with it added. What has been trained keeps its unit. Of a constant in later
+    data, the ridges see nothing.
 
     References
     ----------
@@ -169,39 +177,50 @@ class AdversarialRegularizer(EnergyReconstructor):
         if self.paired_:
             check_not_swapped(A, images, data)
         pairs: Any = (images, data) if self.paired_ else (None, None)
-        self.initial_ = fit_initial(self.initial, self.operator_, *pairs)
+        self.initial_ = fit_initial(self.initial, self.operator_, self.channel_axis, *pairs)
         super()._fit(A, images, data)
         self.lam_, self.scale_ = self._weight_and_scale(A, images, data)
+        self._measure_amplification(A, data, self.weak_convexity_)
 
     def _describe(self) -> None:
         assert self.operator_ is not None  # fitted on images
-        self.weak_convexity_ = self.module_.weak_convexity()
-        self.lipschitz_ = self.module_.lipschitz(math.prod(self.operator_.dims[-2:]))
+        # Of R(x) = spread R'(x'), whose gradient is that of R'.
+        dims, known = self.operator_.dims, self.module_.weak_convexity()
+        self.weak_convexity_ = None if known is None else known / self.spread_
+        self.lipschitz_ = self.module_.lipschitz(
+            math.prod(dims[axis] for axis in spatial_axes(len(dims), self.channel_axis))
+        )
 
     def _weight_and_scale(self, A: LinearMap, images: Tensor, data: Tensor) -> tuple[float, float]:
         if not isinstance(self.lam, str):
             return float(self.lam), 1.0
-        rule = self._noise(A, images, data)
+        x, y = self._normalised_rows(A, images, data)
+        rule, unit = self._noise(A, x, y), self._unit_of_weight(A)
         if rule == 0 or self.lam == "auto" or not self.paired_:
-            return rule, 1.0
-        x, y = (single(batch[:_N_CALIBRATION]) for batch in (images, data))
+            return unit * rule, 1.0
+        x, y = x[:_N_CALIBRATION], y[:_N_CALIBRATION]
         if A.identity:
-            x, y = crop(x, y)
-        return fit_weight(fidelity(A, y), self._regularizer, self._descend, self._start(A, y), x, self.bounds)
+            x, y = crop(x, y, self._spatial_axes(A))
+        x0, bounds = self._start(A, y), self._normalised_bounds
+        lam, scale = fit_weight(fidelity(A, y), self._regularizer, self._descend, x0, x, bounds)
+        return unit * lam, scale
+
+    def _unit_of_weight(self, A: LinearMap) -> float:
+        """The ``lam`` that weighs the normalised energy by one."""
+        return gain_of(A) ** 2 * self.spread_
 
     def _noise(self, A: LinearMap, images: Tensor, data: Tensor) -> float:
-        return noise_in_images(A, images, data, self.noise_std, paired=self.paired_)
+        noise_std = None if self.noise_std is None else self.noise_std / self.spread_
+        return noise_in_images(A, images, data, noise_std, self._spatial_axes(A), paired=self.paired_)
 
     # ------------------------------------------------------------------ training
     def _make_module(self) -> nn.Module:
-        return WeightedEnergy(untrained(self.energy, self.n_channels_))
+        return WeightedEnergy(untrained(self.energy, self.n_channels_, self.n_axes_))
 
     def _phases(self, module: Any, A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Phase]:
-        bad = as_channels(in_batches(lambda y: self._start(A, y), A, data))
-        few, unit = bad[:_N_NORMALISED], spread(as_channels(images))
-        best, trainer = BestWeight(), self._trainer()
+        bad = self._channels(in_batches(lambda y: self._start(A, y), A, data))
+        few, best, trainer = bad[:_N_NORMALISED], BestWeight(), self._trainer()
         certified = module.lipschitz(1) is not None
-        fresh = bool(module.log_scale == 0)  # no warm start, which has its scale already
 
         def phase(name: str, loss: Loss, versions: Tensor) -> Iterator[Phase]:
             rows = (images, versions, data) if self.paired_ else (images, versions)
@@ -209,16 +228,14 @@ class AdversarialRegularizer(EnergyReconstructor):
             yield Phase(name, loss, rows, trainer, score, paired=self.paired_, state=(best,))
             best.move_scale_to(module)
 
-        if fresh:
-            module.log_scale.fill_(-math.log(unit))
-        if fresh and self.pretraining and not certified:
-            yield from phase("pretraining", denoising_loss(self.patch_size), bad[:, None])
+        if self.pretraining and not certified and not self._continued:
+            yield from phase("pretraining", denoising_loss(self.patch_size, self.channel_axis), bad[:, None])
         module.log_weight.requires_grad_(not certified)  # the proven constant must not grow with the weight
         patches = random_patches(few, self.patch_size)
         normalise(module, patches, n_pixels=patches[0].numel())
 
         loss = adversarial_loss(
-            self.gradient_penalty, self.penalty, self.patch_size, unit, paired=self.paired_
+            self.gradient_penalty, self.penalty, self.patch_size, self.channel_axis, paired=self.paired_
         )
         versions = bad[:, None]
         yield from phase("adversarial", loss, versions)
@@ -240,27 +257,28 @@ class AdversarialRegularizer(EnergyReconstructor):
             objective = fidelity(A, y) + lam * self._regularizer()
             return accelerated_gradient(objective, self._start(A, y), max_steps=_PARTIAL, tol=0.0).x
 
-        return as_channels(in_batches(a_few_steps, A, data))
+        return self._channels(in_batches(a_few_steps, A, data))
 
     def _score(self, A: LinearMap, best: BestWeight) -> Score:
         """What tells better epochs from worse ones: reconstructions of pairs, or the separation."""
         if not self.paired_:
-            return lambda x, versions: separation(self.module_, as_channels(x), versions[:, 0])
+            return lambda x, versions: separation(self.module_, self._channels(x), versions[:, 0])
         n = _N_SCORED if A.identity else _N_SCORED // 2
 
         def psnr_at_best_weight(x: Tensor, _: Tensor, y: Tensor) -> float:
-            x, y = crop(x[:n], y[:n]) if A.identity else (x[:n], y[:n])
+            x, y = crop(x[:n], y[:n], self._spatial_axes(A) if A.identity else ())
             return best.search(fidelity(A, y), self._regularizer, self._start(A, y), x)
 
         return psnr_at_best_weight
 
     # ------------------------------------------------------------------ reconstruction
     def _start(self, A: LinearMap, data: Tensor) -> Tensor:
-        return first_images(A, data, self.initial_, real=self.real_ and not A.identity).x
+        return self._first_images(A, data, self.initial_, real=self.real_ and not A.identity).x
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
         self._check_rule()
         by_rule = isinstance(self.lam, str)
         lam, scale = (self.lam_, self.scale_) if by_rule else (float(self.lam), 1.0)
-        x0 = self._start(A, data)
-        return self._descend(fidelity(A, data) + lam * self._regularizer(scale, like=x0), x0)
+        x0, weight = self._start(A, data), lam / self._unit_of_weight(A)
+        solution = self._descend(fidelity(A, data) + weight * self._regularizer(scale, like=x0), x0)
+        return replace(solution, objective=solution.objective.double() * gain_of(A) ** 2)

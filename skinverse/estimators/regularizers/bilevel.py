@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,10 +21,11 @@ from skinverse._parameters import (
     fitted,
     parameter,
 )
-from skinverse._tensors import as_channels, rms, spread
+from skinverse._tensors import rms
 from skinverse.energies import SmoothEnergy, WeightedEnergy
 from skinverse.estimators._base import noise_std_parameter
 from skinverse.estimators._learned import fidelity, held_out_psnr, in_batches
+from skinverse.estimators._units import gain_of
 from skinverse.estimators.regularizers.base import EnergyReconstructor
 from skinverse.estimators.regularizers.data import back_projection
 from skinverse.estimators.regularizers.energies import untrained
@@ -71,6 +73,12 @@ class BilevelRegularizer(EnergyReconstructor):
     since held-out quality alone would choose the roughest regulariser. Without true images the score is minus
     the estimated risk. ``max_steps`` also bounds the iterations of the linear solver, and the training begins
     with ten times ``tol``.
+
+    The energy that is learned, ``r'``, is one of normalised images: ``r(x) = spread_^2 r'((x - level_) /
+    spread_)``, and the norms above are those of ``x - level_``. Trained on images and data times a number,
+    the method gives the reconstructions times it; trained on images with a constant added, and data to match,
+    it gives them with it added. What has been trained keeps its unit. Of a constant in later data, the ridges
+    see nothing where ``alpha`` is 0 and ``beta`` is None.
 
     References
     ----------
@@ -136,8 +144,9 @@ class BilevelRegularizer(EnergyReconstructor):
         default="auto",
         allowed=OneOf("auto", "cg", "minres", "jacobian_free"),
         doc="""
-        Solver of the linear system in the derivative. "auto" is conjugate gradients where ``r`` is proven to
-        be convex and MINRES elsewhere; "jacobian_free" replaces the system by one gradient step.""",
+        Solver of the linear system in the derivative. "auto" is conjugate gradients where the objective is
+        proven to be strongly convex, and MINRES elsewhere, which also solves singular systems;
+        "jacobian_free" replaces the system by one gradient step.""",
     )
     loss: str = parameter(
         default="l2",
@@ -203,35 +212,36 @@ class BilevelRegularizer(EnergyReconstructor):
         if images is None:
             images = in_batches(lambda y: self._start(A, y), A, data)
         super()._fit(A, images, data)
-        self.lam_ = float(self._trained_weight() if isinstance(self.lam, str) else self.lam)
-        self.weak_convexity_, self.smoothness_, self.certified_ = moduli(
-            self.module_, as_channels(images[:_N_MEASURED]), self.patch_size
-        )
+        learned = gain_of(A) ** 2 * self._trained_weight()
+        self.lam_ = learned if isinstance(self.lam, str) else float(self.lam)
+        few = self._channels(self._normalisation.of_images(images[:_N_MEASURED]))
+        # The Hessian of r(x) = spread^2 r'(x') is that of r'.
+        self.weak_convexity_, self.smoothness_, self.certified_ = moduli(self.module_, few, self.patch_size)
+        self._measure_amplification(A, data, self.weak_convexity_)
 
     # ------------------------------------------------------------------ training
     def _make_module(self) -> nn.Module:
         convex = self.energy == "ridge" and self.beta is not None and self.beta <= 1
-        energy = untrained("convex_ridge" if convex else self.energy, self.n_channels_)
+        energy = untrained("convex_ridge" if convex else self.energy, self.n_channels_, self.n_axes_)
         return WeightedEnergy(SmoothEnergy(energy, alpha=self.alpha, beta=self.beta))
 
     def _phases(self, module: Any, A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Phase]:
-        starts, unit = in_batches(lambda y: self._start(A, y), A, data), spread(as_channels(images))
-        fresh = bool(module.log_scale == 0)
+        starts, fresh = in_batches(lambda y: self._start(A, y), A, data), not self._continued
         module.log_weight.requires_grad_(self.lam == "fit")
-        if fresh:
-            module.log_scale.fill_(-math.log(unit))
         if fresh and self.pretraining and self.supervised_:
             lr = 1e-2 if self.energy in ("ridge", "convex_ridge") else 1e-3
             pretrainer = self.pretrainer.over(n_steps=2000, lr=lr, final_lr=lr / 10)
-            yield Phase("pretraining", denoising_loss(self.patch_size), (images,), pretrainer)
+            yield Phase(
+                "pretraining", denoising_loss(self.patch_size, self.channel_axis), (images,), pretrainer
+            )
         with torch.no_grad():
             if not isinstance(self.lam, str):
-                module.log_weight.fill_(math.log(max(self.lam, _SMALLEST_WEIGHT)))
+                module.log_weight.fill_(math.log(max(self.lam / gain_of(A) ** 2, _SMALLEST_WEIGHT)))
             elif fresh:
                 self._set_first_weight(module, A, images, data, starts)
 
         trainer = self.trainer.over(n_steps=400, lr=1e-3, final_lr=1e-4)
-        upper = self._upper_level(module, A, data, starts, unit, trainer)
+        upper = self._upper_level(module, A, data, starts, trainer)
         rows = images, data, starts, torch.arange(len(data), device=data.device)
         # Held-out quality alone would choose the roughest regulariser: with a penalty the last one is kept.
         score = self._score(A, module, upper) if upper.smoothness is None else None
@@ -244,10 +254,11 @@ class BilevelRegularizer(EnergyReconstructor):
         """Calibrate weight and scale on a few pairs; without true images the weight follows a rule."""
         x, y, x0 = images[:_N_SCORED], data[:_N_SCORED], starts[:_N_SCORED]
         if A.identity:
-            x, y = crop(x, y)
+            x, y = crop(x, y, self._spatial_axes(A))
             x0 = y
         if self.supervised_:
-            lam, scale = fit_weight(fidelity(A, y), self._regularizer, self._descend, x0, x, self.bounds)
+            bounds = self._normalised_bounds
+            lam, scale = fit_weight(fidelity(A, y), self._regularizer, self._descend, x0, x, bounds)
         else:
             lam, scale = self._weight_by_rule(A, y, x0), 1.0
         module.log_scale.add_(math.log(scale))
@@ -255,20 +266,19 @@ class BilevelRegularizer(EnergyReconstructor):
 
     def _weight_by_rule(self, A: LinearMap, data: Tensor, x0: Tensor) -> float:
         """``rms(A^* noise) / rms(grad r(x_0))``: both gradients of the objective are of one size."""
-        assert self.noise_std is not None  # _check_combination
-        noise = self.noise_std * rms(back_projection(A, torch.randn_like(data), x0))
+        noise = self._normalised_noise * rms(back_projection(A, torch.randn_like(data), x0))
         slope = rms(self._regularizer().grad(x0))
         return noise / slope if slope > 1e-6 * noise else 1.0
 
     def _upper_level(
-        self, module: Any, A: LinearMap, data: Tensor, starts: Tensor, unit: float, trainer: Trainer
+        self, module: Any, A: LinearMap, data: Tensor, starts: Tensor, trainer: Trainer
     ) -> UpperLevel:
         n, smooth = len(data), module.energy
         assert trainer.batch_size is not None  # filled in
         lower = LowerLevel(
             self._minimise,
-            choose_linear_solver(self.hypergradient, smooth),
-            self.bounds,
+            choose_linear_solver(self.hypergradient, smooth, denoising=A.identity),
+            self._normalised_bounds,
             max_steps=self.max_steps,
             tol=self.tol,
             n_steps=trainer.n_epochs(n) * math.ceil(n / trainer.batch_size),
@@ -276,20 +286,26 @@ class BilevelRegularizer(EnergyReconstructor):
         smoothness = None
         if self.beta is not None and not smooth.certified and self.smoothness_weight > 0:
             smoothness = Smoothness(n, self.smoothness_weight, self.beta, self.patch_size)
-        sampler = Patches(self.patch_size) if A.identity else WholeImages(starts)
-        return UpperLevel(A, lower, self._upper_loss(A, data, unit), sampler, smoothness)
+        axis = self.channel_axis
+        sampler = Patches(self.patch_size, axis) if A.identity else WholeImages(starts, axis)
+        return UpperLevel(A, lower, self._upper_loss(A, data), sampler, smoothness)
 
-    def _upper_loss(self, A: LinearMap, data: Tensor, unit: float) -> UpperLoss:
+    def _upper_loss(self, A: LinearMap, data: Tensor) -> UpperLoss:
         if self.loss == "sure":
-            assert self.noise_std is not None  # _check_combination
-            return stein_risk(A, self.noise_std, unit, complex_data=data.is_complex())
-        return squared_error(unit) if self.loss == "l2" else absolute_error(unit)
+            return stein_risk(A, self._normalised_noise, gain_of(A), complex_data=data.is_complex())
+        return squared_error if self.loss == "l2" else absolute_error
+
+    @property
+    def _normalised_noise(self) -> float:
+        assert self.noise_std is not None  # _check_combination
+        return self.noise_std / self.spread_
 
     def _score(self, A: LinearMap, module: Any, upper: UpperLevel) -> Score:
         """PSNR of held-out reconstructions, or minus their risk where there are no true images."""
         if not self.supervised_:
             return lambda *rows: -upper.risk(module, *rows)
-        return held_out_psnr(lambda y: self._solution(A, y).x, n_images=_N_SCORED, cropped=A.identity)
+        cropped = self._spatial_axes(A) if A.identity else ()
+        return held_out_psnr(lambda y: self._solution(A, y).x, n_images=_N_SCORED, cropped=cropped)
 
     # ------------------------------------------------------------------ reconstruction
     def _minimise(self, misfit: Any, R: Functional, x0: Tensor, tol: float) -> Solution:
@@ -297,9 +313,8 @@ class BilevelRegularizer(EnergyReconstructor):
             return proximal_gradient(ProximalFidelity(misfit) + R, x0, max_steps=self.max_steps, tol=tol)
         return self._descend(misfit + R, x0, tol)
 
-    def _solution(self, A: LinearMap, data: Tensor) -> Solution:
-        # The trained energy has its weight in it.
-        relative = 1.0 if isinstance(self.lam, str) else float(self.lam) / self._trained_weight()
+    def _solution(self, A: LinearMap, data: Tensor, relative: float = 1.0) -> Solution:
+        """Reconstructions with a weight relative to the one that the trained energy has in it."""
         x0 = self._start(A, data)
         return self._minimise(fidelity(A, data), relative * self._regularizer(like=x0), x0, self.tol)
 
@@ -308,4 +323,6 @@ class BilevelRegularizer(EnergyReconstructor):
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
         self._check_rule()
-        return self._solution(A, data)
+        lam = self.lam_ if isinstance(self.lam, str) else float(self.lam)
+        solution = self._solution(A, data, lam / (gain_of(A) ** 2 * self._trained_weight()))
+        return replace(solution, objective=solution.objective.double() * gain_of(A) ** 2)

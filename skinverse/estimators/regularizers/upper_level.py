@@ -28,7 +28,9 @@ _PROBE = 0.1
 
 
 class Sampler(Protocol):
-    """What of the images a step is to see, and where its reconstructions start."""
+    """What of the images a step is to see, where their channels are, and where its reconstructions start."""
+
+    channel_axis: int | None
 
     def sample(self, x: Tensor, y: Tensor, x0: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Images, data and starts for a step."""
@@ -79,7 +81,7 @@ class UpperLevel:
 
     def __call__(self, module: Any, x: Tensor, y: Tensor, x0: Tensor, index: Tensor) -> Tensor:
         """The loss of some images, by their numbers among the training images."""
-        R = EnergyFunctional(module)
+        R = EnergyFunctional(module, self.sampler.channel_axis)
 
         def reconstruct(y: Tensor, x0: Tensor) -> Tensor:
             return self.lower(fidelity(self.A, y), R, x0)
@@ -92,7 +94,7 @@ class UpperLevel:
         loss = self.loss(x_hat, x, y, reconstruct)
         if self.smoothness is None or not torch.is_grad_enabled():
             return loss
-        return loss + self.smoothness(module, as_channels(x), index)
+        return loss + self.smoothness(module, as_channels(x, self.sampler.channel_axis), index)
 
     def risk(self, module: Any, *rows: Tensor) -> float:
         """Mean loss, without derivatives."""
@@ -107,16 +109,19 @@ class Patches:
     Parameters
     ----------
     patch_size : int or None
-        Side of the patches; None is whole images.
+        Side of the patches, whose channels come first; None is whole images.
+    channel_axis : int or None
+        The axis of one image that holds channels.
     """
 
-    def __init__(self, patch_size: int | None) -> None:
-        self.patch_size = patch_size
+    def __init__(self, patch_size: int | None, channel_axis: int | None) -> None:
+        self.patch_size, self._of_images = patch_size, channel_axis
+        self.channel_axis = channel_axis if patch_size is None else 0
 
     def sample(self, x: Tensor, y: Tensor, x0: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Images, data and starts for a step."""
         if self.patch_size is not None:
-            both = torch.cat([as_channels(x), as_channels(y)], 1)
+            both = torch.cat([as_channels(x, self._of_images), as_channels(y, self._of_images)], 1)
             x, y = (part.contiguous() for part in random_patches(both, self.patch_size).chunk(2, 1))
         return x, y, y
 
@@ -140,10 +145,12 @@ class WholeImages:
     ----------
     starts : Tensor of shape (n, *dims)
         Where the reconstructions of all images start anew.
+    channel_axis : int or None
+        The axis of one image that holds channels.
     """
 
-    def __init__(self, starts: Tensor) -> None:
-        self.last = starts.clone()
+    def __init__(self, starts: Tensor, channel_axis: int | None) -> None:
+        self.last, self.channel_axis = starts.clone(), channel_axis
 
     def sample(self, x: Tensor, y: Tensor, x0: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Images, data and starts for a step."""
@@ -164,18 +171,20 @@ class WholeImages:
 
 
 # ---------------------------------------------------------------------- losses
-def squared_error(unit: float) -> UpperLoss:
-    """``||x_hat - x||^2``, the mean over pixels, for images of values as large as ``unit``."""
-    return lambda x_hat, x, *_: ((x_hat - x) / unit).abs().square().flatten(1).mean(1)
+def squared_error(x_hat: Tensor, x: Tensor, *_: Any) -> Tensor:
+    """``||x_hat - x||^2``, the mean over pixels."""
+    return (x_hat - x).abs().square().flatten(1).mean(1)
 
 
-def absolute_error(unit: float) -> UpperLoss:
-    """``||x_hat - x||_1``, the mean over pixels, for images of values as large as ``unit``."""
-    return lambda x_hat, x, *_: ((x_hat - x) / unit).abs().flatten(1).mean(1)
+def absolute_error(x_hat: Tensor, x: Tensor, *_: Any) -> Tensor:
+    """``||x_hat - x||_1``, the mean over pixels."""
+    return (x_hat - x).abs().flatten(1).mean(1)
 
 
-def stein_risk(A: LinearMap, noise_std: float, unit: float, *, complex_data: bool) -> UpperLoss:
+def stein_risk(A: LinearMap, noise_std: float, gain: float, *, complex_data: bool) -> UpperLoss:
     """Stein's unbiased estimate of ``||A x_hat - A x||^2``, from the measurements alone, by one random probe.
+
+    It is taken relative to the square of the operator's ``gain``, and as a mean over measurements.
 
     ``||A x_hat(y) - y||^2 + sigma^2 (2 div - m)`` for ``m`` measurements, where the divergence ``div`` of
     ``A x_hat(y)`` in ``y`` is ``<b, A x_hat(y + h b) - A x_hat(y)> / h`` with white noise ``b``. Complex data
@@ -193,6 +202,6 @@ def stein_risk(A: LinearMap, noise_std: float, unit: float, *, complex_data: boo
         seen, seen_change = (z if A.identity else A(z) for z in (x_hat, change))
         divergence = dot(b, seen_change) / h
         risk = norm(seen - y).square() + sigma**2 * (2 * divergence - m)
-        return risk / (m * unit**2)
+        return risk / (m * gain**2)
 
     return loss

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from skinverse._defaults import copy_module
 from skinverse._parameters import Elements, Flag, Instance, Integer, fitted, parameter
-from skinverse._tensors import as_channels, from_channels, rms, spread
+from skinverse._tensors import as_channels, from_channels, rms
 from skinverse.estimators._learned import LearnedReconstructor, held_out_psnr
 from skinverse.estimators.supervised.residual import NETWORKS, Residual
 from skinverse.operators import LinearMap
@@ -50,6 +50,12 @@ class DirectInversion(LearnedReconstructor):
     The method's own training has 1000 steps of 8 images; the learning rate falls from 1e-4 to 1e-5, and
     gradients are shortened to norm 1.
 
+    What is learned is the map to normalised images, ``(x - level_) / spread_``, from data less the mean of
+    each measurement and divided by one number. Trained on images and data times a number, or with a constant
+    added to the images and its data to the data, it gives the same reconstructions times it, or with it
+    added. Images of another unit or level than those of the training need another training: the network is
+    neither homogeneous nor does it keep constants.
+
     References
     ----------
     B. Zhu, J. Z. Liu, S. F. Cauley, B. R. Rosen and M. S. Rosen, Image reconstruction by domain-transform
@@ -67,10 +73,6 @@ class DirectInversion(LearnedReconstructor):
     not_promised = {
         "other_operator": "The map from data to images is learned for one operator.",
         "other_sizes": "The linear map is learned for one size of images and one of data.",
-        "level": (
-            "The unit of the data is their root mean square, which sees a constant: a level of 1 "
-            "changes the rest of the image by 0.1 relative."
-        ),
         "phase": (
             "The learned map is linear in real and imaginary parts, not in complex numbers: the image "
             "changes by 0.7 relative."
@@ -85,16 +87,16 @@ class DirectInversion(LearnedReconstructor):
         default="dncnn",
         allowed=NETWORKS | Instance(nn.Module, name="nn.Module"),
         doc="""
-        Network ``h`` behind the linear map, whose input is an image in units of the training images' spread.
-        A module takes (n, channels, height, width) to the same shape, at least where the sides are multiples
-        of 64 or less; :meth:`save` does not take it.""",
+        Network ``h`` behind the linear map, for images that are normalised as the training images are to mean
+        0 and standard deviation 1. A module takes (n, channels, height, width) to the same shape, at least
+        where the sides are multiples of 64 or less; :meth:`save` does not take it.""",
     )
 
     module_: Direct = fitted(kind="nn.Module", doc="Linear map and network.")
-    image_shape_: tuple[int, int, int] = fitted(
+    image_shape_: tuple[int, ...] = fitted(
         kind="tuple of int",
         allowed=Elements(Integer(ge=1), name="whole numbers"),
-        doc="Real channels, height and width of an image; a complex channel counts twice.",
+        doc="Real channels and spatial axes of an image; a complex channel counts twice.",
     )
     n_measurements_: int = fitted(
         allowed=Integer(ge=1),
@@ -120,8 +122,8 @@ class DirectInversion(LearnedReconstructor):
     def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
         assert images is not None and data is not None  # _needs
         self.real_ = not images.is_complex()
-        channels, height, width = as_channels(images[:1]).shape[1:]
-        self.image_shape_, self.n_measurements_ = (channels, height, width), as_channels(data[:1]).numel()
+        self.image_shape_ = tuple(self._channels(images[:1]).shape[1:])
+        self.n_measurements_ = _numbers(data[:1]).shape[1]
         n_weights = math.prod(self.image_shape_) * self.n_measurements_
         if n_weights > _MANY:
             warnings.warn(
@@ -136,24 +138,24 @@ class DirectInversion(LearnedReconstructor):
 
     def _phases(self, module: Any, A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Phase]:
         def prepare(x: Tensor, y: Tensor) -> None:
-            if module.network.unit == 0:
+            if not self._continued:
                 module.start(x, y)
 
         def loss(module: Any, x: Tensor, y: Tensor) -> Tensor:
-            return ((module(y) - x) / module.network.unit).square().flatten(1).mean(1)
+            return (module(y) - x).square().flatten(1).mean(1)
 
         def reconstruct(y: Tensor) -> Tensor:
             with torch.no_grad():
                 x: Tensor = module(y)
                 return x
 
-        rows = as_channels(images), as_channels(data).flatten(1)
+        rows = self._channels(images), _numbers(data)
         score = held_out_psnr(reconstruct, n_images=_N_SCORED)
         trainer = self.trainer.over(n_steps=1000, lr=1e-4, final_lr=1e-5, max_grad_norm=1.0)
         yield Phase("supervised", loss, rows, trainer, score, prepare=prepare)
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
-        y = as_channels(data).flatten(1)
+        y = _numbers(data)
         if y.shape[1] != self.n_measurements_:
             raise ValueError(
                 f"Y_meas: expected {self.n_measurements_} numbers per sample (a complex one counts twice), "
@@ -167,38 +169,47 @@ class DirectInversion(LearnedReconstructor):
             return Solution.direct(self._images(module(y), A))
 
     def _differentiable(self, module: nn.Module, A: LinearMap, data: Tensor, start: Tensor) -> Tensor:
-        return self._images(module(as_channels(data).flatten(1)), A)
+        return self._images(module(_numbers(data)), A)
 
     def _images(self, channels: Tensor, A: LinearMap) -> Tensor:
         kind = channels.dtype if self.real_ else channels.dtype.to_complex()
-        return from_channels(channels, torch.empty(len(channels), *A.dims, dtype=kind))
+        return from_channels(channels, torch.empty(len(channels), *A.dims, dtype=kind), self.channel_axis)
+
+
+def _numbers(data: Tensor) -> Tensor:
+    """Data as real numbers, (n, n_measurements)."""
+    return as_channels(data, None).flatten(1)
 
 
 class Direct(nn.Module):
-    """``h(L y + b)``, data to channels."""
+    """``h(L (y - m) / s + b)``, data to channels.
 
+    The operator, through which the level of the images would be seen, is not known here: the mean ``m`` of
+    each measurement and the scale ``s`` of what varies are those of the training data.
+    """
+
+    mean: Tensor
     scale: Tensor
 
-    def __init__(
-        self, image_shape: tuple[int, int, int], n_measurements: int, network: str | nn.Module
-    ) -> None:
+    def __init__(self, image_shape: tuple[int, ...], n_measurements: int, network: str | nn.Module) -> None:
         super().__init__()
         self.image_shape = image_shape
         self.linear = nn.Linear(n_measurements, math.prod(image_shape))
-        self.network = Residual(network, image_shape[0])
+        self.network = Residual(network, image_shape[0], len(image_shape) - 1)
+        self.register_buffer("mean", torch.zeros(n_measurements))
         self.register_buffer("scale", torch.ones(()))
 
     def forward(self, y: Tensor) -> Tensor:
-        """Images (n, channels, height, width) of data (n, n_measurements)."""
-        x: Tensor = self.linear(y / self.scale) * self.network.unit
+        """Images (n, channels, *space) of data (n, n_measurements)."""
+        x: Tensor = self.linear((y - self.mean) / self.scale)
         return self.network(x.view(-1, *self.image_shape))
 
     def start(self, x: Tensor, y: Tensor) -> None:
-        """Find the units, and the linear map by ridge regression, its weight chosen by leaving one out."""
-        unit, scale = spread(x), rms(y) or 1.0
-        self.network.unit.fill_(unit)
-        self.scale.fill_(scale)
-        data, images = (y / scale).cpu().numpy(), (x.flatten(1) / unit).cpu().numpy()
+        """Normalise the data, and find the linear map by ridge regression, its weight by leaving one out."""
+        self.mean.copy_(y.double().mean(0))
+        size, varying = rms(y), rms(y - self.mean)
+        self.scale.fill_(varying if varying > torch.finfo(y.dtype).eps * size else size or 1.0)
+        data, images = ((y - self.mean) / self.scale).cpu().numpy(), x.flatten(1).cpu().numpy()
         alphas = data.shape[1] * _ALPHAS
         # Of one or two images nothing can be left out.
         ridge = (RidgeCV(alphas) if len(data) > 2 else Ridge(alphas[-1])).fit(data, images)

@@ -11,13 +11,12 @@ from torch import Tensor, nn
 
 from skinverse._defaults import copy_module
 from skinverse._parameters import Flag, Instance, Integer, Null, fitted, parameter
-from skinverse._tensors import as_channels, from_channels, spread
+from skinverse._tensors import from_channels
 from skinverse.estimators._base import BaseReconstructor
 from skinverse.estimators._learned import (
     LearnedReconstructor,
     after,
     check_kinds,
-    first_images,
     fit_initial,
     in_batches,
     mean_psnr,
@@ -46,6 +45,12 @@ class PostProcessor(LearnedReconstructor):
     The method's own training has 3000 steps of 8 patches; the learning rate falls from 1e-3 to 1e-4, and
     gradients are shortened to norm 1.
 
+    What is learned is the map of normalised images, ``(x - level_) / spread_``, from ``(y - A level_) /
+    spread_``. Trained on images and data times a number, or with a constant added to the images and ``A`` of
+    it to the data, it gives the same reconstructions times it, or with it added. Images of another unit or
+    level than those of the training need another training: the network is neither homogeneous nor does it
+    keep constants.
+
     References
     ----------
     K. H. Jin, M. T. McCann, E. Froustey and M. Unser, Deep convolutional neural network for inverse problems
@@ -62,9 +67,6 @@ class PostProcessor(LearnedReconstructor):
     """
 
     not_promised = {
-        "level": (
-            "The network sees the values of an image: a level of 100 changes the rest of it by 4.6 relative."
-        ),
         "phase": (
             "The network sees real and imaginary parts as two channels: the image changes by 0.01 relative."
         ),
@@ -84,9 +86,10 @@ class PostProcessor(LearnedReconstructor):
         default="unet",
         allowed=NETWORKS | Instance(nn.Module, name="nn.Module"),
         doc="""
-        The network ``h``, whose input is an image in units of the training images' spread; those of a group
-        commute with quarter turns, and with flips. A module takes (n, channels, height, width) to the same
-        shape, at least where the sides are multiples of 64 or less; :meth:`save` does not take it.""",
+        The network ``h``, for images that are normalised as the training images are to mean 0 and standard
+        deviation 1; those of a group commute with quarter turns, and with flips. A module takes (n, channels,
+        height, width) to the same shape, at least where the sides are multiples of 64 or less; :meth:`save`
+        does not take it.""",
     )
     patch_size: int | None = parameter(
         default=64,
@@ -106,37 +109,39 @@ class PostProcessor(LearnedReconstructor):
     def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
         assert A is not None and images is not None and data is not None  # _needs
         check_kinds(A, images, data)
-        self.real_, self.n_channels_ = not images.is_complex(), as_channels(images[:1]).shape[1]
-        self.initial_ = fit_initial(self.initial, self.operator_, images, data)
+        self.real_, self.n_channels_ = not images.is_complex(), self._channels(images[:1]).shape[1]
+        self.initial_ = fit_initial(self.initial, self.operator_, self.channel_axis, images, data)
         super()._fit(A, images, data)
 
     def _make_module(self) -> nn.Module:
-        return Residual(self.network, self.n_channels_)
+        return Residual(self.network, self.n_channels_, self.n_axes_)
 
     def _phases(self, module: Any, A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Phase]:
-        if module.unit == 0:
-            module.unit.fill_(spread(as_channels(images)))
         first = in_batches(lambda y: self._start(A, y), A, data)
 
         def loss(module: Any, x: Tensor, x0: Tensor) -> Tensor:
-            both = random_patches(torch.cat([as_channels(x), as_channels(x0)], 1), self.patch_size)
+            both = random_patches(torch.cat([self._channels(x), self._channels(x0)], 1), self.patch_size)
             x, x0 = both.chunk(2, 1)
-            return ((module(x0) - x) / module.unit).square().flatten(1).mean(1)
+            return (module(x0) - x).square().flatten(1).mean(1)
 
         def score(x: Tensor, x0: Tensor) -> float:
-            x, x0 = crop(x[:_N_SCORED], x0[:_N_SCORED])
-            return mean_psnr(x, module.improved(x0))
+            x, x0 = crop(x[:_N_SCORED], x0[:_N_SCORED], self._spatial_axes(A))
+            return mean_psnr(x, self._improved(module, x0))
 
         trainer = self.trainer.over(n_steps=3000, lr=1e-3, final_lr=1e-4, max_grad_norm=1.0)
         yield Phase("supervised", loss, (images, first), trainer, score)
 
     def _start(self, A: LinearMap, data: Tensor) -> Tensor:
-        return first_images(A, data, self.initial_, real=self.real_).x
+        return self._first_images(A, data, self.initial_, real=self.real_).x
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
-        first = first_images(A, data, self.initial_, real=self.real_)
+        first = self._first_images(A, data, self.initial_, real=self.real_)
         module: Any = copy_module(self.module_).to(first.x.device, first.x.dtype.to_real())
-        return after(first, module.improved(first.x))
+        return after(first, self._improved(module, first.x))
 
     def _differentiable(self, module: nn.Module, A: LinearMap, data: Tensor, start: Tensor) -> Tensor:
-        return from_channels(module(as_channels(start)), start)
+        return from_channels(module(self._channels(start)), start, self.channel_axis)
+
+    @torch.no_grad()
+    def _improved(self, module: nn.Module, x: Tensor) -> Tensor:
+        return from_channels(module(self._channels(x)), x, self.channel_axis)

@@ -33,6 +33,12 @@ class LearnedGradientDescent(UnrolledReconstructor):
     The method's own training has 2000 steps of 8 images; the learning rate falls from 1e-3 to 1e-4, and
     gradients are shortened to norm 1.
 
+    What is learned is the map of normalised images, ``(x - level_) / spread_``, from ``(y - A level_) /
+    spread_``. Trained on images and data times a number, or with a constant added to the images and ``A`` of
+    it to the data, it gives the same reconstructions times it, or with it added. Images of another unit or
+    level than those of the training need another training: the network is neither homogeneous nor does it
+    keep constants.
+
     References
     ----------
     J. Adler and O. Oktem, Solving ill-posed inverse problems using iterative deep neural networks, Inverse
@@ -49,9 +55,6 @@ class LearnedGradientDescent(UnrolledReconstructor):
     """
 
     not_promised = {
-        "level": (
-            "The network sees the values of an image: a level of 1 changes the rest of it by 0.02 relative."
-        ),
         "phase": (
             "The network sees real and imaginary parts as two channels: the image changes by 0.05 relative."
         ),
@@ -71,7 +74,12 @@ class LearnedGradientDescent(UnrolledReconstructor):
 
     def _make_module(self) -> Unrolled:
         return GradientUnrolled(
-            self.n_channels_, self.n_iterations, self.n_features, self.n_states, shared=self.shared
+            self.n_channels_,
+            self.n_iterations,
+            self.n_features,
+            self.n_states,
+            shared=self.shared,
+            n_axes=self.n_axes_,
         )
 
 
@@ -79,21 +87,29 @@ class GradientUnrolled(Unrolled):
     """``(x, s) <- (x, 0) + U(x, A^*(A x - y), -Laplacian x, s)`` with states ``s >= 0``."""
 
     def __init__(
-        self, n_channels: tuple[int, int], n_iterations: int, n_features: int, n_states: int, *, shared: bool
+        self,
+        n_channels: tuple[int, int],
+        n_iterations: int,
+        n_features: int,
+        n_states: int,
+        *,
+        shared: bool,
+        n_axes: int = 2,
     ) -> None:
         super().__init__(n_channels, n_iterations)
         c = n_channels[0]
         self.n_states = n_states
         self.updates = nn.ModuleList(
-            Update(3 * c + n_states, c + n_states, n_features) for _ in range(1 if shared else n_iterations)
+            Update(3 * c + n_states, c + n_states, n_features, (3,) * n_axes)
+            for _ in range(1 if shared else n_iterations)
         )
 
     def iterates(self, problem: ScaledProblem) -> Iterator[Tensor]:
         """Yield the images after each iteration."""
         x, c = problem.start, self.n_channels[0]
-        s = x.new_zeros(len(x), self.n_states, *x.shape[-2:])
+        s, axes = x.new_zeros(len(x), self.n_states, *x.shape[2:]), tuple(range(2 - x.ndim, 0))
         for k in range(self.n_iterations):
             U = self.updates[k % len(self.updates)]
-            update = U(torch.cat([x, problem.gradient(x), negative_laplacian(x), s], 1))
+            update = U(torch.cat([x, problem.gradient(x), negative_laplacian(x, axes), s], 1))
             x, s = x + update[:, :c], F.relu(update[:, c:])
             yield x

@@ -122,7 +122,7 @@ def objective(method: Any, operator: Any, data: np.ndarray, noise_std: float | N
     unknown = {k: v.clone().requires_grad_() for k, v in getattr(operator, "parameters", {}).items()}
     predict = partial(prediction, operator.at(unknown) if unknown else as_torch(operator), method)
     generator = torch.Generator().manual_seed(0)
-    risk = misfit(predict, y) if noise_std is None else stein_risk(predict, y, noise_std, generator)
+    risk = misfit(predict, y, 2.0) if noise_std is None else stein_risk(predict, y, noise_std, 2.0, generator)
     return Objective([risk], len(y), [*unknown.values(), *method.module_.parameters()], mu=0.1)
 
 

@@ -75,7 +75,6 @@ def module_for(iteration: str, seed: int = 0) -> Equilibrium:
         network.layers[-1].weight.data *= 3
     lipschitz = 0.7 if iteration == "contractive" else None
     module = Equilibrium(network, iteration, n_channels=1, lam=0.5, lipschitz=lipschitz).double()
-    module.unit.fill_(1.0)
     return module
 
 
@@ -189,7 +188,6 @@ def test_contraction_is_proven(
     for p in network.parameters():
         p.data = scale * draw(*p.shape, seed=seed)
     module = Equilibrium(network, "contractive", n_channels=1, lam=lam, lipschitz=c).double()
-    module.unit.fill_(1.0)
     A = as_torch(parallel_beam((4, 4), np.linspace(0, 3, n_angles), 8, dtype="float64"))
     z = draw(3, 4, 4, seed=seed + 5)
     equation = Equation(module, A, draw(3, *A.dimsd, seed=seed), z)
@@ -208,14 +206,14 @@ def test_contraction_is_proven(
 
 
 def test_the_fixed_point_solves_the_equilibrium_equation(contractive, blurred) -> None:
-    """``A^*(A x - y) / ||A||^2 + lam (x - h(x)) = 0``."""
+    """``A^*(A x - y) / ||A||^2 + lam (x - h(x)) = 0``, where ``h`` is a network of normalised images."""
     _, data, operator = blurred
     y, A = data.astype(np.float64), as_torch(operator)
     x = torch.from_numpy(contractive.predict(y))
-    h, unit = contractive.module_.double().denoiser(), contractive.module_.unit
+    h, normalised = contractive.module_.double().denoiser(), (x - contractive.level_) / contractive.spread_
     misfit = A.adjoint(A(x) - torch.from_numpy(y)) / A.norm() ** 2
     with torch.no_grad():
-        rest = misfit + contractive.lam_ * (x - unit * h(x / unit))
+        rest = misfit + contractive.lam_ * contractive.spread_ * (normalised - h(normalised))
     contractive.module_.float()
     assert rest.norm() < 1e-4 * misfit.norm()
 
@@ -270,9 +268,10 @@ def test_training_helps(blurred, iteration: str) -> None:
     start = DeepEquilibriumRecon(A, iteration=iteration, pretraining=False, trainer=ONCE)
     trained = DeepEquilibriumRecon(A, iteration=iteration, tol=1e-4, **BRIEF)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # untrained maps need not contract
+        warnings.simplefilter("ignore", ConvergenceWarning)  # maps in training need not contract
         before = start.fit(images, data).score(images, data)
-    assert trained.fit(images, data).score(images, data) > before
+        trained.fit(images, data)
+    assert trained.score(images, data) > before
     assert {epoch["phase"] for epoch in trained.history_} == {"pretraining", "equilibrium"}
 
 
@@ -494,3 +493,16 @@ def test_bad_parameters_are_named(blurred, parameters: dict[str, Any], message: 
     images, data, A = blurred
     with pytest.raises(ValueError, match=message):
         DeepEquilibriumRecon(A, **parameters).fit(images, data)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("iteration", ["admm", "proximal"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_companions_change_nothing_where_iterations_do_not_contract(iteration: str, dtype: str) -> None:
+    images, data, A = make_problem("compressive_sensing", n_samples=4, size=12, noise=0.03, random_state=0)
+    images, data = images.astype(dtype), data.astype(dtype)
+    brief = Trainer(n_steps=6)
+    model = DeepEquilibriumRecon(A, iteration=iteration, trainer=brief, pretrainer=brief).fit(images, data)
+    together = model.predict(data)
+    assert_array_equal(model.predict(data[1:2])[0], together[1])
+    assert_array_equal(model.predict(data[::-1])[::-1], together)

@@ -146,7 +146,7 @@ def complex_prior(_complex_prior: GenerativeCovariancePrior) -> GenerativeCovari
 @pytest.fixture(scope="session")
 def _coloured_prior(images: np.ndarray) -> GenerativeCovariancePrior:
     with _narrow_networks():
-        return _fit_prior(np.stack([images, images[::-1], 0.5 * images], 1))
+        return _fit_prior(np.stack([images, images[::-1], 0.5 * images], 1), channel_axis=0)
 
 
 @pytest.fixture
@@ -163,15 +163,28 @@ def accurate(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
+def normalised() -> Callable[..., np.ndarray]:
+    """Makes the data of the images that a method sees, of mean 0 and standard deviation 1."""
+
+    def make(method: GenerativeCovariancePrior, data: np.ndarray) -> np.ndarray:
+        y: np.ndarray = method._normalised(as_torch(method.operator), torch.from_numpy(data)).numpy()
+        return y
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def objective_of() -> Callable[..., LatentObjective]:
-    """Makes objectives of a fitted method and data, in double precision."""
+    """Makes objectives of a fitted method and data of normalised images, in double precision."""
 
     def make(
         kind: type[LatentObjective], method: GenerativeCovariancePrior, data: np.ndarray, lam: float = 0.01
     ) -> LatentObjective:
         model = copy.deepcopy(method.module_).double().requires_grad_(False)
         y = torch.from_numpy(data)
-        fidelity = ChannelFidelity(as_torch(method.operator), y, method.shape_, real=method.real_)
+        fidelity = ChannelFidelity(
+            as_torch(method.operator), y, method.shape_, method.channel_axis, real=method.real_
+        )
         return kind(model, fidelity, torch.full((len(y),), lam, dtype=torch.float64))
 
     return make

@@ -55,7 +55,7 @@ def test_a_generator_is_not_trained_and_not_shared() -> None:
     method.predict(images_of(generator, 2, noise=0.2, seed=3))
     for name, value in generator.state_dict().items():
         assert torch.equal(value, before[name])
-        assert torch.equal(method.module_.decoder.state_dict()[name], value)
+        assert torch.equal(method.module_.decoder.generator.state_dict()[name], value)
     assert all(p.requires_grad for p in generator.parameters())
     assert method.history_ == []
 
@@ -67,7 +67,7 @@ def test_a_generator_in_training_mode_is_taken_as_it_is(blobs: Any) -> None:
     method = GenerativeCovariancePrior(generator=generator, covariance="identity", n_latent=2)
     method.fit(blobs(12))
     given = generator.state_dict()
-    for name, value in method.module_.decoder.state_dict().items():
+    for name, value in method.module_.decoder.generator.state_dict().items():
         assert torch.equal(value, given[name])
     assert generator.training
 
@@ -93,9 +93,10 @@ def test_a_generator_that_keeps_activations_is_copied(blobs: Any) -> None:
 def test_deviation_from_the_range_is_measured() -> None:
     generator = make_generator()
     method = around(generator, min_std=1e-3).fit(images_of(generator, 64, noise=0.1))
-    std = (-method.module_.gaussian(torch.zeros(1, 2)).log_diag).exp()
+    std = method.spread_ * (-method.module_.gaussian(torch.zeros(1, 2)).log_diag).exp()
     assert_close(std, torch.full_like(std, 0.1), rtol=0.05, atol=0)
-    assert float(method.module_.deviation) == pytest.approx(0.1 * math.sqrt(2 / math.pi), rel=0.07)
+    deviation = method.spread_ * float(method.module_.deviation)
+    assert deviation == pytest.approx(0.1 * math.sqrt(2 / math.pi), rel=0.07)
 
 
 def test_fit_ignores_the_operator(operator: Any) -> None:
@@ -110,7 +111,7 @@ def test_memory_tells_generators_apart(tmp_path: Path) -> None:
     images = images_of(make_generator(), noise=0.05)
     one, other = (around(make_generator(seed=k), memory=str(tmp_path)).fit(images) for k in (0, 1))
     assert float(one.module_.deviation) != float(other.module_.deviation)
-    assert not torch.equal(one.module_.decoder[0].weight, other.module_.decoder[0].weight)
+    assert not torch.equal(one.module_.decoder.generator[0].weight, other.module_.decoder.generator[0].weight)
 
 
 def test_a_generator_draws_but_cannot_encode() -> None:

@@ -42,10 +42,11 @@ def residual_norms(operator: Any, x: np.ndarray, data: np.ndarray) -> np.ndarray
 def distance_from_the_range(method: Any, images: np.ndarray, objective_of: Any) -> Tensor:
     """``min_z ||G(z) - x||``, each image's."""
     denoising = copy.copy(method).set_params(operator=pylops.Identity(method.dims_, dtype="float64"))
-    objective = objective_of(RangeObjective, denoising, images, lam=0.0)
-    starts = objective.model.starts(as_channels(torch.from_numpy(images)), 4)
+    x = (images - method.level_) / method.spread_
+    objective = objective_of(RangeObjective, denoising, x, lam=0.0)
+    starts = objective.model.starts(as_channels(torch.from_numpy(x), None), 4)
     nearest = minimise_from_starts([(objective, lbfgs)], starts, max_steps=500, tol=1e-12)
-    return (2 * nearest.objective).sqrt()
+    return method.spread_ * (2 * nearest.objective).sqrt()
 
 
 def test_range_gives_images_of_the_generator_exactly(prior: Any, data: np.ndarray, objective_of: Any) -> None:
@@ -56,14 +57,14 @@ def test_range_gives_images_of_the_generator_exactly(prior: Any, data: np.ndarra
 
 def test_range_recovers_what_lies_in_it(prior: Any, operator: Any, measure: Any) -> None:
     model = copy.deepcopy(prior.module_).double()
-    images = model.mean(0.7 * draw(4, 2)).detach()[:, 0].numpy()
+    images = prior.level_ + prior.spread_ * model.mean(0.7 * draw(4, 2)).detach()[:, 0].numpy()
     prior.set_params(constraint="range", lam=1e-6, n_restarts=4, tol=1e-8)
     assert_allclose(prior.predict(measure(operator, images, noise=0.0)), images, atol=1e-2)
 
 
 def test_sparse_keeps_single_pixels_that_no_image_has(prior: Any) -> None:
     model = copy.deepcopy(prior.module_).double()
-    smooth = model.mean(0.3 * draw(2, 2)).detach()[:, 0].numpy()
+    smooth = prior.level_ + prior.spread_ * model.mean(0.3 * draw(2, 2)).detach()[:, 0].numpy()
     spoiled = smooth.copy()
     spoiled[:, 1, 6] += 2
     x = prior.set_params(operator=None, constraint="sparse", lam=0.01).predict(spoiled)
@@ -112,19 +113,22 @@ def test_the_reconstructions_are_worth_it(
     assert soft < inside
 
 
-def test_encoded_image_and_latent_variables_agree(accurate: None, prior: Any, data: np.ndarray) -> None:
+def test_encoded_image_and_latent_variables_agree(
+    accurate: None, prior: Any, data: np.ndarray, normalised: Any
+) -> None:
     """The image is the best one for what the encoder sees in it: the linear system by a dense matrix."""
     prior.set_params(constraint="encoded", lam=0.02, tol=1e-10)
     x, info = prior.predict(data, return_info=True)
     assert info.converged.all()
     model = copy.deepcopy(prior.module_).double().requires_grad_(False)
+    x, y, lam = (x - prior.level_) / prior.spread_, normalised(prior, data), 0.02 / prior.spread_**2
     gaussian = model.gaussian(model.encode(torch.from_numpy(x[:, None]))[0])
     mean, A = gaussian.mean.flatten(1).numpy(), prior.operator.todense()
     unit = torch.eye(64).double().reshape(64, 1, 1, *SIZE).expand(64, 3, 1, *SIZE)
     columns = torch.stack([gaussian.precision_mul(e) for e in unit]).flatten(2).numpy()
     for k in range(3):
-        system = A.T @ A + 0.02 * columns[:, k]
-        best = mean[k] + np.linalg.solve(system, A.T @ (data[k] - A @ mean[k]))
+        system = A.T @ A + lam * columns[:, k]
+        best = mean[k] + np.linalg.solve(system, A.T @ (y[k] - A @ mean[k]))
         assert_allclose(x[k].ravel(), best, atol=1e-8)
 
 
@@ -184,14 +188,15 @@ def test_a_level_that_cannot_be_met_is_warned_of(prior: Any, data: np.ndarray) -
 
 
 def test_auto_is_the_variance_of_the_noise(
-    prior: Any, complex_prior: Any, data: np.ndarray, complex_data: np.ndarray
+    prior: Any, complex_prior: Any, data: np.ndarray, complex_data: np.ndarray, normalised: Any
 ) -> None:
     def weight(method: Any, data: np.ndarray) -> np.ndarray:
         return method.set_params(constraint="range").predict(data, return_info=True)[1].lam
 
     assert_allclose(weight(prior, data), NOISE**2, rtol=1e-6)
     prior.set_params(noise_std=None)
-    assert_allclose(weight(prior, data), (0.05**2) * (data**2).mean(1), rtol=1e-6)
+    varying = prior.spread_ * normalised(prior, data)
+    assert_allclose(weight(prior, data), (0.05**2) * (varying**2).mean(1), rtol=1e-6)
     assert_allclose(weight(complex_prior, complex_data), NOISE**2 / 2, rtol=1e-6)
 
 
@@ -269,17 +274,19 @@ def test_more_restarts_keep_the_starts_of_fewer(measure: Any) -> None:
 
 
 def test_soft_objective_is_below_that_of_what_the_encoder_says(
-    accurate: None, prior: Any, data: np.ndarray, truth: np.ndarray, objective_of: Any
+    accurate: None, prior: Any, data: np.ndarray, truth: np.ndarray, objective_of: Any, normalised: Any
 ) -> None:
     x, info = prior.set_params(lam=0.02, tol=1e-7).predict(data, return_info=True)
-    objective = objective_of(SoftObjective, prior, data, 0.02)
+    square = prior.spread_**2
+    objective = objective_of(SoftObjective, prior, normalised(prior, data), 0.02 / square)
+    x, truth = ((v - prior.level_) / prior.spread_ for v in (x, truth))
     with torch.no_grad():
         guesses = [objective.model.encode(torch.from_numpy(v[:, None]))[0] for v in (x, truth)]
     for z in (*guesses, torch.zeros(3, 2).double()):
-        assert (info.objective <= objective(z).numpy() + 1e-9).all()
+        assert (info.objective <= square * objective(z).numpy() + 1e-9).all()
     again = minimise_from_starts([(objective, lbfgs)], guesses[0][:, None], max_steps=200, tol=1e-7)
     assert objective.value_and_grad(again.x)[1].abs().max() < 1e-5
-    assert_allclose(info.objective, again.objective, rtol=1e-6)  # it is a minimum, found again
+    assert_allclose(info.objective, square * again.objective, rtol=1e-6)  # it is a minimum, found again
 
 
 def test_too_few_steps_are_told(prior: Any, data: np.ndarray) -> None:

@@ -75,7 +75,7 @@ def test_pixels_of_complex_coloured_images_are_counted_as_they_are(
     images: np.ndarray, fit_prior: Any
 ) -> None:
     X = np.stack([images, 2 * images, 0.5 * images], 1)[:12] * np.exp(0.3j)
-    prior = fit_prior(X)
+    prior = fit_prior(X, channel_axis=0)
     rows = [prior.covariance_row(X[:1], (c, 3, 4)) for c in range(3)]
     for channel, row in enumerate(rows):
         assert row.shape == (1, 3, *SIZE)
@@ -94,6 +94,7 @@ def test_evidence_bound_is_below_the_density(images: np.ndarray, fit_prior: Any,
     method = fit_prior(images, n_latent=1, covariance=covariance, trainer=trainer)
     some = images[:2].astype(float)
     model, x = copy.deepcopy(method.module_).double(), torch.from_numpy(some)[:, None]
+    x = (x - method.level_) / method.spread_
     z = torch.linspace(-6, 6, 801, dtype=torch.float64)
     step = float(z[1] - z[0])
     with torch.no_grad():
@@ -106,7 +107,7 @@ def test_evidence_bound_is_below_the_density(images: np.ndarray, fit_prior: Any,
     divergence = kl_divergence(q, Normal(torch.zeros(1).double(), 1.0))
     bound = (weights * likelihood).sum(1) - divergence[:, 0]
     spread = ((weights * likelihood.square()).sum(1) - (weights * likelihood).sum(1).square()).clamp_min(0)
-    scores = torch.from_numpy(method.score_samples(some))
+    scores = torch.from_numpy(method.score_samples(some)) + x[0].numel() * math.log(method.spread_)
     assert (bound <= density + 1e-6).all()
     assert ((scores - bound).abs() <= 4 * (spread / 16).sqrt() + 1e-6).all()
 

@@ -39,9 +39,15 @@ def assert_gradient_is_that_of_finite_differences(objective: LatentObjective, st
 
 @every_kind
 def test_gradient_is_that_of_finite_differences(
-    accurate: None, prior: Any, data: np.ndarray, objective_of: Any, kind: type[LatentObjective]
+    accurate: None,
+    prior: Any,
+    data: np.ndarray,
+    objective_of: Any,
+    normalised: Any,
+    kind: type[LatentObjective],
 ) -> None:
-    assert_gradient_is_that_of_finite_differences(objective_of(kind, prior, data))
+    y, lam = normalised(prior, data), 0.01 / prior.spread_**2
+    assert_gradient_is_that_of_finite_differences(objective_of(kind, prior, y, lam))
 
 
 @every_kind
@@ -50,9 +56,11 @@ def test_gradient_holds_for_complex_images(
     complex_prior: Any,
     complex_data: np.ndarray,
     objective_of: Any,
+    normalised: Any,
     kind: type[LatentObjective],
 ) -> None:
-    assert_gradient_is_that_of_finite_differences(objective_of(kind, complex_prior, complex_data))
+    y, lam = normalised(complex_prior, complex_data), 0.01 / complex_prior.spread_**2
+    assert_gradient_is_that_of_finite_differences(objective_of(kind, complex_prior, y, lam))
 
 
 @every_kind
@@ -62,10 +70,13 @@ def test_gradient_holds_for_real_images_with_complex_data(
     truth: np.ndarray,
     measure: Any,
     objective_of: Any,
+    normalised: Any,
     kind: type[LatentObjective],
 ) -> None:
     prior.set_params(operator=fourier_sampling(np.random.default_rng(0).random(SIZE) < 0.4))
-    assert_gradient_is_that_of_finite_differences(objective_of(kind, prior, measure(prior.operator, truth)))
+    data = normalised(prior, measure(prior.operator, truth))
+    lam = 0.01 / prior.spread_**2
+    assert_gradient_is_that_of_finite_differences(objective_of(kind, prior, data, lam))
 
 
 # ------------------------------------------------------------------------------------------ the best image

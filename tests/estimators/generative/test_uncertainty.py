@@ -74,15 +74,23 @@ def test_jacobian_is_that_of_the_mean(prior: Any) -> None:
 
 
 def test_standard_deviations_of_the_estimator_are_those_of_its_posterior(
-    prior: Any, data: np.ndarray, objective_of: Any, real_matrix: Any, dense_covariance: Any
+    prior: Any,
+    data: np.ndarray,
+    objective_of: Any,
+    normalised: Any,
+    real_matrix: Any,
+    dense_covariance: Any,
 ) -> None:
     """With ``lam="auto"`` the weight is the variance of the noise."""
     x, std, info = prior.predict(data, return_std=True, return_info=True)
     assert_allclose(info.lam, NOISE**2, rtol=1e-6)
-    objective = objective_of(SoftObjective, prior, data, NOISE**2)
-    starts = objective.model.starts(as_channels(torch.from_numpy(x)), 1)
+    lam = (NOISE / prior.spread_) ** 2
+    objective = objective_of(SoftObjective, prior, normalised(prior, data), lam)
+    starts = objective.model.starts(
+        as_channels(torch.from_numpy((x - prior.level_) / prior.spread_), None), 1
+    )
     latent = minimise_from_starts([(objective, lbfgs)], starts, max_steps=200, tol=1e-6)
-    dense = dense_std(objective, real_matrix(prior), latent.x, dense_covariance, NOISE**2)
+    dense = prior.spread_ * dense_std(objective, real_matrix(prior), latent.x, dense_covariance, lam)
     ratio = torch.from_numpy(std).flatten(1) / dense
     assert (ratio - 1).abs().max() < 0.45  # 64 draws: each to 9 %
     assert ratio.mean().item() == pytest.approx(1, abs=0.05)

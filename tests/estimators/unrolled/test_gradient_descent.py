@@ -13,7 +13,7 @@ from skinverse import LearnedGradientDescent, Trainer
 from skinverse.estimators.unrolled.updates import Update
 from skinverse.operators import as_torch, parallel_beam
 
-# Learns next to nothing, but finds the units.
+# Learns next to nothing, but finds unit and level.
 IDLE = Trainer(max_epochs=1, lr=1e-30, validation_fraction=0.0)
 
 
@@ -39,7 +39,6 @@ def test_the_network_sees_image_gradient_roughness_and_states(size: tuple[int, i
     x, y = random(2, *size), random(2, 3, 9, seed=1)
     model = LearnedGradientDescent(operator, n_iterations=2, n_states=1, n_features=1, trainer=IDLE)
     network = model.fit(x.numpy(), y.numpy()).module_.double()
-    network.unit.fill_(1.0)
     network.updates = nn.ModuleList([Weighted(0.1, 0.2, 0.3, 0.4)])
 
     def energy(x: Tensor) -> Tensor:
@@ -54,3 +53,13 @@ def test_the_network_sees_image_gradient_roughness_and_states(size: tuple[int, i
 
 def test_an_update_of_zeros_is_zero() -> None:
     assert_array_equal(Update(3, 2, 4)(torch.zeros(1, 3, 5, 5)).detach().numpy(), np.zeros((1, 2, 5, 5)))
+
+
+def test_an_update_sees_mirror_images_beyond_the_border() -> None:
+    """So that of a constant is constant: beyond the border are no zeros, which would make an edge."""
+    update = Update(3, 2, 4).double()
+    for p in update.parameters():
+        p.data = random(*p.shape)
+    assert update(random(1, 3, 5, 6)).std() > 0.1
+    constant = update(random(1, 3, 1, 1).expand(-1, -1, 5, 6))
+    assert_close(constant, constant[..., :1, :1].expand_as(constant))
