@@ -41,6 +41,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:ModelAdaptation:sklearn.exceptio
 
 BRIEF = Trainer(max_epochs=6, lr=3e-3, validation_fraction=0.0)
 SIZE, OLD, NEW = 12, 0.8, 1.2
+# Unit of the data in which risks are told.
+UNIT = 2.0
 
 
 def measured(images: np.ndarray, operator: Any, noise_std: float = 0.0) -> np.ndarray:
@@ -104,6 +106,12 @@ def left_over(method: Any, operator: Any, data: np.ndarray) -> float:
     return float(((measured(moved.predict(data), operator) - data) ** 2).sum((1, 2)).mean())
 
 
+def unit_of(method: Any, operator: Any) -> float:
+    """The unit of data of images with a standard deviation of 1, under an operator of norm 1."""
+    unit: float = as_torch(operator).norm() * method.spread_
+    return unit
+
+
 class ExactNorm(GaussianBlur):
     """A family whose norm is that of a dense matrix, since a finite difference sees an inexact one."""
 
@@ -122,7 +130,10 @@ def objective(method: Any, operator: Any, data: np.ndarray, noise_std: float | N
     unknown = {k: v.clone().requires_grad_() for k, v in getattr(operator, "parameters", {}).items()}
     predict = partial(prediction, operator.at(unknown) if unknown else as_torch(operator), method)
     generator = torch.Generator().manual_seed(0)
-    risk = misfit(predict, y, 2.0) if noise_std is None else stein_risk(predict, y, noise_std, 2.0, generator)
+    if noise_std is None:
+        risk = misfit(predict, y, UNIT)
+    else:
+        risk = stein_risk(predict, y, noise_std, UNIT, generator)
     return Objective([risk], len(y), [*unknown.values(), *method.module_.parameters()], mu=0.1)
 
 
@@ -156,6 +167,7 @@ def test_the_objective_of_the_last_step_is_the_formula(name: str, explained: flo
     settings: dict[str, Any] = {"mu": 0.1, "noise_std": level**0.5 / SIZE, "max_steps": 2}
     model = ModelAdaptation(operator, estimator=method, **settings).fit(Y_meas=ELSEWHERE)
     expected = max(left_over(model.estimator_, operator, ELSEWHERE) - level, 0)
+    expected /= unit_of(method, operator) ** 2
     expected += 0.1 * float((weights(model.estimator_) - weights(method)).square().sum())
     assert model.history_[-1]["objective"] == pytest.approx(expected, rel=2e-4, abs=1e-6)
 
@@ -195,7 +207,7 @@ def test_the_risk_is_estimated_without_bias(fitted: Any) -> None:
     J = objective(method, B, data, noise_std)
     moved = copy.copy(method).set_params(operator=B)
     risk = ((measured(moved.predict(data), B) - measured(images, B)) ** 2).sum((1, 2)).mean()
-    assert float(J(J.start)) == pytest.approx(risk, rel=0.1)
+    assert UNIT**2 * float(J(J.start)) == pytest.approx(risk, rel=0.1)
     assert left_over(method, B, data) - SIZE**2 * noise_std**2 < 0.5 * risk
 
 
@@ -231,7 +243,7 @@ def test_adapting_lowers_the_objective_step_by_step(name: str, fitted: Any) -> N
     assert [entry["step"] for entry in model.history_] == list(range(1, len(told) + 1))
     assert len(told) >= 3
     assert np.all(np.diff(told) <= 0)
-    assert told[-1] < 0.999 * left_over(fitted[name], B, ELSEWHERE)
+    assert told[-1] < 0.999 * left_over(fitted[name], B, ELSEWHERE) / unit_of(fitted[name], B) ** 2
 
 
 def test_an_infinite_weight_keeps_what_was_learned(fitted: Any) -> None:
@@ -450,7 +462,7 @@ def test_what_was_adapted_is_adapted_again(fitted: Any) -> None:
     settings: dict[str, Any] = {"mu": 0.1, "max_steps": 2}
     first = ModelAdaptation(B, estimator=fitted["gradient descent"], **settings).fit(Y_meas=ELSEWHERE)
     second = ModelAdaptation(A, estimator=first.estimator_, **settings).fit(Y_meas=DATA)
-    expected = left_over(second.estimator_, A, DATA)
+    expected = left_over(second.estimator_, A, DATA) / unit_of(first.estimator_, A) ** 2
     expected += 0.1 * float((weights(second.estimator_) - weights(first.estimator_)).square().sum())
     assert second.history_[-1]["objective"] == pytest.approx(expected, rel=2e-4)
 
