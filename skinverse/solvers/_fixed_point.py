@@ -353,8 +353,8 @@ def _append(rows: Tensor, new: Tensor) -> Tensor:
 
 def _products(rows: Tensor, a: Tensor) -> Tensor:
     """Inner product of each row with a vector."""
-    # Of one image a matrix product adds in another order than of several: iterations that do not contract made
-    # 1e-2 of the rounding.
+    # Of one image a matrix product adds in another order than of several, of which iterations that do not
+    # contract made 1e-2.
     return (rows * a[:, None, :]).sum(2)
 
 
