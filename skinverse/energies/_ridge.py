@@ -14,6 +14,8 @@ from skinverse.energies._base import Energy
 
 # Numbers in the responses of one group of filters: 16 MB in single precision.
 _GROUP = 2**22
+# Pixels of all images that are usually worked on at once.
+_PIXELS = 2**17
 
 
 class RidgeEnergy(Energy):
@@ -92,8 +94,11 @@ class RidgeEnergy(Energy):
         return 1 + self.log_sharpness.exp() - self.rho
 
     def _groups(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Filters and their ``s``, in groups whose responses fit a processor's caches."""
-        size = max(1, _GROUP // x[:, 0].numel())
+        """Filters and their ``s``, in groups whose responses fit a processor's caches.
+
+        They do not depend on how many images there are: with other groups sums are added in another order.
+        """
+        size = max(1, _GROUP // max(_PIXELS, x[0, 0].numel()))
         return zip(self.normalised().split(size), self.log_steepness.exp().split(size), strict=True)
 
 
@@ -116,7 +121,8 @@ def _cosines(n_filters: int, n_channels: int, k: int, n_axes: int) -> Tensor:
 def _ridges(v: Tensor, beta: Tensor, s: Tensor, rho: float) -> tuple[Tensor, Tensor]:
     """``sum psi`` of each image and ``s psi'``, at the scaled responses ``v = beta s W x``."""
     energies, slope = _Potential.apply(v, beta, rho)
-    return energies @ s.flatten() ** -2, slope
+    # No matrix product: of one image it adds in another order than of several.
+    return (energies * s.flatten() ** -2).sum(1), slope
 
 
 class _Potential(torch.autograd.Function):

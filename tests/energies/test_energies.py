@@ -496,3 +496,15 @@ def test_nothing_is_certified_without_a_proof() -> None:
     assert not SmoothEnergy(made("module"), beta=1.0).certified
     assert not SmoothEnergy(made("ridge")).certified
     assert not SmoothEnergy(made("ridge"), beta=1.0).certified  # no convex function is a multiple of it
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [12, 200])
+def test_ridges_of_an_image_do_not_depend_on_its_companions_to_the_bit(size: int, dtype: torch.dtype) -> None:
+    energy = make_energy("ridge", 2).to(dtype)
+    x = torch.randn(4, 2, size, size, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        value, gradient = energy.value_and_grad(x)
+        for n in (1, 2, 3):
+            one_value, one_gradient = energy.value_and_grad(x[:n])
+            assert torch.equal(one_value, value[:n]) and torch.equal(one_gradient, gradient[:n])
