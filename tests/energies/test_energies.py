@@ -501,7 +501,8 @@ def test_nothing_is_certified_without_a_proof() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("size", [12, 200])
 def test_ridges_of_an_image_do_not_depend_on_its_companions_to_the_bit(size: int, dtype: torch.dtype) -> None:
-    energy = make_energy("ridge", 2).to(dtype)
+    with torch.random.fork_rng():
+        energy = make_energy("ridge", 2).to(dtype)
     x = torch.randn(4, 2, size, size, dtype=dtype, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         value, gradient = energy.value_and_grad(x)

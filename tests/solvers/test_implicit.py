@@ -129,8 +129,8 @@ def test_derivatives_equal_differences_of_solutions(energy: Energy, y: Tensor, x
 
 def test_derivatives_equal_those_of_a_long_unroll(energy: Energy, y: Tensor, x: Tensor) -> None:
     f, z = objective(energy, y), torch.zeros_like(x)
-    for _ in range(200):
-        z = z - 0.4 * f.grad(z)
+    for _ in range(600):
+        z = z - 0.1 * f.grad(z)
     assert_close(z.detach(), x, rtol=0, atol=1e-9)
     unrolled = grad(loss(z), [*energy.parameters(), y])
     found = grad(loss(implicit(f, x, tol=1e-12)), [*energy.parameters(), y])

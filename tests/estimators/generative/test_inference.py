@@ -313,3 +313,16 @@ def test_companions_do_not_matter_where_the_data_say_little(prior: Any, data: np
         together = prior.predict(data)
         for k in range(len(data)):
             assert_allclose(prior.predict(data[k : k + 1])[0], together[k], atol=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("constraint", ["soft", "encoded", "range", "sparse"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_companions_and_their_order_change_less_than_1e_6(
+    prior: Any, data: np.ndarray, constraint: str, dtype: str
+) -> None:
+    prior.set_params(constraint=constraint, max_steps=20)
+    data = data.astype(dtype)
+    together = prior.predict(data)
+    for other in (prior.predict(data[::-1])[::-1], np.concatenate([prior.predict(y[None]) for y in data])):
+        assert np.linalg.norm(other - together) <= 1e-6 * np.linalg.norm(together)
