@@ -129,8 +129,8 @@ def test_derivatives_equal_differences_of_solutions(energy: Energy, y: Tensor, x
 
 def test_derivatives_equal_those_of_a_long_unroll(energy: Energy, y: Tensor, x: Tensor) -> None:
     f, z = objective(energy, y), torch.zeros_like(x)
-    for _ in range(600):
-        z = z - 0.1 * f.grad(z)
+    for _ in range(500):
+        z = z - 0.2 * f.grad(z)
     assert_close(z.detach(), x, rtol=0, atol=1e-9)
     unrolled = grad(loss(z), [*energy.parameters(), y])
     found = grad(loss(implicit(f, x, tol=1e-12)), [*energy.parameters(), y])
@@ -330,7 +330,7 @@ def test_derivatives_where_constants_are_not_seen(name: str, convex: bool) -> No
 
     x = solve(energy, TRUTH + 0.7 + 0.1 * draw(N, *DIMS, seed=4))
     found = grad(loss(implicit(functional(energy), x, tol=1e-11)), [*energy.parameters()])
-    changed, h = copy.deepcopy(energy).requires_grad_(False), 1e-4
+    changed, h = copy.deepcopy(energy).requires_grad_(False), 1e-3
     for i, p in enumerate(changed.parameters()):
         before, direction = p.clone(), draw(*p.shape, seed=30 + i)
         losses = []
