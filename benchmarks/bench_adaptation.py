@@ -86,9 +86,7 @@ def main() -> None:
     judged = {name: quality(x_test, image) for name, image in shown.items()}
     found = {name: one["psnr"] for name, one in judged.items()}
     gap = found["trained for the new width"] - found["as trained"]
-    figures = {
-        "psnr": found,
-        "scores": judged,
+    figures = judged | {
         "seconds": seconds,
         "closed": {name: (found[name] - found["as trained"]) / gap for name in seconds},
         "width": float(ways["adapted, width unknown"].operator_.parameters["sigma"]),

@@ -6,10 +6,12 @@ import inspect
 import io
 import json
 import re
-from functools import partialmethod
+from collections.abc import Iterator
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 import skinverse
@@ -60,139 +62,101 @@ tqdm.__init__ = partialmethod(tqdm.__init__, file=io.StringIO())
 
 
 # ------------------------------------------------------------------------------------ measured numbers
-def measured() -> str:
-    """A table of the numbers that the benchmarks wrote."""
-    results = HERE.parent / "benchmarks" / "results"
-    ct, bsd = (
-        json.loads((results / f"{name}.json").read_text())["figures"] for name in ("tv_ct", "denoising")
+RESULTS = HERE.parent / "benchmarks" / "results"
+# Heading of a score: its name in a record.
+SCORES = {"PSNR (dB)": "psnr", "PSNR (dB), upright": "upright", "PSNR (dB), turned": "turned", "SSIM": "ssim"}
+
+
+def listed(name: str) -> str:
+    """A row for each entry of a record that has a score, and where the figures come from."""
+    record = read(name)
+    rows = list(scored(record["figures"]))
+    columns = {heading: [cell(found) for _, found in rows] for heading, cell in CELLS.items()}
+    columns = {heading: cells for heading, cells in columns.items() if any(cells)}
+    names = [", ".join(path) for path, _ in rows]
+    return table([("", *columns), *zip(names, *columns.values(), strict=True)], origin(record))
+
+
+def crossed(name: str) -> str:
+    """A row and a column for the two names of each entry of a record that has a PSNR."""
+    record = read(name)
+    found = {path[-2:]: show_score(entry, "psnr") for path, entry in scored(record["figures"])}
+    rows, columns = (list(dict.fromkeys(path[i] for path in found)) for i in (0, 1))
+    cells = [(row, *(found.get((row, column), "") for column in columns)) for row in rows]
+    return table([("PSNR (dB)", *columns), *cells], origin(record))
+
+
+def read(name: str) -> dict[str, Any]:
+    """What a benchmark wrote."""
+    record: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return record
+
+
+def scored(figures: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The entries that have a score, and where they stand in the record."""
+    for name, found in figures.items():
+        if isinstance(found, dict):
+            if not found.keys().isdisjoint(SCORES.values()):
+                yield (*path, name), found
+            yield from scored(found, (*path, name))
+
+
+def show_score(found: dict[str, Any], score: str) -> str:
+    """A score to two or three digits, with its interval."""
+    digits = 3 if score == "ssim" else 2
+    if score not in found:
+        return ""
+    ends = ", ".join(f"{end:.{digits}f}" for end in found.get(f"{score}_interval", ()))
+    return f"{found[score]:.{digits}f}" + (f" [{ends}]" if ends else "")
+
+
+def show_mean(found: dict[str, Any], name: str, scale: float, digits: int) -> str:
+    """The mean over seeds of what was measured; nothing where it was not."""
+    values = np.atleast_1d(found.get(name, []))
+    return f"{scale * values.mean():.{digits}f}" if len(values) else ""
+
+
+CELLS = {
+    **{heading: partial(show_score, score=score) for heading, score in SCORES.items()},
+    "minutes of fit": partial(show_mean, name="seconds_fit", scale=1 / 60, digits=1),
+    "seconds per image": partial(show_mean, name="seconds_per_image", scale=1, digits=3),
+    "iterations": partial(show_mean, name="mean_steps", scale=1, digits=0),
+}
+
+
+def origin(record: dict[str, Any]) -> str:
+    """One sentence on the run that gave the figures."""
+    if "commit" not in record:
+        return "Measured with the first edition, in one run with one seed."
+    seeds = len(record["seeds"])
+    return (
+        f"Measured at commit {record['commit'][:9]} by ``{record['command']}``, "
+        f"{seeds} seed{'s' * (seeds > 1)}. Brackets hold 95 % intervals of the mean over images."
     )
-    rows = [
-        ("sparse-view CT, filtered back-projection", ct["fbp_psnr"], ct["fbp_ssim_range_2"], None),
-        ("sparse-view CT, total variation", ct["tv_psnr"], ct["tv_ssim_range_2"], ct["seconds_default_stop"]),
-        ("BSD68, noisy", bsd["psnr_noisy"], None, None),
-        ("BSD68, total variation", bsd["psnr_tv"], bsd["ssim_tv"], bsd["seconds_per_image"]),
-    ]
-    cells = [("", "PSNR (dB)", "SSIM", "seconds per image")]
-    cells += [(name, f"{a:.2f}", f"{b:.3f}" if b else "", f"{c:.2f}" if c else "") for name, a, b, c in rows]
-    return table(cells) + "\nThe SSIM of the CT images takes a data range of 2, as in the published table.\n"
 
 
-def measured_adversarial() -> str:
-    """Results of learned energies, beside total variation."""
-    results = HERE.parent / "benchmarks" / "results"
-    files = [results / f"adversarial_{name}.json" for name in ("denoising", "ct")]
-    bsd, ct = (json.loads(file.read_text())["figures"] if file.exists() else {} for file in files)
-    cells = [("", "PSNR (dB)", "SSIM", 'PSNR, lam="auto"', "minutes of fit")]
-    if bsd:
-        cells += [("BSD68, total variation", f"{bsd['tv']['psnr']:.2f}", f"{bsd['tv']['ssim']:.3f}", "", "")]
-    for energy in [name for name, found in bsd.items() if "seconds_fit" in str(found)]:
-        found = bsd[energy]
-        minutes = f"{found['seconds_fit'] / 60:.1f}"
-        cells += [(f"BSD68, {energy}", f"{found['psnr']:.2f}", f"{found['ssim']:.3f}", "", minutes)]
-    for data in [name for name in ("chest", "ellipses") if name in ct]:
-        fbp, tv = ct[data]["fbp"], ct[data]["tv_best_on_test"]
-        cells += [
-            (f"CT of {data}, filtered back-projection", f"{fbp['psnr']:.2f}", f"{fbp['ssim']:.3f}", "", "")
-        ]
-        cells += [(f"CT of {data}, total variation", f"{tv['psnr']:.2f}", f"{tv['ssim']:.3f}", "", "")]
-        for energy in [name for name in ct[data] if "fit" in ct[data][name]]:
-            found = ct[data][energy]
-            fit, auto, minutes = found["fit"], found["auto"], found["seconds_fit"] / 60
-            row = (f"{fit['psnr']:.2f}", f"{fit['ssim']:.3f}", f"{auto['psnr']:.2f}", f"{minutes:.1f}")
-            cells += [(f"CT of {data}, {energy}", *row)]
-    return table(cells)
-
-
-def measured_bilevel() -> str:
-    """Results of bilevel learning, with both hypergradients."""
-    results = HERE.parent / "benchmarks" / "results"
-    files = [results / f"bilevel_{name}.json" for name in ("denoising", "compressive")]
-    bsd, sensing = (json.loads(file.read_text())["figures"] if file.exists() else {} for file in files)
-    cells = [("", "PSNR (dB)", "iterations", "minutes of fit")]
-    for name in [name for name in ("jacobian_free", "minres") if name in bsd]:
-        found = bsd[name]
-        row = (f"{found['psnr']:.2f}", f"{found['mean_steps']:.0f}", f"{found['seconds_fit'] / 60:.1f}")
-        cells += [(f"BSD68, ridge, {name}", *row)]
-    for name, found in sensing.items():
-        minutes = f"{found['seconds_fit'] / 60:.1f}" if "seconds_fit" in found else ""
-        row = (f"{found['psnr']:.2f}", f"{found['mean_steps']:.0f}", minutes)
-        cells += [(f"compressive sensing, {name}", *row)]
-    return table(cells)
-
-
-def measured_equilibrium() -> str:
-    """Results of equilibria, beside total variation, an unrolled network and networks without symmetry."""
-    results = HERE.parent / "benchmarks" / "results"
-    files = [results / f"equilibrium_{name}.json" for name in ("deblurring", "equivariance")]
-    bsd, mri = (json.loads(file.read_text())["figures"] if file.exists() else {} for file in files)
-    cells = [("", "PSNR (dB)", "turned", "minutes of fit")]
-    for name in [name for name in ("TV", "equilibrium", "unrolled") if name in bsd]:
-        minutes = f"{bsd[name]['seconds_fit'] / 60:.1f}" if "seconds_fit" in bsd[name] else ""
-        cells += [(f"BSD68 deblurred, {name}", f"{bsd[name]['psnr']:.2f}", "", minutes)]
-    for name in [name for name in mri if "images" in name]:
-        found = mri[name]
-        row = (f"{found['upright']:.2f}", f"{found['turned']:.2f}", f"{found['seconds_fit'] / 60:.1f}")
-        cells += [(f"MRI, {name}", *row)]
-    return table(cells)
-
-
-def measured_generative() -> str:
-    """Results of covariance models, beside other constraints, a supervised network and total variation."""
-    results = HERE.parent / "benchmarks" / "results"
-    files = [results / f"generative_{name}.json" for name in ("mnist", "cells")]
-    mnist, cells = (json.loads(file.read_text())["figures"] if file.exists() else {} for file in files)
-    digits = {name: found for name, found in mnist.items() if name.startswith("M=")}
-    names = list(next(iter(digits.values()))) if digits else []
-    first = [("digits, PSNR (dB)", *digits)]
-    first += [(name, *(f"{digits[at][name]['psnr']:.2f}" for at in digits)) for name in names]
-    grid = cells.get("psnr at rate, noise", {})
-    settings = list(next(iter(grid.values()))) if grid else []
-    second = [("cells at rate, noise, PSNR (dB)", *settings)]
-    second += [(name, *(f"{found[at]:.2f}" for at in settings)) for name, found in grid.items()]
-    return table(first) + "\n" + table(second)
-
-
-def measured_supervised() -> str:
-    """Results of supervised methods on ellipses and photographs, beside classical ones."""
-    tables = []
-    for name, title in (("ct", "CT of ellipses"), ("denoising", "BSD68, noise 0.1")):
-        file = HERE.parent / "benchmarks" / "results" / f"supervised_{name}.json"
-        figures = json.loads(file.read_text())["figures"] if file.exists() else {}
-        cells = [(title, "PSNR (dB)", "SSIM", "weights", "minutes of fit", "ms per image")]
-        for method, found in figures.items():
-            minutes = f"{found['seconds_fit'] / 60:.1f}" if "seconds_fit" in found else ""
-            numbers = (f"{found['psnr']:.2f}", f"{found['ssim']:.3f}", str(found.get("n_weights", "")))
-            each = f"{1000 * found['seconds_per_image']:.0f}" if "seconds_per_image" in found else ""
-            cells += [(method, *numbers, minutes, each)]
-        tables.append(table(cells))
-    return "\n".join(tables)
-
-
-def measured_adaptation() -> str:
-    """Gains of adaptation where the blur has changed."""
-    file = HERE.parent / "benchmarks" / "results" / "adaptation.json"
-    figures = json.loads(file.read_text())["figures"] if file.exists() else {}
-    cells = [("deblurring after the blur has changed", "PSNR (dB)")]
-    return table(cells + [(name, f"{value:.2f}") for name, value in figures.get("psnr", {}).items()])
-
-
-def table(cells: list[tuple[str, ...]]) -> str:
-    """A table whose first row is its head; an empty text where nothing was measured."""
+def table(cells: list[tuple[str, ...]], below: str) -> str:
+    """A table whose first row is its head, and a sentence; an empty text where nothing was measured."""
     if len(cells) < 2:
         return ""
     lines = [".. list-table::", "   :header-rows: 1", ""]
     for row in cells:
         lines += [f"   {'* -' if i == 0 else '  -'} {cell}" for i, cell in enumerate(row)]
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", below, ""])
 
 
-(HERE / "methods" / "measured.txt").write_text(measured())
-(HERE / "methods" / "measured_adversarial.txt").write_text(measured_adversarial())
-(HERE / "methods" / "measured_bilevel.txt").write_text(measured_bilevel())
-(HERE / "methods" / "measured_equilibrium.txt").write_text(measured_equilibrium())
-(HERE / "methods" / "measured_generative.txt").write_text(measured_generative())
-(HERE / "methods" / "measured_supervised.txt").write_text(measured_supervised())
-(HERE / "methods" / "measured_adaptation.txt").write_text(measured_adaptation())
+# Text that a page of docs/methods includes: the tables it is made of.
+MEASURED = {
+    "measured": [listed("tv_ct"), listed("denoising")],
+    "measured_adversarial": [listed("adversarial_denoising"), listed("adversarial_ct")],
+    "measured_bilevel": [listed("bilevel_denoising"), listed("bilevel_compressive")],
+    "measured_equilibrium": [listed("equilibrium_deblurring"), listed("equilibrium_equivariance")],
+    "measured_generative": [crossed("generative_mnist"), crossed("generative_cells")],
+    "measured_supervised": [listed("supervised_ct"), listed("supervised_denoising")],
+    "measured_adaptation": [listed("adaptation")],
+}
+for name, tables in MEASURED.items():
+    (HERE / "methods" / f"{name}.txt").write_text("\n".join(tables))
 
 
 # ------------------------------------------------------------------------------------ reading the docstrings

@@ -5,10 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# Axes of a batch, counted from the end.
+Axes = tuple[int, ...]
 
-def image_axes(ndim: int) -> tuple[int, ...]:
-    """Spatial axes of a batch with ``ndim`` axes: the last two of images, the last one of signals."""
-    return (-2, -1) if ndim > 2 else (-1,)
+# The spatial axes of grey images (n, H, W), and of those with channels (n, C, H, W).
+IMAGE_AXES: Axes = (-2, -1)
+
+
+def axes_of(x: Tensor, axes: Axes) -> Axes:
+    """Those of some spatial axes that a batch has behind its first one: of signals (n, L) only the last."""
+    return tuple(axis for axis in axes if axis + x.ndim > 0)
 
 
 def add_adjoint_difference(g: Tensor, axis: int, out: Tensor) -> None:
@@ -17,13 +23,15 @@ def add_adjoint_difference(g: Tensor, axis: int, out: Tensor) -> None:
     without_start(out, axis).add_(g)
 
 
-def negative_laplacian(x: Tensor) -> Tensor:
-    """``-div grad x`` along the image axes: the gradient of ``1/2 ||grad x||^2``.
+def negative_laplacian(x: Tensor, axes: Axes = IMAGE_AXES) -> Tensor:
+    """``-div grad x`` along the spatial axes: the gradient of ``1/2 ||grad x||^2``.
 
     Parameters
     ----------
     x : Tensor of shape (n, *dims)
         Images, real or complex.
+    axes : tuple of int, default=(-2, -1)
+        The spatial axes, counted from the end; of signals (n, L) there is only the last one.
 
     Returns
     -------
@@ -38,7 +46,7 @@ def negative_laplacian(x: Tensor) -> Tensor:
     tensor([[-1., -2., -2.,  5.]])
     """
     total = torch.zeros_like(x)
-    for axis in image_axes(x.ndim):
+    for axis in axes_of(x, axes):
         add_adjoint_difference(x.diff(dim=axis), axis, total)
     return total
 

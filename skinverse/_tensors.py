@@ -6,7 +6,6 @@ import math
 from typing import Protocol, overload
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -71,54 +70,130 @@ def reuse_freed_memory() -> None:
     torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
 
-def wrap(x: Tensor, width: int) -> Tensor:
-    """The image continued periodically by ``width`` pixels on each side, however small it is."""
-    if width <= min(x.shape[-2:]):
-        return F.pad(x, (width,) * 4, mode="circular")
-    rows, columns = (torch.arange(-width, n + width, device=x.device) % n for n in x.shape[-2:])
-    return x[..., rows[:, None], columns]
+def mirror(x: Tensor, width: int) -> Tensor:
+    """The image continued by its mirror images, ``width`` pixels on each side, however small it is.
 
-
-def as_channels(x: Tensor) -> Tensor:
-    """Images (n, *dims), real or complex, as real (n, channels, height, width).
+    The pixel at the edge is repeated, as by ``numpy.pad(..., mode="symmetric")``: this commutes with turns
+    and flips, and the cosine transform (DCT-II) continues images so.
 
     Parameters
     ----------
-    x : Tensor of shape (n, width), (n, height, width) or (n, channels, height, width)
+    x : Tensor of shape (n, channels, ...)
+        Images with any number of axes.
+    width : int
+        Pixels to add, also more than the image has.
+
+    Returns
+    -------
+    Tensor
+        Larger images; :func:`fold` is the adjoint.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skinverse._tensors import mirror
+    >>> mirror(torch.tensor([[[1, 2, 3]]]), 2)
+    tensor([[[2, 1, 1, 2, 3, 3, 2]]])
+    """
+    for axis in range(2, x.ndim):
+        x = _mirrored(x, width, axis)
+    return x
+
+
+def fold(x: Tensor, width: int) -> Tensor:
+    """Adjoint of :func:`mirror`: add every pixel of the margins to the one that it is an image of.
+
+    Parameters
+    ----------
+    x : Tensor of shape (n, channels, ...)
+        Images with margins of ``width`` pixels on each side.
+    width : int
+        Width of the margins.
+
+    Returns
+    -------
+    Tensor
+        Images without margins.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skinverse._tensors import fold
+    >>> fold(torch.tensor([[[100, 10, 1, 2, 3, 30, 300]]]), 2)
+    tensor([[[ 11, 402,  33]]])
+    """
+    for axis in range(2, x.ndim):
+        x = _folded(x, width, axis)
+    return x
+
+
+def _mirrored(x: Tensor, width: int, axis: int) -> Tensor:
+    n = x.shape[axis]
+    if width > n:  # the image between two mirror images is symmetric about its own ends, too
+        return _mirrored(_mirrored(x, n, axis), width - n, axis)
+    before, after = x.narrow(axis, 0, width), x.narrow(axis, n - width, width)
+    return torch.cat([before.flip(axis), x, after.flip(axis)], axis)
+
+
+def _folded(x: Tensor, width: int, axis: int) -> Tensor:
+    n = x.shape[axis] - 2 * width
+    if width > n:
+        return _folded(_folded(x, width - n, axis), n, axis)
+    before, middle, after = x.split([width, n, width], axis)
+    folded = middle.clone()
+    folded.narrow(axis, 0, width).add_(before.flip(axis))
+    folded.narrow(axis, n - width, width).add_(after.flip(axis))
+    return folded
+
+
+def spatial_axes(n_axes: int, channel_axis: int | None) -> tuple[int, ...]:
+    """Axes of images that are space, counted from the end: all of ``n_axes`` but the one with channels."""
+    channels = None if channel_axis is None else channel_axis % n_axes
+    return tuple(axis - n_axes for axis in range(n_axes) if axis != channels)
+
+
+def as_channels(x: Tensor, channel_axis: int | None) -> Tensor:
+    """Images (n, *dims), real or complex, as real channels of at least two axes, (n, channels, *space).
+
+    Parameters
+    ----------
+    x : Tensor of shape (n, *dims)
         The images.
+    channel_axis : int or None
+        The axis of one image that holds channels; None where all are space.
 
     Returns
     -------
     Tensor
         The same numbers; of complex images the real and imaginary parts are channels one after the other.
-
-    Raises
-    ------
-    ValueError
-        If the images have more than three axes.
+        Signals are images of one row.
 
     Examples
     --------
     >>> import torch
     >>> from skinverse._tensors import as_channels
-    >>> as_channels(torch.zeros(5, 8, 9, dtype=torch.complex64)).shape
+    >>> as_channels(torch.zeros(5, 8, 9, dtype=torch.complex64), None).shape
     torch.Size([5, 2, 8, 9])
+    >>> as_channels(torch.zeros(5, 8, 9, 3), -1).shape
+    torch.Size([5, 3, 8, 9])
     """
-    if x.ndim > 4:
-        raise ValueError(f"expected images (channels, height, width) at most, got {tuple(x.shape[1:])}")
-    planes = x.reshape(len(x), *[1] * (4 - x.ndim), *x.shape[1:])
+    # Contiguous: random numbers that are drawn for channels depend on the order in memory.
+    first = x[:, None] if channel_axis is None else x.movedim(1 + channel_axis % (x.ndim - 1), 1).contiguous()
+    planes = first[:, :, None] if first.ndim == 3 else first
     return torch.view_as_real(planes).movedim(-1, 2).flatten(1, 2) if x.is_complex() else planes
 
 
-def from_channels(channels: Tensor, like: Tensor) -> Tensor:
+def from_channels(channels: Tensor, like: Tensor, channel_axis: int | None) -> Tensor:
     """Undo :func:`as_channels`.
 
     Parameters
     ----------
     channels : Tensor
-        Real, (n, channels, height, width), or with the channels folded into the first axis.
+        Real, (n, channels, *space), or with the channels folded into the first axis.
     like : Tensor
         Images of the shape and kind wanted.
+    channel_axis : int or None
+        The axis of one image that holds channels; None where all are space.
 
     Returns
     -------
@@ -130,21 +205,24 @@ def from_channels(channels: Tensor, like: Tensor) -> Tensor:
     >>> import torch
     >>> from skinverse._tensors import as_channels, from_channels
     >>> x = torch.ones(1, 4, dtype=torch.complex64)
-    >>> bool((from_channels(as_channels(x), x) == x).all())
+    >>> bool((from_channels(as_channels(x, None), x, None) == x).all())
     True
     """
-    if not like.is_complex():
-        return channels.reshape(like.shape)
-    height_width = channels.shape[-2:]
-    parts = channels.reshape(len(like), -1, 2, *height_width).movedim(2, -1).contiguous()
-    return torch.view_as_complex(parts).reshape(like.shape)
+    axis = None if channel_axis is None else 1 + channel_axis % (like.ndim - 1)
+    shape = like.shape if axis is None else like.movedim(axis, 1).shape
+    if like.is_complex():
+        n, c = (len(like), 1) if axis is None else shape[:2]
+        parts = channels.reshape(n, c, 2, -1).movedim(2, -1).contiguous()
+        channels = torch.view_as_complex(parts)
+    images = channels.reshape(shape)
+    return images if axis is None else images.movedim(1, axis)
 
 
-def planes_for(x: Tensor, n_channels: int, what: str) -> Tensor:
+def planes_for(x: Tensor, n_channels: int, what: str, channel_axis: int | None) -> Tensor:
     """Images (n, *dims) as the channels of what was trained on ``n_channels`` of them.
 
     What was trained on a single channel sees the channels of an image one by one, as images of their own,
-    (n * channels, 1, height, width).
+    (n * channels, 1, *space).
 
     Parameters
     ----------
@@ -154,10 +232,12 @@ def planes_for(x: Tensor, n_channels: int, what: str) -> Tensor:
         Real channels of the training.
     what : str
         What was trained, for the error.
+    channel_axis : int or None
+        The axis of one image that holds channels; None where all are space.
 
     Returns
     -------
-    Tensor of shape (n, n_channels, height, width) or (n * channels, 1, height, width)
+    Tensor of shape (n, n_channels, *space) or (n * channels, 1, *space)
         Real channels; :func:`from_channels` undoes both.
 
     Raises
@@ -165,13 +245,13 @@ def planes_for(x: Tensor, n_channels: int, what: str) -> Tensor:
     ValueError
         If the images have other channels.
     """
-    channels = as_channels(x)
+    channels = as_channels(x, channel_axis)
     if n_channels == 1:
         return channels.flatten(0, 1)[:, None]
     if channels.shape[1] != n_channels:
         raise ValueError(
             f"{what} was trained on images of {n_channels} channels (a complex one counts twice), got "
-            f"{channels.shape[1]} in images {tuple(x.shape[1:])}"
+            f"{channels.shape[1]} in images {tuple(x.shape[1:])} with channel_axis={channel_axis}"
         )
     return channels
 
@@ -179,6 +259,14 @@ def planes_for(x: Tensor, n_channels: int, what: str) -> Tensor:
 def relative_change(new: Tensor, old: Tensor) -> Tensor:
     """``||new - old|| / ||new||`` of each image, a real tensor of shape (n,)."""
     return norm(new - old) / norm(new).clamp_min(torch.finfo(new.dtype).tiny)
+
+
+def are_finite(x: Tensor) -> Tensor:
+    """Which images hold neither NaN nor inf, (n,); nothing of the size of the images is written."""
+    smallest, largest = (
+        (torch.view_as_real(x.resolve_conj()) if x.is_complex() else x).flatten(1).aminmax(dim=1)
+    )
+    return torch.isfinite(smallest) & torch.isfinite(largest)
 
 
 def as_numbers(value: Tensor | float) -> Tensor:

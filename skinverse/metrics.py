@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -33,8 +34,8 @@ def psnr(X_true: Any, X_pred: Any, *, data_range: ArrayLike | None = None) -> Va
     Parameters
     ----------
     X_true, X_pred : array-like or Tensor of shape (n_samples, ...)
-        True and reconstructed images of the same shape, real or complex: flat, (n_samples, H, W) or
-        (n_samples, C, H, W).
+        True and reconstructed images of the same shape, real or complex, flat or not; all values of an image
+        count the same, those of channels too.
     data_range : float or array-like of shape (n_samples,), optional
         The range ``R`` of values. By default each true image's own: largest minus smallest value, of the
         modulus if the images are complex. A constant true image has no range of its own; its modulus takes
@@ -48,8 +49,8 @@ def psnr(X_true: Any, X_pred: Any, *, data_range: ArrayLike | None = None) -> Va
     Raises
     ------
     ValueError
-        If the shapes differ, there is no image, a value is NaN, inf or masked, or ``data_range`` is not
-        positive.
+        If the shapes differ, only one of the sets is complex, there is no image, a value is NaN, inf or
+        masked, or ``data_range`` is not positive.
 
     Notes
     -----
@@ -69,17 +70,22 @@ def psnr(X_true: Any, X_pred: Any, *, data_range: ArrayLike | None = None) -> Va
         return 20 * np.log10(_ranges(images[0], data_range)) - 10 * np.log10(error)
 
 
-def ssim(X_true: Any, X_pred: Any, *, data_range: ArrayLike | None = None) -> Values:
+def ssim(
+    X_true: Any, X_pred: Any, *, data_range: ArrayLike | None = None, channel_axis: int | None = None
+) -> Values:
     """Structural similarity of each image.
 
     Parameters
     ----------
     X_true, X_pred : array-like or Tensor of shape (n_samples, ...)
-        True and reconstructed images of the same shape; of complex images the moduli are compared. Channels
-        of (n_samples, C, H, W) are averaged; flat images, (n_samples, n_pixels), are signals.
+        True and reconstructed images of the same shape; of complex images the moduli are compared. Flat
+        images, (n_samples, n_pixels), are signals.
     data_range : float or array-like of shape (n_samples,), optional
         The range of values, by default as in :func:`psnr`. Published tables differ in it: for floating-point
         images scikit-image used to take 2.
+    channel_axis : int or None, default=None
+        Which axis of one image holds channels, over which the similarity is averaged. None: every axis is
+        space, and windows of volumes are cubes.
 
     Returns
     -------
@@ -89,8 +95,8 @@ def ssim(X_true: Any, X_pred: Any, *, data_range: ArrayLike | None = None) -> Va
     Raises
     ------
     ValueError
-        If the shapes differ, there is no image, a value is NaN, inf or masked, or ``data_range`` is not
-        positive.
+        If the shapes differ, only one of the sets is complex, there is no image, a value is NaN, inf or
+        masked, ``data_range`` is not positive, or there is no such axis.
 
     Notes
     -----
@@ -113,7 +119,8 @@ def ssim(X_true: Any, X_pred: Any, *, data_range: ArrayLike | None = None) -> Va
     images = _checked(X_true, X_pred)
     ranges = _ranges(images[0], data_range)
     pairs = zip(_pairs(*images), ranges, strict=True)
-    return np.array([_ssim(_shown(x), _shown(x_hat), own) for (x, x_hat), own in pairs])
+    axis = _axis(channel_axis, tuple(images[0].shape[1:]))
+    return np.array([_ssim(_shown(x, axis), _shown(x_hat, axis), own) for (x, x_hat), own in pairs])
 
 
 def nmse(X_true: Any, X_pred: Any) -> Values:
@@ -133,7 +140,8 @@ def nmse(X_true: Any, X_pred: Any) -> Values:
     Raises
     ------
     ValueError
-        If the shapes differ, there is no image, or a value is NaN, inf or masked.
+        If the shapes differ, only one of the sets is complex, there is no image, or a value is NaN, inf or
+        masked.
 
     Examples
     --------
@@ -163,7 +171,8 @@ class ReconstructionScorer:
     sign : {1, -1}, default=1
         -1 for a metric of which smaller is better.
     data_range : float, optional
-        Handed to the metric; left out if None.
+        Handed to the metric; left out if None. A metric that has a ``channel_axis`` gets that of the
+        estimator.
 
     Examples
     --------
@@ -195,11 +204,14 @@ class ReconstructionScorer:
             counts as 100 dB.
         """
         images, X_pred = as_rows(X_true, "X_true"), estimator.predict(Y_meas)
-        values = self.metric(_unflatten(images, tuple(X_pred.shape)), X_pred, **self._options())
+        values = self.metric(_unflatten(images, tuple(X_pred.shape)), X_pred, **self._options(estimator))
         return mean_score(values) if self.sign == 1 else -float(np.mean(values))
 
-    def _options(self) -> dict[str, float]:
-        return {} if self.data_range is None else {"data_range": self.data_range}
+    def _options(self, estimator: Any = None) -> dict[str, Any]:
+        options: dict[str, Any] = {} if self.data_range is None else {"data_range": self.data_range}
+        axis = getattr(estimator, "channel_axis", None)
+        known = axis is not None and "channel_axis" in inspect.signature(self.metric).parameters
+        return options | ({"channel_axis": axis} if known else {})
 
     def __repr__(self) -> str:
         """Show the call that makes it, defaults left out."""
@@ -231,6 +243,12 @@ def _checked(X_true: Any, X_pred: Any) -> tuple[Rows, Rows]:
     if tuple(x.shape) != tuple(x_hat.shape):
         shapes = f"X_true of {tuple(x.shape)} and X_pred of {tuple(x_hat.shape)}"
         raise ValueError(f"expected images of one shape, got {shapes}")
+    kinds = tuple("complex" if np.iscomplexobj(next(_doubles(rows))) else "real" for rows in (x, x_hat))
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            f"expected images that are both real or both complex, got X_true {kinds[0]} and X_pred "
+            f"{kinds[1]}: magnitudes are compared as np.abs(X_true) and np.abs(X_pred)"
+        )
     return x, x_hat
 
 
@@ -270,9 +288,19 @@ def _modulus(x: NDArray[Any]) -> NDArray[Any]:
     return np.abs(x) if np.iscomplexobj(x) else x
 
 
-def _shown(x: NDArray[Any]) -> Values:
+def _axis(channel_axis: int | None, dims: tuple[int, ...]) -> int | None:
+    """The axis of channels, if images of ``dims`` have it and another one."""
+    if channel_axis is None or (len(dims) > 1 and -len(dims) <= channel_axis < len(dims)):
+        return channel_axis
+    raise ValueError(
+        f"channel_axis: expected an axis of one image beside one of space, got {channel_axis} for images of "
+        f"shape {dims}"
+    )
+
+
+def _shown(x: NDArray[Any], channel_axis: int | None) -> Values:
     """The modulus of an image as channels, (C, ...), without axes of length 1 behind them."""
-    channels = _modulus(x if x.ndim == 3 else x[None])
+    channels = _modulus(x[None] if channel_axis is None else np.moveaxis(x, channel_axis, 0))
     kept = [size for size in channels.shape[1:] if size > 1]
     return channels.reshape(len(channels), *(kept or [1]))
 

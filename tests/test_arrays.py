@@ -124,7 +124,7 @@ def test_what_is_refused_of_masked_arrays_is_told() -> None:
 
 # ---------------------------------------------------------------------- one image, wrong shapes, wrong things
 def test_one_image_is_not_read_as_something_else() -> None:
-    with pytest.raises(ValueError, match=re.escape("one image is Y_meas[None]; for signals pass operator=")):
+    with pytest.raises(ValueError, match=re.escape("one image is Y_meas[None]; for signals pass pylops.")):
         Tikhonov().fit().predict(X[0])
     seen = Tikhonov().fit(X, X)
     for other in (X[0], np.ones((9, 7))):

@@ -7,6 +7,7 @@ import importlib.metadata
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from skimage.color import rgb2gray
 from skimage.data import shepp_logan_phantom
 
 from skinverse.datasets import load_photographs, make_ellipses, make_problem, shepp_logan
@@ -106,6 +107,16 @@ def test_photographs_need_no_network(monkeypatch) -> None:
     assert images.min() >= 0
     assert images.max() <= 1
     assert (images.std(axis=(1, 2)) > 0.01).all()
+
+
+@pytest.mark.parametrize("n_patches", [None, 3])
+def test_photographs_have_their_colours_on_the_axis_asked_for(n_patches: int | None) -> None:
+    settings = {"subset": "test", "n_patches": n_patches, "random_state": 0}
+    last, first = (load_photographs(24, channel_axis=axis, **settings) for axis in (-1, 0))
+    grey = load_photographs(24, **settings)
+    assert last.shape == (*grey.shape, 3)
+    assert_array_equal(np.moveaxis(last, -1, 1), first)
+    assert_allclose(rgb2gray(last), grey, atol=1e-5)
 
 
 def test_train_and_test_are_different_photographs_and_all_is_both() -> None:
@@ -222,6 +233,10 @@ def test_generators_go_on_and_seeds_repeat() -> None:
         (lambda: make_ellipses(0, 8), "n_samples: expected a positive integer"),
         (lambda: load_photographs(301), "size: expected 1 to 300 pixels, got 301"),
         (lambda: load_photographs(8, subset="validation"), "'train', 'test' or 'all', got 'validation'"),
+        (
+            lambda: load_photographs(8, channel_axis=3),
+            "channel_axis: expected None or an axis of three, got 3",
+        ),
         (lambda: load_photographs(8, n_patches=0), "n_patches: expected a positive integer"),
         (lambda: make_problem("pet"), r"name: expected one of \['compressive_sensing', 'ct'.* got 'pet'"),
         (lambda: make_problem("ct", noise=-0.1), "noise: expected a number that is not negative"),

@@ -12,6 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import BaseEstimator
 from sklearn.utils import Bunch
 
+from skinverse import TotalVariationRecon
 from skinverse.displays import ConvergenceDisplay, CovarianceDisplay, ReconstructionDisplay
 from skinverse.metrics import nmse, psnr
 
@@ -104,12 +105,39 @@ def test_sinograms_fill_their_axes_and_k_space_is_logarithmic() -> None:
 def test_complex_colour_and_channel_images() -> None:
     display = ReconstructionDisplay.from_predictions(1j * X, {"near": 1j * NEAR}, errors=False)
     assert_allclose(shown(display.axes_[1, 0]), X[1])
-    colours = RNG.random((2, 3, 6, 6))
-    display = ReconstructionDisplay.from_predictions(colours, {"same": colours})
-    assert_allclose(shown(display.axes_[0, 0]), np.moveaxis(colours[0], 0, -1))
+    colours = RNG.random((2, 3, 6, 7))
+    for axis in (0, -1):
+        x = np.moveaxis(colours, 1, axis % 3 + 1)
+        display = ReconstructionDisplay.from_predictions(x, {"half": x / 2}, Y_meas=x, channel_axis=axis)
+        assert_allclose(shown(display.axes_[0, 0]), np.moveaxis(colours[0], 0, -1))
+        assert_allclose(shown(display.axes_[0, 3]), colours[0].mean(axis=0) / 2)
     channels = RNG.random((2, 5, 6, 6))
-    display = ReconstructionDisplay.from_predictions(channels, {"same": channels})
+    display = ReconstructionDisplay.from_predictions(channels, {"same": channels}, channel_axis=0)
     assert_allclose(shown(display.axes_[0, 0]), channels[0].mean(axis=0))
+
+
+def test_the_middle_slice_of_a_volume_is_shown() -> None:
+    volume = RNG.random((2, 3, 6, 7))
+    display = ReconstructionDisplay.from_predictions(volume, {"half": volume / 2}, Y_meas=volume)
+    for axis, expected in zip(display.axes_[1], np.array([1, 1, 0.5, 0.5]) * 1.0, strict=True):
+        assert_allclose(shown(axis), expected * volume[1, 1])
+    coloured = RNG.random((2, 5, 6, 7, 3))
+    display = ReconstructionDisplay.from_predictions(coloured, {"same": coloured}, channel_axis=-1)
+    assert_allclose(shown(display.axes_[0, 0]), coloured[0, 2])
+
+
+def test_estimators_tell_their_displays_of_channels() -> None:
+    x = RNG.random((2, 6, 7, 3))
+    model = TotalVariationRecon(channel_axis=-1).fit()
+    display = ReconstructionDisplay.from_estimator(model, x, x)
+    assert_allclose(shown(display.axes_[0, 0]), x[0])
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((2, 9), None), ((2, 3, 4, 5, 6), None), ((2, 4, 5), -1)])
+def test_images_that_cannot_be_shown_are_refused(shape: tuple[int, ...], axis: int | None) -> None:
+    x = np.ones(shape)
+    with pytest.raises(ValueError, match="expected images .* or volumes"):
+        ReconstructionDisplay.from_predictions(x, {"same": x}, channel_axis=axis)
 
 
 def test_perfect_reconstruction_and_tensors() -> None:

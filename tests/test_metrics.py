@@ -14,6 +14,8 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from sklearn.base import BaseEstimator
 from sklearn.model_selection import GridSearchCV
 
+from skinverse import Tikhonov
+from skinverse.datasets import make_problem
 from skinverse.metrics import (
     ReconstructionScorer,
     neg_nmse_scorer,
@@ -56,13 +58,32 @@ def test_ssim_equals_scikit_image_image_by_image(data_range) -> None:
     assert_allclose(ssim(X, X_HAT, data_range=data_range), expected, rtol=1e-12)
 
 
-def test_ssim_of_channels_is_their_mean() -> None:
+@pytest.mark.parametrize("axis", [0, 2, -1, None])
+def test_ssim_of_channels_and_of_volumes_is_that_of_scikit_image(axis: int | None) -> None:
     x, x_hat = X.reshape(2, 2, 16, 20), X_HAT.reshape(2, 2, 16, 20)
+    if axis is None:
+        x, x_hat = (np.concatenate([a] * 4, 1) for a in (x, x_hat))
+    else:
+        x, x_hat = (np.moveaxis(a, 1, axis % 3 + 1) for a in (x, x_hat))
     expected = [
-        structural_similarity(a, b, data_range=np.ptp(a), channel_axis=0)
+        structural_similarity(a, b, data_range=np.ptp(a), channel_axis=axis)
         for a, b in zip(x, x_hat, strict=True)
     ]
-    assert_allclose(ssim(x, x_hat), expected, rtol=1e-12)
+    assert_allclose(ssim(x, x_hat, channel_axis=axis), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("x", "axis"), [(X, 2), (X, -3), (X.reshape(4, -1), 0)])
+def test_channels_that_are_not_there_are_refused(x: np.ndarray, axis: int) -> None:
+    with pytest.raises(ValueError, match=f"channel_axis: expected an axis of one image .* got {axis}"):
+        ssim(x, x, channel_axis=axis)
+
+
+def test_scorers_know_the_channels_of_the_estimator() -> None:
+    x = np.moveaxis(X.reshape(2, 2, 16, 20), 1, -1)
+    y = x + 0.1 * RNG.normal(size=x.shape)
+    model = Tikhonov(lam=0.1, channel_axis=-1).fit(x, y)
+    assert ssim_scorer(model, x, y) == np.mean(ssim(x, model.predict(y), channel_axis=-1))
+    assert ReconstructionScorer(nmse, sign=-1)(model, x, y) == -np.mean(nmse(x, model.predict(y)))
 
 
 def test_nmse_is_the_relative_squared_error() -> None:
@@ -171,3 +192,24 @@ def test_scorers_survive_pickling_and_say_what_they_are() -> None:
     assert pickle.loads(pickle.dumps(neg_nmse_scorer)) == neg_nmse_scorer
     assert repr(psnr_scorer) == "ReconstructionScorer(psnr)"
     assert repr(neg_nmse_scorer) == "ReconstructionScorer(nmse, sign=-1)"
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim, nmse])
+def test_complex_images_are_not_compared_with_magnitudes(metric) -> None:
+    """The phase would count as an error: 6 dB for the true image with a phase of one half."""
+    magnitudes = np.random.default_rng(0).random((2, 8, 8))
+    images = magnitudes * np.exp(0.5j)
+    for pair, kinds in (((magnitudes, images), "real.*complex"), ((images, magnitudes), "complex.*real")):
+        with pytest.raises(ValueError, match=rf"X_true {kinds}: magnitudes are compared as np.abs"):
+            metric(*pair)
+    assert np.isfinite(metric(np.abs(images), magnitudes + 0.1)).all()
+
+
+def test_a_score_is_not_that_of_a_phase() -> None:
+    images, data, A = make_problem("mri", n_samples=2, size=16, noise=0.01, random_state=0)
+    method = Tikhonov(A, lam=1e-3).fit()
+    with pytest.raises(ValueError, match="np.abs"):
+        method.score(np.abs(images), data)
+    with pytest.raises(ValueError, match="np.abs"):
+        psnr_scorer(method, np.abs(images), data)
+    assert method.score(images, data) > 10

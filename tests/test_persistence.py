@@ -535,14 +535,14 @@ def forge(path: Path, estimator: Any, edit: Callable[[Tree], Any]) -> None:
 
 def assert_refused(path: Path, message: str) -> None:
     """In one sentence, soon, with little memory, without a process."""
-    start = time.process_time()
+    start, processes = time.process_time(), set(multiprocessing.active_children())
     with limited_memory(500_000_000), pytest.raises(ValueError, match=message) as caught:
         read_back(path)
     assert time.process_time() - start < 5
     assert str(caught.value).startswith(f"{path} cannot be loaded: ")
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
-    assert not multiprocessing.active_children()
+    assert processes.issuperset(multiprocessing.active_children())
 
 
 @contextmanager

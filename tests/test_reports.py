@@ -73,10 +73,23 @@ def test_blank_held_out_images_do_not_throw_a_training_away() -> None:
     assert np.isfinite(scores).all()
 
 
-def test_components_that_were_not_computed_are_told() -> None:
+def test_all_components_that_lam_keeps_are_computed() -> None:
+    data = np.random.default_rng(0).random((1, 46, 46))
+    assert_allclose(SpectralCutoff(pylops.Identity((46, 46)), lam=0.1).fit().predict(data), data, rtol=1e-6)
+    # Of a large operator no more than needed, also where lam was another one in fit.
+    gains = 10.0 / np.arange(1, 2501)
+    method = SpectralCutoff(pylops.Diagonal(gains), lam=1.1e-2).fit()
+    assert len(method.singular_values_) == 200
+    for lam, n in ((1.1e-2, 95), (3.1e-4, 567)):
+        _, info = method.set_params(lam=lam).predict(gains[None], return_info=True)
+        assert info.n_components[0] == pytest.approx(n, rel=0.03)  # the decomposition is a randomised one
+
+
+def test_components_that_were_not_computed_are_told(monkeypatch) -> None:
+    monkeypatch.setattr("skinverse.estimators.classical.spectral_cutoff._LARGEST", 2**20)
     data = np.random.default_rng(0).random((1, 46, 46))
     method = SpectralCutoff(pylops.Identity((46, 46)), lam=0.1).fit()
-    with pytest.warns(ConvergenceWarning, match="200 largest singular values.*there are 2116"):
+    with pytest.warns(ConvergenceWarning, match="247 largest singular values.*there are 2116"):
         method.predict(data)
     # Nobody is told what he has chosen, and nothing is missing where lam cuts off what was computed.
     SpectralCutoff(pylops.Identity((46, 46)), lam=0.1, n_components=20).fit().predict(data)

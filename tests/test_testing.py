@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 import random
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,10 +22,12 @@ from torch import Tensor, nn
 
 import skinverse
 from skinverse import ReconstructionRegressor, Tikhonov, Trainer
-from skinverse._parameters import Integer, fitted, parameter
+from skinverse._differences import negative_laplacian
+from skinverse._parameters import Integer, Real, fitted, parameter
 from skinverse.estimators import BaseReconstructor, LearnedReconstructor
+from skinverse.functionals import LeastSquares, SquaredNorm
 from skinverse.operators import LinearMap
-from skinverse.solvers import Solution
+from skinverse.solvers import Solution, gradient_descent
 from skinverse.testing import Check, check_reconstructor, reconstructor_checks
 from skinverse.training import Phase
 
@@ -112,7 +116,7 @@ class Stranger(BaseEstimator):
         return type(self)(self.operator, n_iterations=self.n_iterations)
 
 
-SOUND = [Descent(), LearnedGain(), Stranger()]
+SOUND: list[Any] = [Descent(), LearnedGain(), Stranger()]
 
 
 @pytest.mark.parametrize("estimator", SOUND, ids=lambda e: type(e).__name__)
@@ -405,6 +409,47 @@ class CountsTogether(Descent):
 class OneChannel(Changed):
     def changed(self, X_hat: Any, Y_meas: Any) -> Any:
         return X_hat[:, 0] if X_hat.ndim > 3 else X_hat
+
+
+class Smooths(Descent):
+    """The gradient is smoothed along some axes."""
+
+    def _step(self, A: LinearMap, gradient: Tensor) -> Tensor:
+        step = super()._step(A, gradient)
+        return step - sum(negative_laplacian(step, (axis,)) for axis in self.axes(A)) / 20
+
+    def axes(self, A: LinearMap) -> tuple[int, ...]:
+        return self._spatial_axes(A)
+
+
+@breaks("volumes", "turning a volume changes")
+class Slicewise(Smooths):
+    def axes(self, A: LinearMap) -> tuple[int, ...]:
+        return self._spatial_axes(A)[-2:]
+
+
+@breaks("volumes", "refused without naming channel_axis")
+class FlatOnly(Descent):
+    def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
+        if len(A.dims) == 3 and self.channel_axis is None:
+            raise ValueError("images have two axes")
+        return super()._reconstruct(A, data)
+
+    def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
+        if A is not None and data is not None:
+            self._reconstruct(A, data)
+
+
+@breaks("colour", "channel_axis=-1 in place of 0 changes")
+class ChannelsFirst(Smooths):
+    def axes(self, A: LinearMap) -> tuple[int, ...]:
+        return self._spatial_axes(A) if self.channel_axis is None else (-2, -1)
+
+
+@breaks("colour", "another order of the channels changes")
+class ChannelsAreSpace(Smooths):
+    def axes(self, A: LinearMap) -> tuple[int, ...]:
+        return tuple(range(-len(A.dims), 0))
 
 
 @breaks("complex_images", "complex128 images .* become float64")
@@ -946,6 +991,45 @@ class PrefersReal(Changed):
         return X_hat if np.isrealobj(X_hat) else X_hat.real + 0.9j * X_hat.imag
 
 
+# ---- reports
+class Gradual(Descent):
+    """As many steps as it takes until they are short."""
+
+    max_steps: int = parameter(default=100, allowed=Integer(ge=1), doc="Largest number of steps.")
+    tol: float = parameter(default=1e-2, allowed=Real(ge=0), doc="Length of the last step.")
+
+    def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
+        f = LeastSquares(A, data) + 0.3 * A.norm() ** 2 * SquaredNorm()
+        return gradient_descent(f, torch.zeros_like(A.adjoint(data)), max_steps=self.max_steps, tol=self.tol)
+
+
+@breaks("converged_is_true", "called converged at tol=0.0001 move by")
+class Hasty(Gradual):
+    """Takes a short step for the last one."""
+
+    def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
+        x = torch.zeros_like(A.adjoint(data))
+        for _ in range(round(-math.log10(self.tol))):
+            x = x + 0.1 * self._step(A, A.adjoint(data - A(x)))
+        return Solution.direct(x)
+
+
+@breaks("weights_that_are_not_numbers", "4 images are called converged")
+class Certain(LearnedGain):
+    def predict(self, Y_meas: Any, *, return_info: bool = False) -> Any:
+        X_hat, info = super().predict(Y_meas, return_info=True)
+        info.converged[:] = True
+        return (X_hat, info) if return_info else X_hat
+
+
+@breaks("weights_that_are_not_numbers", "nothing is said")
+class Discreet(LearnedGain):
+    def predict(self, Y_meas: Any, *, return_info: bool = False) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return super().predict(Y_meas, return_info=return_info)
+
+
 def expect_found(estimator: Any, name: str, says: str) -> None:
     check = named(estimator, name)
     with pytest.raises(AssertionError, match=f"(?s){says}") as caught:
@@ -965,8 +1049,12 @@ def test_a_broken_promise_is_found_and_named(name: str, make: Make, says: str) -
     expect_found(make(), name, says)
 
 
+def test_an_estimator_that_stops_in_time_passes() -> None:
+    named(Gradual(), "converged_is_true")()
+
+
 def test_every_check_has_its_broken_estimator() -> None:
-    checked = {check.name for estimator in SOUND for check in reconstructor_checks(estimator)}
+    checked = {check.name for estimator in (*SOUND, Gradual()) for check in reconstructor_checks(estimator)}
     assert checked - {name for name, *_ in BROKEN} <= {"missing_device", "cuda"}
 
 

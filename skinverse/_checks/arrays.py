@@ -201,7 +201,8 @@ def channels(subject: Subject) -> None:
     rng = np.random.default_rng(0)
     real, imaginary = rng.normal(size=(2, 2, 3, 6, 6))
     for images in (real, real + 1j * imaginary):
-        _expect_kept(subject.fit(subject.denoising(images)).predict(images), images)
+        model = subject.fit(subject.denoising(images), **subject.those_of(channel_axis=0))
+        _expect_kept(model.predict(images), images)
 
 
 @promise()

@@ -64,6 +64,8 @@ def other_sizes(subject: Subject) -> None:
         data = np.random.default_rng(0).normal(size=(3, *shape))
         if subject.required:
             model.set_params(operator=pylops.Identity(shape))
+        if len(shape) == 3:
+            model.set_params(**subject.those_of(channel_axis=0))
         found = model.predict(data)
         expect(found.shape == data.shape, f"data of shape {data.shape} are denoised in shape {found.shape}")
     operator = pylops.Identity((6, 9))

@@ -47,8 +47,9 @@ def load_photographs(
     n_patches: int | None = None,
     dtype: DTypeLike = np.float32,
     random_state: RandomState = None,
+    channel_axis: int | None = None,
 ) -> Array:
-    """Grey photographs in [0, 1] from the packages of scikit-image and scikit-learn; nothing is downloaded.
+    """Photographs in [0, 1] from the packages of scikit-image and scikit-learn; nothing is downloaded.
 
     Parameters
     ----------
@@ -66,16 +67,19 @@ def load_photographs(
         Data type of the images.
     random_state : int, Generator, RandomState or None, default=None
         Chooses the patches; not used without ``n_patches``.
+    channel_axis : int or None, default=None
+        Which axis of one image holds the three colours: -1 gives (size, size, 3), 0 gives (3, size, size).
+        None gives grey images.
 
     Returns
     -------
-    ndarray of shape (n_samples, size, size)
+    ndarray of shape (n_samples, size, size), or with three colours
         The squares, reduced to ``size`` with anti-aliasing.
 
     Raises
     ------
     ValueError
-        If ``size`` or ``n_patches`` is out of range or ``subset`` unknown.
+        If ``size``, ``n_patches`` or ``channel_axis`` is out of range or ``subset`` unknown.
 
     Examples
     --------
@@ -85,14 +89,17 @@ def load_photographs(
     """
     if not 1 <= size <= _LARGEST:
         raise ValueError(f"size: expected 1 to {_LARGEST} pixels, got {size}")
-    photographs = [_read(*source) for source in _sources(subset)]
+    if channel_axis is not None and not -3 <= channel_axis < 3:
+        raise ValueError(f"channel_axis: expected None or an axis of three, got {channel_axis}")
+    photographs = [_read(*source, colour=channel_axis is not None) for source in _sources(subset)]
     if n_patches is None:
         squares = [_central_square(photograph) for photograph in photographs]
     else:
         rng = generator(random_state)
         chosen = rng.integers(len(photographs), size=positive(n_patches, "n_patches"))
         squares = [_random_square(photographs[i], size, rng) for i in chosen]
-    return np.stack([_reduced(square, size) for square in squares]).astype(dtype)
+    images = np.stack([_reduced(square, size) for square in squares]).astype(dtype)
+    return images if channel_axis is None else np.moveaxis(images, -1, channel_axis % 3 + 1)
 
 
 def _sources(subset: str) -> tuple[tuple[str, str], ...]:
@@ -103,27 +110,29 @@ def _sources(subset: str) -> tuple[tuple[str, str], ...]:
     return _PHOTOGRAPHS[subset]
 
 
-def _read(package: str, name: str) -> Array:
-    from skimage.color import rgb2gray
+def _read(package: str, name: str, *, colour: bool) -> Array:
+    from skimage.color import gray2rgb, rgb2gray
     from skimage.io import imread
 
     photograph = imread(Path(str(files(package) / name)))
+    if colour:
+        return (photograph[..., :3] if photograph.ndim == 3 else gray2rgb(photograph)) / 255
     return rgb2gray(photograph[..., :3]) if photograph.ndim == 3 else photograph / 255
 
 
 def _central_square(photograph: Array) -> Array:
-    side = min(photograph.shape)
-    top, left = ((n - side) // 2 for n in photograph.shape)
+    side = min(photograph.shape[:2])
+    top, left = ((n - side) // 2 for n in photograph.shape[:2])
     return photograph[top : top + side, left : left + side]
 
 
 def _random_square(photograph: Array, size: int, rng: np.random.Generator) -> Array:
-    side = round(math.exp(rng.uniform(math.log(size), math.log(min(photograph.shape)))))
-    top, left = (int(rng.integers(n - side + 1)) for n in photograph.shape)
+    side = round(math.exp(rng.uniform(math.log(size), math.log(min(photograph.shape[:2])))))
+    top, left = (int(rng.integers(n - side + 1)) for n in photograph.shape[:2])
     return photograph[top : top + side, left : left + side]
 
 
 def _reduced(square: Array, size: int) -> Array:
     from skimage.transform import resize
 
-    return np.clip(resize(square, (size, size), anti_aliasing=len(square) > size), 0, 1)
+    return np.clip(resize(square, (size, size, *square.shape[2:]), anti_aliasing=len(square) > size), 0, 1)

@@ -29,8 +29,8 @@ class ReconstructionDisplay:
 
     Parameters
     ----------
-    X_true : array-like of shape (n_samples, H, W) or (n_samples, C, H, W)
-        True images; of complex ones the modulus is shown, three channels are colours, others are averaged.
+    X_true : array-like of shape (n_samples, *dims)
+        True images; of complex ones the modulus is shown, of volumes the slice in the middle.
     predictions : dict of str to array-like
         Reconstructions by name, each shaped like ``X_true``.
     Y_meas : array-like of shape (n_samples, ...), optional
@@ -38,6 +38,9 @@ class ReconstructionDisplay:
         and two-dimensional, such as a sinogram.
     data_range : float, optional
         For the PSNR, see :func:`skinverse.metrics.psnr`.
+    channel_axis : int or None, default=None
+        Which axis of one image holds channels: three are colours, others are averaged. None: every axis is
+        space.
 
     Attributes
     ----------
@@ -63,11 +66,13 @@ class ReconstructionDisplay:
         *,
         Y_meas: Any = None,
         data_range: float | None = None,
+        channel_axis: int | None = None,
     ) -> None:
         self.X_true = X_true
         self.predictions = predictions
         self.Y_meas = Y_meas
         self.data_range = data_range
+        self.channel_axis = channel_axis
 
     @classmethod
     def from_estimator(
@@ -87,8 +92,8 @@ class ReconstructionDisplay:
         Parameters
         ----------
         estimator : object
-            A fitted reconstructor.
-        X_true : array-like of shape (n_samples, H, W) or (n_samples, C, H, W)
+            A fitted reconstructor; its ``channel_axis`` says where the images have channels.
+        X_true : array-like of shape (n_samples, *dims)
             True images.
         Y_meas : array-like of shape (n_samples, ...)
             Measurements.
@@ -109,7 +114,8 @@ class ReconstructionDisplay:
             The plotted display.
         """
         predictions = {name or type(estimator).__name__: estimator.predict(Y_meas)}
-        display = cls(X_true, predictions, Y_meas=Y_meas, data_range=data_range)
+        axis = getattr(estimator, "channel_axis", None)
+        display = cls(X_true, predictions, Y_meas=Y_meas, data_range=data_range, channel_axis=axis)
         return display.plot(errors=errors, cmap=cmap, axes=axes)
 
     @classmethod
@@ -120,6 +126,7 @@ class ReconstructionDisplay:
         *,
         Y_meas: Any = None,
         data_range: float | None = None,
+        channel_axis: int | None = None,
         errors: bool = True,
         cmap: str = "gray",
         axes: Any = None,
@@ -128,7 +135,7 @@ class ReconstructionDisplay:
 
         Parameters
         ----------
-        X_true : array-like of shape (n_samples, H, W) or (n_samples, C, H, W)
+        X_true : array-like of shape (n_samples, *dims)
             True images.
         predictions : dict of str to array-like
             Reconstructions by name.
@@ -136,6 +143,8 @@ class ReconstructionDisplay:
             Measurements.
         data_range : float, optional
             For the PSNR.
+        channel_axis : int or None, default=None
+            Which axis of one image holds channels.
         errors : bool, default=True
             Whether to show the errors, too.
         cmap : str, default="gray"
@@ -148,7 +157,7 @@ class ReconstructionDisplay:
         ReconstructionDisplay
             The plotted display.
         """
-        display = cls(X_true, predictions, Y_meas=Y_meas, data_range=data_range)
+        display = cls(X_true, predictions, Y_meas=Y_meas, data_range=data_range, channel_axis=channel_axis)
         return display.plot(errors=errors, cmap=cmap, axes=axes)
 
     def plot(self, *, errors: bool = True, cmap: str = "gray", axes: Any = None) -> Self:
@@ -175,7 +184,7 @@ class ReconstructionDisplay:
         ValueError
             If there is nothing to show, or shapes do not fit.
         """
-        truth = _pictures(_numpy(self.X_true, "X_true"), "X_true")
+        truth = self._pictures(_numpy(self.X_true, "X_true"), "X_true")
         columns = self._data_column(len(truth)) | {"Truth": truth} | self._reconstructions()
         names = list(self.predictions)
         n_columns = len(columns) + (len(names) if errors else 0)
@@ -199,7 +208,7 @@ class ReconstructionDisplay:
             if x.shape != expected:
                 got = f"{expected} and {x.shape}"
                 raise ValueError(f"{name}: expected reconstructions of the shape of X_true, got {got}")
-        return {name: _pictures(x, name) for name, x in images.items()}
+        return {name: self._pictures(x, name) for name, x in images.items()}
 
     def _data_column(self, n_samples: int) -> dict[str, Array]:
         """Return the data where they can be shown as images."""
@@ -212,7 +221,28 @@ class ReconstructionDisplay:
             )
         if data.shape != images.shape and (data.ndim != 3 or np.iscomplexobj(data)):
             return {}
-        return {"Data": _pictures(np.log1p(np.abs(data)) if np.iscomplexobj(data) else data, "Y_meas")}
+        data = np.log1p(np.abs(data)) if np.iscomplexobj(data) else data
+        return {"Data": self._pictures(data, "Y_meas") if data.shape == images.shape else data}
+
+    def _pictures(self, images: Array, name: str) -> Array:
+        """Turn images into what is drawn, (H, W) or, in colour, (H, W, 3)."""
+        shape, images = images.shape, np.abs(images) if np.iscomplexobj(images) else images
+        if self.channel_axis is not None:
+            images = np.moveaxis(images, self.channel_axis % (images.ndim - 1) + 1, -1)
+            images = images if images.shape[-1] == 3 else images.mean(axis=-1, keepdims=True)
+        else:
+            images = images[..., None]
+        if images.ndim == 5:
+            images = images[:, images.shape[1] // 2]
+        if images.ndim != 4:
+            more = (
+                "" if self.channel_axis is None else f" and channels along channel_axis={self.channel_axis}"
+            )
+            raise ValueError(
+                f"{name}: expected images (n_samples, H, W) or volumes (n_samples, D, H, W){more}, got shape "
+                f"{shape}"
+            )
+        return images if images.shape[-1] == 3 else images[..., 0]
 
     def _label_psnr(self, axes: Array, name: str) -> None:
         values = psnr(self.X_true, self.predictions[name], data_range=self.data_range)
@@ -222,7 +252,7 @@ class ReconstructionDisplay:
     def _draw_errors(self, axes: Array, names: Sequence[str]) -> None:
         x = _numpy(self.X_true, "X_true")
         errors = {name: np.abs(x - _numpy(self.predictions[name], name)) for name in names}
-        errors = {f"|error|, {name}": _averaged(error) for name, error in errors.items()}
+        errors = {f"|error|, {n}": _averaged(self._pictures(error, n)) for n, error in errors.items()}
         peak = max(error.max() for error in errors.values()) or 1.0
         for axis, (title, error) in zip(axes.T, errors.items(), strict=True):
             image = _draw_column(axis, title, error, np.array([[0.0, peak]] * len(error)), "magma")
@@ -264,14 +294,6 @@ def _numpy(images: Any, name: str) -> Array:
     return values if mask is None else np.ma.array(values, mask=mask)
 
 
-def _pictures(images: Array, name: str) -> Array:
-    """Turn images into what is drawn, (H, W) or, in colour, (H, W, 3)."""
-    if images.ndim not in (3, 4):
-        expected = "(n_samples, H, W) or (n_samples, C, H, W)"
-        raise ValueError(f"{name}: expected images {expected}, got shape {images.shape}")
-    images = np.abs(images) if np.iscomplexobj(images) else images
-    return np.moveaxis(images, 1, -1) if images.ndim == 4 and images.shape[1] == 3 else _averaged(images)
-
-
-def _averaged(images: Array) -> Array:
-    return images.mean(axis=1) if images.ndim == 4 else images
+def _averaged(pictures: Array) -> Array:
+    """Without colours."""
+    return pictures.mean(axis=-1) if pictures.ndim == 4 else pictures

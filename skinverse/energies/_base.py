@@ -12,8 +12,8 @@ from torch import Tensor, nn
 class Energy(nn.Module, ABC):
     """A learned energy ``R``: a sum of local costs over pixels, (n, channels, height, width) -> (n,).
 
-    Images are continued periodically, which makes an energy exactly a sum: an image beside its own copy has
-    twice the energy of the image.
+    Images are continued by their mirror images, which makes an energy exactly a sum: that of an image beside
+    its mirror image is the sum of both energies.
 
     Attributes
     ----------

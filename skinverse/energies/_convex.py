@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skinverse._filters import analyse
-from skinverse._tensors import wrap
+from skinverse._filters import analyse, convolve
+from skinverse._tensors import mirror
 from skinverse.energies._base import Energy
 
 
@@ -26,6 +25,8 @@ class ConvexEnergy(Energy):
         Number of features in each layer.
     kernel_size : int, default=5
         Side of the filters in pixels, odd.
+    n_axes : int, default=2
+        Number of spatial axes of the images: 3 for volumes.
 
     References
     ----------
@@ -41,24 +42,29 @@ class ConvexEnergy(Energy):
     torch.Size([2])
     """
 
-    def __init__(self, n_channels: int = 1, *, n_features: int = 32, kernel_size: int = 5) -> None:
+    def __init__(
+        self, n_channels: int = 1, *, n_features: int = 32, kernel_size: int = 5, n_axes: int = 2
+    ) -> None:
         super().__init__()
-        self.n_channels, k = n_channels, kernel_size
-        self.first = nn.Parameter(torch.randn(n_features, n_channels, k, k) / k)
-        self.skip = nn.Parameter(torch.randn(n_features, n_channels, k, k) / k)
+        self.n_channels, size = n_channels, [kernel_size] * n_axes
+        n = math.prod(size)
+        self.first = nn.Parameter(torch.randn(n_features, n_channels, *size) / n**0.5)
+        self.skip = nn.Parameter(torch.randn(n_features, n_channels, *size) / n**0.5)
         self.log_inner = nn.Parameter(
-            torch.randn(n_features, n_features, k, k) / 10 - math.log(n_features * k * k)
+            torch.randn(n_features, n_features, *size) / 10 - math.log(n_features * n)
         )
         self.log_outer = nn.Parameter(torch.zeros(n_features))
         self.bias = nn.Parameter(torch.zeros(n_features))
         self.log_width = nn.Parameter(torch.tensor(math.log(0.1)))
 
     def forward(self, x: Tensor) -> Tensor:
-        centred = [w - w.mean((-2, -1), keepdim=True) for w in (self.first, self.skip)]
-        z = self._activation(analyse(x, centred[0]))
-        z = F.conv2d(wrap(z, self.first.shape[-1] // 2), self.log_inner.exp(), self.bias)
+        axes = tuple(range(2, x.ndim))
+        centred = [w - w.mean(axes, keepdim=True) for w in (self.first, self.skip)]
+        around = self.first.shape[-1] // 2
+        z = self._activation(convolve(mirror(x, 2 * around), centred[0]))
+        z = convolve(z, self.log_inner.exp(), self.bias)
         z = self._activation(z + analyse(x, centred[1]))
-        return z.sum((-2, -1)) @ self.log_outer.exp()
+        return z.sum(axes) @ self.log_outer.exp()
 
     def weak_convexity(self) -> float:
         return 0.0

@@ -12,7 +12,7 @@ from skinverse.energies._convex import ConvexEnergy
 from skinverse.energies._network import GradientStepEnergy, NetworkEnergy, REDEnergy
 from skinverse.energies._ridge import RidgeEnergy
 
-_OF_CHANNELS: dict[str, Callable[[int], Energy]] = {
+_OF_CHANNELS: dict[str, Callable[..., Energy]] = {
     "ridge": RidgeEnergy,
     "convex_ridge": partial(RidgeEnergy, convex=True),
     "convex": ConvexEnergy,
@@ -24,7 +24,13 @@ _OF_NETWORK: dict[str, Callable[[nn.Module], Energy]] = {
 }
 
 
-def make_energy(name: str, n_channels: int = 1, network: nn.Module | None = None) -> Energy:
+# Side of the filters of volumes in pixels: they have as many weights as filters of 11 x 11 pixels.
+_SIDE_IN_VOLUMES = 5
+
+
+def make_energy(
+    name: str, n_channels: int = 1, network: nn.Module | None = None, *, n_axes: int = 2
+) -> Energy:
     """Make an untrained energy by its name.
 
     Parameters
@@ -35,7 +41,9 @@ def make_energy(name: str, n_channels: int = 1, network: nn.Module | None = None
     n_channels : int, default=1
         Number of channels of the images, for the first three.
     network : nn.Module or None, default=None
-        Network of the last three, which knows its own ``n_channels``.
+        Network of the last three, which knows its own ``n_channels`` and spatial axes.
+    n_axes : int, default=2
+        Number of spatial axes of the images, for the first three: 3 for volumes.
 
     Returns
     -------
@@ -59,4 +67,7 @@ def make_energy(name: str, n_channels: int = 1, network: nn.Module | None = None
     if (network is None) == (name in _OF_NETWORK):
         needed = "a network, got None" if network is None else f"None, got a {type(network).__name__}"
         raise ValueError(f"network: for the energy {name!r} expected {needed}")
-    return _OF_CHANNELS[name](n_channels) if network is None else _OF_NETWORK[name](network)
+    if network is not None:
+        return _OF_NETWORK[name](network)
+    size = {} if n_axes == 2 else {"n_axes": n_axes, "kernel_size": _SIDE_IN_VOLUMES}
+    return _OF_CHANNELS[name](n_channels, **size)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skinverse._filters import analyse, spectral_bound, synthesise
+from skinverse._filters import analyse, mirrored_norm, synthesise
 from skinverse.energies._base import Energy
 
 # Numbers in the responses of one group of filters: 16 MB in single precision.
@@ -37,6 +37,8 @@ class RidgeEnergy(Energy):
         Number of filters.
     kernel_size : int, default=7
         Side of the filters in pixels, odd.
+    n_axes : int, default=2
+        Number of spatial axes of the images: 3 for volumes.
 
     References
     ----------
@@ -52,13 +54,19 @@ class RidgeEnergy(Energy):
     """
 
     def __init__(
-        self, n_channels: int = 1, *, convex: bool = False, n_filters: int = 48, kernel_size: int = 7
+        self,
+        n_channels: int = 1,
+        *,
+        convex: bool = False,
+        n_filters: int = 48,
+        kernel_size: int = 7,
+        n_axes: int = 2,
     ) -> None:
         super().__init__()
         self.n_channels, self.rho = n_channels, 0.0 if convex else 1.0
-        self.filters = nn.Parameter(_cosines(n_filters, n_channels, kernel_size))
+        self.filters = nn.Parameter(_cosines(n_filters, n_channels, kernel_size, n_axes))
         self.log_sharpness = nn.Parameter(torch.tensor(math.log(19.0)))
-        self.log_steepness = nn.Parameter(torch.full((n_filters, 1, 1, 1), math.log(5.0)))
+        self.log_steepness = nn.Parameter(torch.full((n_filters, 1, *[1] * n_axes), math.log(5.0)))
 
     def forward(self, x: Tensor) -> Tensor:
         beta = 1 + self.log_sharpness.exp()
@@ -76,8 +84,8 @@ class RidgeEnergy(Energy):
 
     def normalised(self) -> Tensor:
         """The filters ``W``, with zero mean and ``||W|| <= 1``."""
-        centred = self.filters - self.filters.mean((-2, -1), keepdim=True)
-        return centred / spectral_bound(centred)
+        centred = self.filters - self.filters.mean(tuple(range(2, self.filters.ndim)), keepdim=True)
+        return centred / mirrored_norm(centred)
 
     def weak_convexity(self) -> float:
         return self.rho
@@ -94,16 +102,19 @@ class RidgeEnergy(Energy):
         return zip(self.normalised().split(size), self.log_steepness.exp().split(size), strict=True)
 
 
-def _cosines(n_filters: int, n_channels: int, k: int) -> Tensor:
+def _cosines(n_filters: int, n_channels: int, k: int, n_axes: int) -> Tensor:
     """A tight frame to start from: products of cosines, low frequencies first, mixed over the channels."""
     t = torch.arange(k)
     waves = torch.cos(math.pi * (t + 0.5) * t[:, None] / k) * torch.where(t == 0, 1, 2**0.5)[:, None] / k
-    order = (t[:, None] + t).flatten().argsort(stable=True)[1:]
-    atoms = (waves[:, None, :, None] * waves[None, :, None, :]).flatten(0, 1)[order]
+    frequencies = torch.cartesian_prod(*[t] * n_axes)
+    factors = waves[frequencies[frequencies.sum(1).argsort(stable=True)[1:]]]
+    atoms = factors[:, 0]
+    for axis in range(1, n_axes):
+        atoms = atoms[..., None] * factors[:, axis].reshape(-1, *[1] * axis, k)
     colours = torch.linalg.qr(torch.randn(n_channels, n_channels))[0]
-    bank = (atoms[:, None, None] * colours[None, :, :, None, None]).flatten(0, 1)
+    bank = (atoms[:, None, None] * colours.reshape(1, n_channels, n_channels, *[1] * n_axes)).flatten(0, 1)
     if not len(bank):  # one pixel has no filter of zero mean
-        return torch.zeros(n_filters, n_channels, k, k)
+        return torch.zeros(n_filters, n_channels, *[k] * n_axes)
     return bank[torch.arange(n_filters) % len(bank)]
 
 
@@ -139,7 +150,7 @@ class _Potential(torch.autograd.Function):
         rho, beta_needed = ctx.rho, ctx.needs_input_grad[1]
         by_v, by_beta = [], []
         if g_energy is not None:
-            by_v.append(slope * (g_energy / beta)[..., None, None])
+            by_v.append(slope * (g_energy / beta).reshape(*g_energy.shape, *[1] * (v.ndim - 2)))
             if beta_needed:
                 by_beta.append(_energy_by_beta(v, beta, rho, g_energy))
         if g_slope is not None:

@@ -37,12 +37,13 @@ from skinverse._parameters import (
     fitted,
     parameter,
 )
-from skinverse._tensors import reuse_freed_memory
+from skinverse._tensors import are_finite, reuse_freed_memory, spatial_axes
 from skinverse.estimators._regressor import ReconstructionRegressor
 from skinverse.estimators._validation import (
     FEW,
     alike,
     as_batch,
+    check_channel_axis,
     check_dims,
     check_not_swapped,
     check_operator,
@@ -151,6 +152,14 @@ class BaseReconstructor(Parametrized, ABC):
         What to do where the operator fails its dot test: projectors on graphics processors are often not
         exact adjoints of one another. A number is the largest relative error that is allowed, in place of
         1e-4 in single and 1e-8 in double precision.""",
+    )
+    channel_axis: int | None = parameter(
+        default=None,
+        allowed=Integer() | Null(),
+        doc="""
+        Which axis of one image holds channels, such as colours: 0 of (C, H, W), -1 of (H, W, C). None: every
+        axis is space, and images of three axes are volumes. Methods that treat each value by itself do not
+        ask.""",
     )
     device: str = parameter(
         default="auto", allowed=_Device(), doc='Where to compute; "auto" is CUDA where there is a device.'
@@ -291,6 +300,14 @@ class BaseReconstructor(Parametrized, ABC):
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
         """Reconstruct a batch, (n, *A.dimsd) -> (n, *A.dims)."""
 
+    def _check_images(self, dims: tuple[int, ...]) -> None:
+        """Refuse images of another layout than the method can treat."""
+        check_channel_axis(self.channel_axis, dims)
+
+    def _spatial_axes(self, A: LinearMap) -> tuple[int, ...]:
+        """The axes of images that are space, counted from the end."""
+        return spatial_axes(len(A.dims), self.channel_axis)
+
     # ------------------------------------------------------------------ private
     def _reconstructed(self, A: LinearMap, data: Tensor) -> Solution:
         """The reconstruction in the units of the images, for another method that starts from it."""
@@ -312,6 +329,7 @@ class BaseReconstructor(Parametrized, ABC):
         operator = self._operator_for(images, data)
         if operator is not None:
             check_operator(operator, self.check_operator)
+            self._check_images(tuple(operator.dims))
             images = None if images is None else per_sample(images, operator.dims, "X_true", "operator.dims")
             data = None if data is None else per_sample(data, operator.dimsd, "Y_meas", "operator.dimsd")
         self._check_pairs(images, data)
@@ -379,6 +397,7 @@ class BaseReconstructor(Parametrized, ABC):
             operator: Any = self._operator_for(None, to_batch(rows[:1]))
             if operator is not self.operator_:
                 check_operator(operator, self.check_operator)
+            self._check_images(tuple(operator.dims))
             check_dims(tuple(rows.shape), tuple(operator.dimsd), "Y_meas", "operator.dimsd")
             check_finite(rows, "Y_meas", _TO_MASK)
             self._check_measured(rows)
@@ -396,10 +415,13 @@ class BaseReconstructor(Parametrized, ABC):
         if self.operator is not None:
             return
         known: Any = getattr(self, "operator_", None)
-        if known is None and len(shape) == 2:
+        n_axes = len(shape) - (1 if self.channel_axis is None else 2)
+        if known is None and n_axes == 1:
+            expected = "" if self.channel_axis is None else " and an axis of channels"
             raise ValueError(
-                f"Y_meas: expected images, (n_samples, height, width), got shape {shape} and operator=None: "
-                "one image is Y_meas[None]; for signals pass operator=pylops.Identity(n) or signals in fit"
+                f"Y_meas: expected images, (n_samples, height, width){expected}, got shape {shape} "
+                "and operator=None: one image is Y_meas[None]; for signals pass pylops.Identity(dims) or "
+                "signals in fit"
             )
         if known is not None and shape[1:] != (known.shape[0],) and len(shape) <= len(known.dimsd):
             expected = ", ".join(map(str, known.dimsd))
@@ -434,7 +456,7 @@ class BaseReconstructor(Parametrized, ABC):
                 yield index, reconstruct(B, data)
 
     def _warn(self, solution: Solution) -> None:
-        lost = int((~torch.isfinite(solution.x)).flatten(1).any(1).sum())
+        lost = int((~are_finite(solution.x)).sum())
         if lost:
             warnings.warn(
                 f"{type(self).__name__}: {lost} of {len(solution.x)} images are not finite, they hold NaN or "

@@ -15,6 +15,7 @@ import joblib
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, clone
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from skinverse import __version__
 from skinverse._defaults import seeded
 from skinverse._hashing import Unhashable, digest
 from skinverse._parameters import Constraint, Flag, Instance, Integer, Null, Real, declared, fitted, parameter
+from skinverse._tensors import as_channels, spatial_axes
 from skinverse.estimators._base import BaseReconstructor, Reconstruct
 from skinverse.estimators._units import Normalisation, without_gain
 from skinverse.estimators._validation import seed_of, single
@@ -73,12 +75,14 @@ class LearnedReconstructor(BaseReconstructor):
     ``y' = (y - A level_) / spread_`` of these. Trained on images and data times a number, a method gives the
     reconstructions times it, and trained on images with a constant added, it gives the same with it added.
     What has been trained keeps its unit and its level: a network is neither homogeneous nor does it commute
-    with adding a constant.
+    with adding a constant. The level of complex images is 0, for their phase is arbitrary.
     """
 
     _needs: ClassVar[tuple[str, ...]] = ("X_true", "Y_meas")
     # Parameters on which nothing that is learned depends.
     _reconstruction_params: ClassVar[tuple[str, ...]] = ("verbose", "device")
+    # The most spatial axes of an image that the networks can have.
+    _most_axes: ClassVar[int] = 3
     # Whether the training goes on from the weights of an earlier one.
     _continued: bool = False
 
@@ -106,10 +110,15 @@ class LearnedReconstructor(BaseReconstructor):
     )
 
     module_: nn.Module = fitted(kind="nn.Module", doc="The trained module.")
+    n_axes_: int = fitted(
+        allowed=Integer(ge=2, le=3), doc="Number of spatial axes of the networks: 3 for volumes, else 2."
+    )
     level_: complex = fitted(
         kind="float, or complex",
         allowed=Instance(float, complex),
-        doc="Mean of all values of the training images, which are normalised by it and ``spread_``.",
+        doc="""
+        Mean of all values of the training images, which are normalised by it and ``spread_``; 0 of complex
+        images.""",
     )
     spread_: float = fitted(
         allowed=Real(gt=0),
@@ -198,6 +207,7 @@ class LearnedReconstructor(BaseReconstructor):
     # ------------------------------------------------------------------ training
     def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
         assert A is not None and images is not None and data is not None  # _needs
+        self.n_axes_ = self._n_axes(tuple(images.shape[1:]))
         earlier = dict(self.module_.state_dict()) if hasattr(self, "module_") else {}
         if not earlier:
             self.level_, self.spread_ = self._level_and_spread(images)
@@ -235,6 +245,28 @@ class LearnedReconstructor(BaseReconstructor):
             phases = self._phases(module, A, x, y)
             history = run(module, phases, draws=draws, seed=seed, verbose=self.verbose, checkpoint=checkpoint)
         return {"weights": {k: v.cpu() for k, v in module.state_dict().items()}, "history": history}
+
+    def _channels(self, images: Tensor) -> Tensor:
+        """Images as real channels, (n, channels, *space)."""
+        return as_channels(images, self.channel_axis)
+
+    def _n_axes(self, dims: tuple[int, ...]) -> int:
+        """Number of spatial axes of the networks; signals are images of one row."""
+        return max(2, len(spatial_axes(len(dims), self.channel_axis)))
+
+    def _check_images(self, dims: tuple[int, ...]) -> None:
+        super()._check_images(dims)
+        n_axes, which = self._n_axes(dims), "channel_axis says which axis holds channels"
+        if n_axes > self._most_axes:
+            raise ValueError(
+                f"{type(self).__name__}: expected images of at most {self._most_axes} spatial axes, got "
+                f"{n_axes} in images of shape {dims}: {which}"
+            )
+        if n_axes != getattr(self, "n_axes_", n_axes):
+            raise ValueError(
+                f"{type(self).__name__}: trained on images of {self.n_axes_} spatial axes, got {n_axes} in "
+                f"images of shape {dims}: {which}"
+            )
 
     def _untrained_module(self, seed: int, device: torch.device) -> nn.Module:
         with seeded(seed):
@@ -329,18 +361,56 @@ def mean_psnr(images: Tensor, x: Tensor) -> float:
         return mean_score(psnr(images, x)) if bool(x.isfinite().all()) else -math.inf
 
 
-def held_out_psnr(reconstruct: Callable[[Tensor], Tensor], *, n_images: int, cropped: bool = False) -> Score:
+def held_out_psnr(
+    reconstruct: Callable[[Tensor], Tensor], *, n_images: int, cropped: tuple[int, ...] = ()
+) -> Score:
     """Score of a phase whose rows begin with images and data: PSNR of a few reconstructions.
 
-    ``cropped`` takes the corners of images and data, for methods that see a neighbourhood of each pixel only.
+    Along the axes ``cropped`` images and data are cut, for methods that see a neighbourhood of each pixel
+    only.
     """
 
     def score(images: Tensor, data: Tensor, *_: Tensor) -> float:
-        x, y = images[:n_images], data[:n_images]
-        x, y = crop(x, y) if cropped else (x, y)
+        x, y = crop(images[:n_images], data[:n_images], cropped)
         return mean_psnr(x, reconstruct(y))
 
     return score
+
+
+class Failures:
+    """How many of the problems that a training solved did not converge.
+
+    Parameters
+    ----------
+    sentence : str
+        What to say of them, with places for their number ``{n_failed}`` among all ``{n_solved}`` and for the
+        largest residual ``{worst}``.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        self.sentence = sentence
+        self.n_failed, self.n_solved, self.worst = 0, 0, 0.0
+
+    def count(self, solution: Solution) -> None:
+        """Add the problems of a step."""
+        failed = ~solution.converged
+        self.n_solved += len(failed)
+        self.n_failed += int(failed.sum())
+        self.worst = max([self.worst, *solution.residual[failed].tolist()])
+
+    def warn(self) -> None:
+        """Say how many there were, if any."""
+        if self.n_failed:
+            numbers = {"n_failed": self.n_failed, "n_solved": self.n_solved, "worst": f"{self.worst:.1e}"}
+            warnings.warn(self.sentence.format(**numbers), ConvergenceWarning, stacklevel=2)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs."""
+        return {name: getattr(self, name) for name in ("n_failed", "n_solved", "worst")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        vars(self).update(state)
 
 
 # ---------------------------------------------------------------------- data and starts
@@ -370,8 +440,10 @@ def analytic_inverse(A: LinearMap, data: Tensor) -> Tensor:
     return implicit(objective, x, solve=conjugate_gradient, tol=_INVERSE_TOL)
 
 
-def fit_initial(initial: Any, operator: Any, images: Tensor | None, data: Tensor | None) -> Any:
-    """The estimator to start from, fitted for this operator.
+def fit_initial(
+    initial: Any, operator: Any, channel_axis: int | None, images: Tensor | None, data: Tensor | None
+) -> Any:
+    """The estimator to start from, fitted for this operator and these images.
 
     None stays None; scikit-learn's ``FrozenEstimator`` around a fitted method is that method as it is.
     """
@@ -380,7 +452,7 @@ def fit_initial(initial: Any, operator: Any, images: Tensor | None, data: Tensor
     if isinstance(initial, FrozenEstimator):
         check_is_fitted(initial.estimator)
         return initial.estimator
-    return clone(initial).set_params(operator=operator).fit(images, data)
+    return clone(initial).set_params(operator=operator, channel_axis=channel_axis).fit(images, data)
 
 
 def after(first: Solution, x: Tensor) -> Solution:

@@ -93,7 +93,8 @@ class Normalisation:
 
     Where ``y = A x``, the images ``x' = (x - level) / spread`` solve ``y' = A x'`` with
     ``y' = (y - A level) / spread``. What is learned of this problem knows neither the units of the images nor
-    their level, which may be many times as large as what varies.
+    their level, which may be many times as large as what varies. The level of complex images is zero: their
+    phase is arbitrary, and a constant taken out of them would make the result depend on it.
     """
 
     level: complex
@@ -103,9 +104,9 @@ class Normalisation:
     def of(cls, images: Tensor) -> Self:
         """Mean and standard deviation of all values, in double precision, a few images at a time."""
         parts = images.split(max(1, _AT_ONCE // images[0].numel()))
-        level = complex(sum(complex(_double(x).sum()) for x in parts)) / images.numel()
-        known: complex = level if images.is_complex() else level.real
-        return cls(known, _spread(parts, known, images))
+        level: complex = 0j if images.is_complex() else sum(float(_double(x).sum()) for x in parts)
+        level /= images.numel()
+        return cls(level, _spread(parts, level, images))
 
     def seen(self, A: LinearMap, like: Tensor) -> Tensor:
         """What the data of the level are, (1, *A.dimsd)."""

@@ -81,6 +81,23 @@ def per_sample(batch: Tensor, dims: tuple[int, ...], name: str, source: str) -> 
     return batch.reshape(-1, *dims)
 
 
+def check_channel_axis(channel_axis: int | None, dims: tuple[int, ...]) -> None:
+    """Refuse an axis of channels that images of ``dims`` have not, and channels without space.
+
+    Raises
+    ------
+    ParameterError
+        If there is no such axis, or no other one.
+    """
+    if channel_axis is None or (len(dims) > 1 and -len(dims) <= channel_axis < len(dims)):
+        return
+    size = ", ".join(map(str, dims))
+    raise ParameterError(
+        f"channel_axis: expected an axis of one image beside one of space, got {channel_axis} for images of "
+        f"shape ({size}{',' * (len(dims) == 1)})"
+    )
+
+
 def alike(masks: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
     """Indices of the samples that have the same mask, one array for each mask."""
     groups: dict[bytes, list[int]] = {}

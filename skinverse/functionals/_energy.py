@@ -20,6 +20,8 @@ class EnergyFunctional(Functional):
     ----------
     energy : skinverse.energies.Energy
         The energy, in the precision and on the device of the images.
+    channel_axis : int or None, default=None
+        The axis of one image that holds channels; None where all are space.
 
     Raises
     ------
@@ -37,16 +39,19 @@ class EnergyFunctional(Functional):
 
     smooth = True
 
-    def __init__(self, energy: Any) -> None:
-        self.energy = energy
+    def __init__(self, energy: Any, channel_axis: int | None = None) -> None:
+        self.energy, self.channel_axis = energy, channel_axis
         self.weak_convexity = energy.weak_convexity()
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.energy(planes_for(x, self.energy.n_channels, "the energy")).view(len(x), -1).sum(1)
+        return self.energy(self._planes(x)).view(len(x), -1).sum(1)
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        value, gradient = self.energy.value_and_grad(planes_for(x, self.energy.n_channels, "the energy"))
-        return value.view(len(x), -1).sum(1), from_channels(gradient, x)
+        value, gradient = self.energy.value_and_grad(self._planes(x))
+        return value.view(len(x), -1).sum(1), from_channels(gradient, x, self.channel_axis)
+
+    def _planes(self, x: Tensor) -> Tensor:
+        return planes_for(x, self.energy.n_channels, "the energy", self.channel_axis)
 
     def __repr__(self) -> str:
         return f"EnergyFunctional({type(self.energy).__name__})"

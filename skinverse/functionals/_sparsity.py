@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from skinverse._cosines import cosine_transform, inverse_cosine_transform
-from skinverse._differences import image_axes
+from skinverse._differences import IMAGE_AXES, Axes, axes_of
 from skinverse.functionals._base import Functional
 from skinverse.functionals._simple import L1Norm
 
@@ -19,7 +19,9 @@ _MOST_LEVELS = 5
 
 
 class Transform(ABC):
-    """An orthonormal transform of the image axes."""
+    """An orthonormal transform along spatial axes, counted from the end."""
+
+    axes: Axes
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor: ...
@@ -37,7 +39,7 @@ class Transform(ABC):
 
 
 class WaveletTransform(Transform):
-    """Orthonormal periodic Daubechies wavelet transform of the image axes.
+    """Orthonormal periodic Daubechies wavelet transform along spatial axes.
 
     An axis may have any length. Of an odd number of samples the last one passes to the next coarser level
     unchanged, which keeps the transform orthonormal; PyWavelets, whose filters these are, would extend the
@@ -52,36 +54,36 @@ class WaveletTransform(Transform):
         Number of levels; None goes on while an axis has at least ``2 * order`` samples, at most 5 times.
     """
 
-    def __init__(self, order: int = 4, n_levels: int | None = None) -> None:
+    def __init__(self, order: int = 4, n_levels: int | None = None, *, axes: Axes = IMAGE_AXES) -> None:
         if order not in range(1, 11):
             raise ValueError(f"order: expected an integer from 1 to 10, got {order!r}")
-        self.order, self.n_levels = order, n_levels
+        self.order, self.n_levels, self.axes = order, n_levels, axes
         wavelet = pywt.Wavelet(f"db{order}")
         self._low, self._high = wavelet.rec_lo, wavelet.rec_hi
 
     def __call__(self, x: Tensor) -> Tensor:
         c = x.clone()
         for shape in self._pyramid(x):
-            block = _corner(c, shape)
-            for axis in image_axes(x.ndim):
+            block = _corner(c, axes_of(c, self.axes), shape)
+            for axis in axes_of(x, self.axes):
                 block.copy_(_along(axis, block, self._analysis))
         return c
 
     def adjoint(self, c: Tensor) -> Tensor:
         x = c.clone()
         for shape in reversed(self._pyramid(c)):
-            block = _corner(x, shape)
-            for axis in reversed(image_axes(c.ndim)):
+            block = _corner(x, axes_of(x, self.axes), shape)
+            for axis in reversed(axes_of(c, self.axes)):
                 block.copy_(_along(axis, block, self._synthesis))
         return x
 
     def approximation(self, c: Tensor) -> Tensor:
         pyramid = self._pyramid(c)
-        return _corner(c, _halved(pyramid[-1])) if pyramid else c
+        return _corner(c, axes_of(c, self.axes), _halved(pyramid[-1])) if pyramid else c
 
     def _pyramid(self, x: Tensor) -> list[tuple[int, ...]]:
         """Shape of the block that each level transforms."""
-        shape = tuple(x.shape[axis] for axis in image_axes(x.ndim))
+        shape = tuple(x.shape[axis] for axis in axes_of(x, self.axes))
         shapes: list[tuple[int, ...]] = []
         most = _MOST_LEVELS if self.n_levels is None else self.n_levels
         least = 2 * self.order if self.n_levels is None else 2
@@ -119,16 +121,20 @@ class WaveletTransform(Transform):
 
 
 class CosineTransform(Transform):
-    """Orthonormal discrete cosine transform (DCT-II) of the image axes; the mean is the approximation."""
+    """Orthonormal discrete cosine transform (DCT-II) along spatial axes; the mean is the approximation."""
+
+    def __init__(self, *, axes: Axes = IMAGE_AXES) -> None:
+        self.axes = axes
 
     def __call__(self, x: Tensor) -> Tensor:
-        return cosine_transform(x, image_axes(x.ndim))
+        return cosine_transform(x, axes_of(x, self.axes))
 
     def adjoint(self, c: Tensor) -> Tensor:
-        return inverse_cosine_transform(c, image_axes(c.ndim))
+        return inverse_cosine_transform(c, axes_of(c, self.axes))
 
     def approximation(self, c: Tensor) -> Tensor:
-        return _corner(c, (1,) * len(image_axes(c.ndim)))
+        axes = axes_of(c, self.axes)
+        return _corner(c, axes, (1,) * len(axes))
 
 
 class _Sparsity(Functional):
@@ -163,6 +169,9 @@ class WaveletSparsity(_Sparsity):
         Number of vanishing moments of the wavelet; 1 is Haar.
     n_levels : int or None, default=None
         Number of levels; None goes on while an axis has at least ``2 * order`` samples, at most 5 times.
+    axes : tuple of int, default=(-2, -1)
+        The spatial axes of a batch, counted from the end: (-3, -2, -1) of volumes (n, D, H, W), (-3, -2) of
+        images (n, H, W, C). All others are channels; of signals (n, L) there is only the last one.
 
     Attributes
     ----------
@@ -181,18 +190,23 @@ class WaveletSparsity(_Sparsity):
     tensor([True])
     """
 
-    def __init__(self, order: int = 4, n_levels: int | None = None) -> None:
-        super().__init__(WaveletTransform(order, n_levels))
-        self.order, self.n_levels = order, n_levels
+    def __init__(self, order: int = 4, n_levels: int | None = None, *, axes: Axes = IMAGE_AXES) -> None:
+        super().__init__(WaveletTransform(order, n_levels, axes=axes))
+        self.order, self.n_levels, self.axes = order, n_levels, axes
 
     def __repr__(self) -> str:
-        return f"WaveletSparsity(order={self.order}, n_levels={self.n_levels})"
+        return f"WaveletSparsity(order={self.order}, n_levels={self.n_levels}, axes={self.axes})"
 
 
 class CosineSparsity(_Sparsity):
     """Sparsity in cosines, ``sum |C x|`` for the orthonormal cosine transform ``C`` (DCT-II).
 
     The mean of an image is not penalised.
+
+    Parameters
+    ----------
+    axes : tuple of int, default=(-2, -1)
+        The spatial axes of a batch, as in :class:`WaveletSparsity`.
 
     Attributes
     ----------
@@ -207,8 +221,12 @@ class CosineSparsity(_Sparsity):
     tensor([True])
     """
 
-    def __init__(self) -> None:
-        super().__init__(CosineTransform())
+    def __init__(self, *, axes: Axes = IMAGE_AXES) -> None:
+        super().__init__(CosineTransform(axes=axes))
+        self.axes = axes
+
+    def __repr__(self) -> str:
+        return f"CosineSparsity(axes={self.axes})"
 
 
 def _along(axis: int, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
@@ -221,9 +239,9 @@ def _halved(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(-(-size // 2) for size in shape)
 
 
-def _corner(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The first entries along the image axes, as a view."""
-    for axis, size in zip(image_axes(x.ndim), shape, strict=True):
+def _corner(x: Tensor, axes: Axes, shape: tuple[int, ...]) -> Tensor:
+    """The first entries along some axes, as a view."""
+    for axis, size in zip(axes, shape, strict=True):
         x = x.narrow(axis, 0, size)
     return x
 

@@ -9,10 +9,10 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from skinverse._differences import image_axes
+from skinverse._differences import IMAGE_AXES, Axes, axes_of
 from skinverse._tensors import LinearMap, dot, expand
 from skinverse.functionals._base import Functional
-from skinverse.functionals._derivatives import Gradient, SymmetrizedDerivative, on_differences
+from skinverse.functionals._derivatives import Gradient, SymmetrizedDerivative, n_entries, on_differences
 from skinverse.functionals._simple import L1Norm, shrink, unit_ball
 
 
@@ -63,15 +63,17 @@ def _root(squares: Tensor) -> Tensor:
 class TotalVariation(Functional):
     """Total variation, ``TV(x) = sum_pixels |grad x|``.
 
-    The gradient consists of forward differences, which are zero across the border (Neumann). The image axes
-    are the last two of (n, H, W) and of (n, C, H, W), whose channels add up, and the last one of (n, L). Of
-    complex images the moduli of the differences count.
+    The gradient consists of forward differences, which are zero across the border (Neumann). The variations
+    of channels add up. Of complex images the moduli of the differences count.
 
     Parameters
     ----------
     isotropic : bool, default=True
         Whether ``|.|`` is the Euclidean length of the gradient in each pixel. Otherwise it is the sum of the
         moduli of the gradient's entries, which is invariant under rotations by 90 degrees and flips.
+    axes : tuple of int, default=(-2, -1)
+        The spatial axes of a batch, counted from the end: (-3, -2, -1) of volumes (n, D, H, W), (-3, -2) of
+        images (n, H, W, C). All others are channels; of signals (n, L) there is only the last one.
 
     References
     ----------
@@ -88,18 +90,18 @@ class TotalVariation(Functional):
     tensor([12.])
     """
 
-    def __init__(self, *, isotropic: bool = True) -> None:
-        self.isotropic = isotropic
+    def __init__(self, *, isotropic: bool = True, axes: Axes = IMAGE_AXES) -> None:
+        self.isotropic, self.axes = isotropic, axes
 
     def __call__(self, x: Tensor) -> Tensor:
         outer, gradient = self.split()
         return outer(gradient(x))
 
     def split(self) -> tuple[Functional, LinearMap]:
-        return GroupNorm() if self.isotropic else L1Norm(), Gradient()
+        return GroupNorm() if self.isotropic else L1Norm(), Gradient(self.axes)
 
     def __repr__(self) -> str:
-        return f"TotalVariation(isotropic={self.isotropic})"
+        return f"TotalVariation(isotropic={self.isotropic}, axes={self.axes})"
 
 
 class TotalGeneralizedVariation(Functional):
@@ -107,12 +109,14 @@ class TotalGeneralizedVariation(Functional):
 
     ``TGV(x) = min_v sum_pixels |grad x - v| + alpha |E v|`` with the symmetrised derivative ``E``. It is zero
     for affine images, where total variation is not, so that slopes do not turn into stairs. The field ``v``
-    has one entry per forward difference; dimensions and border are those of :class:`TotalVariation`.
+    has one entry per forward difference; channels and border are those of :class:`TotalVariation`.
 
     Parameters
     ----------
     alpha : float > 0, default=2.0
         Weight of the second order relative to the first.
+    axes : tuple of int, default=(-2, -1)
+        The spatial axes of a batch, as in :class:`TotalVariation`.
 
     Notes
     -----
@@ -135,17 +139,17 @@ class TotalGeneralizedVariation(Functional):
     (tensor([True]), tensor([9.]))
     """
 
-    def __init__(self, *, alpha: float = 2.0) -> None:
+    def __init__(self, *, alpha: float = 2.0, axes: Axes = IMAGE_AXES) -> None:
         if not alpha > 0:
             raise ValueError(f"alpha: expected a number > 0, got {alpha!r}")
-        self.alpha = alpha
+        self.alpha, self.axes = alpha, axes
 
     def __call__(self, x: Tensor) -> Tensor:
-        return _minimum_over_fields(Gradient()(x.detach()), self.alpha)
+        return _minimum_over_fields(Gradient(self.axes)(x.detach()), self.alpha, self.axes)
 
     def lifted(self) -> Functional:
         """``sum_pixels |grad x - v| + alpha |E v|`` as a functional of image and field."""
-        return _LiftedVariation(self.alpha)
+        return _LiftedVariation(self.alpha, self.axes)
 
     def lift(self, functional: Functional, n_axes: int = 2) -> Functional:
         """A functional of the image as one of image and field; the field has ``n_axes`` components."""
@@ -153,17 +157,17 @@ class TotalGeneralizedVariation(Functional):
 
     def pack(self, x: Tensor) -> Tensor:
         """Images with the field zero, (n, *dims) -> (n, 1 + d, *dims)."""
-        field = x.new_zeros((len(x), len(image_axes(x.ndim)), *x.shape[1:]))
+        field = x.new_zeros((len(x), len(axes_of(x, self.axes)), *x.shape[1:]))
         return torch.cat([x[:, None], field], dim=1)
 
     def __repr__(self) -> str:
-        return f"TotalGeneralizedVariation(alpha={self.alpha})"
+        return f"TotalGeneralizedVariation(alpha={self.alpha}, axes={self.axes})"
 
 
 class OfImage(Functional):
     """A functional of the image as a functional of image and field: ``f(x)`` at ``z = (x, v)``.
 
-    The field has ``n_axes`` components: 2 for images, 1 for signals.
+    The field has ``n_axes`` components: 2 for images, 1 for signals, 3 for volumes.
     """
 
     def __init__(self, functional: Functional, n_axes: int) -> None:
@@ -223,36 +227,37 @@ def _embed(x: Tensor, n_axes: int) -> Tensor:
 class _LiftedVariation(Functional):
     """``sum |grad x - v| + alpha |E v|`` of ``z = (x, v)``."""
 
-    def __init__(self, alpha: float) -> None:
-        self.alpha = alpha
+    def __init__(self, alpha: float, axes: Axes) -> None:
+        self.alpha, self.axes = alpha, axes
 
     def __call__(self, z: Tensor) -> Tensor:
         outer, linear = self.split()
         return outer(linear(z))
 
     def split(self) -> tuple[Functional, LinearMap]:
-        return _JointNorm(), _Joint(self.alpha)
+        return _JointNorm(self.axes), _Joint(self.alpha, self.axes)
 
 
 class _Joint:
     """``(x, v) -> (grad x - v, alpha E v)``, stacked along the channels."""
 
-    def __init__(self, alpha: float) -> None:
-        self.alpha = alpha
+    def __init__(self, alpha: float, axes: Axes) -> None:
+        self.alpha, self.axes = alpha, axes
+        self._grad, self._E = Gradient(axes), SymmetrizedDerivative(axes)
 
     def __call__(self, z: Tensor) -> Tensor:
-        x, v = z[:, 0], on_differences(z[:, 1:])
-        return torch.cat([Gradient()(x) - v, self.alpha * SymmetrizedDerivative()(v)], dim=1)
+        x, v = z[:, 0], on_differences(z[:, 1:], self.axes)
+        return torch.cat([self._grad(x) - v, self.alpha * self._E(v)], dim=1)
 
     def adjoint(self, p: Tensor) -> Tensor:
-        d = len(image_axes(p.ndim - 1))
+        d = len(axes_of(p[:, 0], self.axes))
         q, e = p[:, :d], p[:, d:]
-        v = on_differences(self.alpha * SymmetrizedDerivative().adjoint(e) - q)
-        return torch.cat([Gradient().adjoint(q)[:, None], v], dim=1)
+        v = on_differences(self.alpha * self._E.adjoint(e) - q, self.axes)
+        return torch.cat([self._grad.adjoint(q)[:, None], v], dim=1)
 
     def norm(self) -> float:
         """``||K (x, v)|| <= ||M (||x||, ||v||)||`` for the small matrix of the blocks' bounds."""
-        bound = SymmetrizedDerivative().norm()
+        bound = self._E.norm()
         blocks = [[bound, 1.0], [0.0, self.alpha * bound]]
         return float(torch.linalg.matrix_norm(torch.tensor(blocks, dtype=torch.float32, device="cpu"), 2))
 
@@ -261,6 +266,9 @@ class _JointNorm(Functional):
     """Group norm whose groups are the channels of first order and those of second order."""
 
     proximable = True
+
+    def __init__(self, axes: Axes) -> None:
+        self.axes = axes
 
     def __call__(self, p: Tensor) -> Tensor:
         return self._groups(p)(p)
@@ -275,18 +283,20 @@ class _JointNorm(Functional):
         return self._groups(u).conjugate(u)
 
     def _groups(self, p: Tensor) -> GroupNorm:
-        d = len(image_axes(p.ndim - 1))
-        return GroupNorm((d, 2 * d - 1))
+        d = len(axes_of(p[:, 0], self.axes))
+        return GroupNorm((d, n_entries(d)))
 
 
-def _minimum_over_fields(g: Tensor, alpha: float, *, gap: float = 1e-4, max_steps: int = 50_000) -> Tensor:
+def _minimum_over_fields(
+    g: Tensor, alpha: float, axes: Axes = IMAGE_AXES, *, gap: float = 1e-4, max_steps: int = 50_000
+) -> Tensor:
     """``min_v ||g - v|| + alpha ||E v||`` for gradients ``g``, by primal-dual steps to a relative gap.
 
     The dual problem is ``max <g, alpha E^T w>`` over ``|w| <= 1, |alpha E^T w| <= 1``. A dual iterate divided
     by its largest ``|alpha E^T w|`` is feasible, so the gap is a certificate. The gradients are scaled to a
     mean length of one, which suits steps of equal size.
     """
-    E, norm = SymmetrizedDerivative(), GroupNorm()
+    E, norm = SymmetrizedDerivative(axes), GroupNorm()
     mean = norm(g) / math.prod(g.shape[2:])
     unit = torch.where(mean > 0, mean, 1)
     g = g / expand(unit, g)
@@ -296,7 +306,7 @@ def _minimum_over_fields(g: Tensor, alpha: float, *, gap: float = 1e-4, max_step
     for k in range(max_steps):
         w = norm.prox_conjugate(w + step * alpha * E(v_bar), step)
         slope = alpha * E.adjoint(w)
-        new = on_differences(g + norm.prox(v - step * slope - g, step))
+        new = on_differences(g + norm.prox(v - step * slope - g, step), axes)
         v_bar, v = 2 * new - v, new
         if k % 10 == 9:
             longest = _squares(slope).flatten(1).amax(1).clamp_min(1).sqrt()

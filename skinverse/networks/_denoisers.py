@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skinverse._filters import analyse, spectral_bound, synthesise
-from skinverse._tensors import wrap
+from skinverse._filters import CONVOLUTIONS, analyse, convolve, mirrored_norm, synthesise
+from skinverse._tensors import mirror
 from skinverse.networks._base import Images, Network
 from skinverse.networks._groups import GroupConv, LiftConv, ProjectConv, elements, transform
 
@@ -23,10 +23,10 @@ _MAX_LOG_LEVEL = 20.0
 class DnCNN(Network):
     """Residual denoiser, ``h(x) = x - N(x)``: 3 x 3 convolutions with SiLU, (n, channels, h, w) to the same.
 
-    It continues images periodically. It has no batch normalisation, so that the result for one image does not
-    depend on the others, and it is smooth, so that it can be differentiated twice. With a group it commutes
-    exactly with turning and flipping images of any size: ``h(g x) = g h(x)``. Evaluation costs the same for
-    every group; a larger one has fewer weights.
+    It continues images by their mirror images. It has no batch normalisation, so that the result for one
+    image does not depend on the others, and it is smooth, so that it can be differentiated twice. With a
+    group it commutes exactly with turning and flipping images of any size: ``h(g x) = g h(x)``. Evaluation
+    costs the same for every group; a larger one has fewer weights.
 
     Parameters
     ----------
@@ -37,7 +37,10 @@ class DnCNN(Network):
     n_layers : int, default=5
         Number of convolutions, at least two; each pixel sees ``2 n_layers + 1`` pixels in each direction.
     group : {"C1", "D1", "C2", "C4", "D4"}, default="C1"
-        Symmetry of the network: none, a flip, half turns, quarter turns, quarter turns and flips.
+        Symmetry of the network: none, a flip, half turns, quarter turns, quarter turns and flips; of volumes
+        in the plane of the last two axes.
+    n_axes : int, default=2
+        Number of spatial axes of the images: 3 for volumes.
 
     Raises
     ------
@@ -61,17 +64,23 @@ class DnCNN(Network):
     """
 
     def __init__(
-        self, n_channels: int = 1, *, n_features: int = 32, n_layers: int = 5, group: str = "C1"
+        self,
+        n_channels: int = 1,
+        *,
+        n_features: int = 32,
+        n_layers: int = 5,
+        group: str = "C1",
+        n_axes: int = 2,
     ) -> None:
         super().__init__()
         if n_layers < 2:
             raise ValueError(f"n_layers: expected at least 2, got {n_layers}")
         self.n_channels = n_channels
         n_fields = _fields(n_features, group)
-        middle = [GroupConv(n_fields, n_fields, group=group) for _ in range(n_layers - 2)]
+        middle = [GroupConv(n_fields, n_fields, group=group, n_axes=n_axes) for _ in range(n_layers - 2)]
         first, last = (
-            LiftConv(n_channels, n_fields, group=group),
-            ProjectConv(n_fields, n_channels, group=group),
+            LiftConv(n_channels, n_fields, group=group, n_axes=n_axes),
+            ProjectConv(n_fields, n_channels, group=group, n_axes=n_axes),
         )
         self.layers = nn.ModuleList([first, *middle, last])
         with torch.no_grad():
@@ -82,9 +91,9 @@ class DnCNN(Network):
         (first, bias), *rest = [(layer.kernel(), layer.bias()) for layer in layers]
 
         def h(x: Tensor) -> Tensor:
-            z = F.conv2d(wrap(x, 1 + len(rest)), first, bias)
+            z = convolve(mirror(x, 1 + len(rest)), first, bias)
             for kernel, offset in rest:
-                z = F.conv2d(F.silu(z), kernel, offset)
+                z = convolve(F.silu(z), kernel, offset)
             return x - z
 
         return h
@@ -109,6 +118,8 @@ class GradientStepCNN(Network):
         Side of the filters in pixels, odd.
     group : {"C1", "D1", "C2", "C4", "D4"}, default="C1"
         Symmetry of the network: the filters come in all orientations of the group.
+    n_axes : int, default=2
+        Number of spatial axes of the images: 3 for volumes.
 
     Attributes
     ----------
@@ -144,13 +155,15 @@ class GradientStepCNN(Network):
         n_layers: int = 5,
         kernel_size: int = 5,
         group: str = "C1",
+        n_axes: int = 2,
     ) -> None:
         super().__init__()
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size: expected an odd number, got {kernel_size}")
         self.n_channels, self.elements = n_channels, elements(group)
         n_fields = _fields(n_features, group)
-        self.filters = nn.Parameter(torch.randn(n_layers, n_fields, n_channels, kernel_size, kernel_size))
+        size = [kernel_size] * n_axes
+        self.filters = nn.Parameter(torch.randn(n_layers, n_fields, n_channels, *size))
         self.log_level = nn.Parameter(torch.full((n_layers, n_fields), math.log(0.1)))
         self.step = nn.Parameter(torch.zeros(n_layers))
 
@@ -167,15 +180,15 @@ class GradientStepCNN(Network):
 
     def _layer(self, filters: Tensor, level: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         bank = torch.stack([transform(filters, g) for g in self.elements], 1).flatten(0, 1)
-        levels = level.repeat_interleave(len(self.elements))[:, None, None]
-        return bank / spectral_bound(bank), levels, 2 * torch.sigmoid(step)
+        levels = level.repeat_interleave(len(self.elements)).reshape(-1, *[1] * (filters.ndim - 2))
+        return bank / mirrored_norm(bank), levels, 2 * torch.sigmoid(step)
 
 
 class UNet(Network):
     """Residual U-Net, ``h(x) = x - N(x)``, without normalisation, for images of every size.
 
     It has two 3 x 3 convolutions with SiLU at each resolution, takes averages on the way down and nearest
-    neighbours on the way up, and continues images periodically.
+    neighbours on the way up, and continues images by their mirror images at each resolution.
 
     Parameters
     ----------
@@ -185,6 +198,8 @@ class UNet(Network):
         Number of features at full resolution; it doubles with each halving.
     n_levels : int, default=3
         Number of resolutions.
+    n_axes : int, default=2
+        Number of spatial axes of the images: 3 for volumes.
 
     References
     ----------
@@ -201,15 +216,19 @@ class UNet(Network):
     torch.Size([2, 1, 7, 1])
     """
 
-    def __init__(self, n_channels: int = 1, *, n_features: int = 32, n_levels: int = 3) -> None:
+    def __init__(
+        self, n_channels: int = 1, *, n_features: int = 32, n_levels: int = 3, n_axes: int = 2
+    ) -> None:
         super().__init__()
         if n_levels < 1:
             raise ValueError(f"n_levels: expected at least 1, got {n_levels}")
         self.n_channels = n_channels
         widths = [n_features * 2**level for level in range(n_levels)]
-        self.down = nn.ModuleList(_block(a, b) for a, b in zip([n_channels, *widths], widths, strict=False))
-        self.up = nn.ModuleList(_block(a + b, a) for a, b in zip(widths, widths[1:], strict=False))
-        self.last = nn.Conv2d(n_features, n_channels, 1)
+        self.down = nn.ModuleList(
+            _block(a, b, n_axes) for a, b in zip([n_channels, *widths], widths, strict=False)
+        )
+        self.up = nn.ModuleList(_block(a + b, a, n_axes) for a, b in zip(widths, widths[1:], strict=False))
+        self.last = CONVOLUTIONS[n_axes](n_features, n_channels, 1)
         with torch.no_grad():
             self.last.weight.mul_(_LAST)
 
@@ -222,20 +241,29 @@ class UNet(Network):
         fine = []
         for block in rest:
             fine.append(z)
-            z = _twice(block, F.avg_pool2d(z, 2, ceil_mode=True))
+            z = _twice(block, _halved(z))
         for block, skipped in zip(reversed(self.up), reversed(fine), strict=True):
-            coarse = F.interpolate(z, scale_factor=2)[..., : skipped.shape[-2], : skipped.shape[-1]]
+            coarse = F.interpolate(z, scale_factor=2)
+            for axis in range(2, z.ndim):
+                coarse = coarse.narrow(axis, 0, skipped.shape[axis])
             z = _twice(block, torch.cat([skipped, coarse], 1))
         return x - self.last(z)
 
 
-def _block(n_in: int, n_out: int) -> nn.ModuleList:
-    return nn.ModuleList([nn.Conv2d(n_in, n_out, 3), nn.Conv2d(n_out, n_out, 3)])
+def _block(n_in: int, n_out: int, n_axes: int) -> nn.ModuleList:
+    return nn.ModuleList([CONVOLUTIONS[n_axes](n_in, n_out, 3), CONVOLUTIONS[n_axes](n_out, n_out, 3)])
+
+
+def _halved(z: Tensor) -> Tensor:
+    """Averages over two pixels in each direction, and over less at the end of an odd axis."""
+    average: Any = F.avg_pool2d if z.ndim == 4 else F.avg_pool3d
+    halved: Tensor = average(z, [min(2, n) for n in z.shape[2:]], stride=2, ceil_mode=True)
+    return halved
 
 
 def _twice(block: nn.Module, x: Tensor) -> Tensor:
     first, second = block.children()
-    return F.silu(second(F.silu(first(wrap(x, 2)))))
+    return F.silu(second(F.silu(first(mirror(x, 2)))))
 
 
 def _fields(n_features: int, group: str) -> int:

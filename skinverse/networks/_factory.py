@@ -22,8 +22,13 @@ _KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "lipschitz": (LipschitzCNN, {}),
 }
 
+# Filters of 3 x 3 x 3 voxels have as many weights as those of 5 x 5 pixels.
+_IN_VOLUMES: dict[Any, dict[str, Any]] = {GradientStepCNN: {"kernel_size": 3}}
+# The networks that volumes can have; orthogonal convolutions are made for planes.
+_OF_VOLUMES = tuple(name for name in _KINDS if name != "lipschitz")
 
-def make_network(name: str, n_channels: int = 1) -> nn.Module:
+
+def make_network(name: str, n_channels: int = 1, n_axes: int = 2) -> nn.Module:
     """Make an untrained network by its name.
 
     Parameters
@@ -34,6 +39,8 @@ def make_network(name: str, n_channels: int = 1) -> nn.Module:
         ``"lipschitz"``, from images to one channel.
     n_channels : int, default=1
         Channels of the images.
+    n_axes : int, default=2
+        Number of spatial axes of the images: 3 for volumes.
 
     Returns
     -------
@@ -43,7 +50,7 @@ def make_network(name: str, n_channels: int = 1) -> nn.Module:
     Raises
     ------
     ValueError
-        If the name is unknown.
+        If the name is unknown, or the network is one of images of two axes only.
 
     Examples
     --------
@@ -55,7 +62,13 @@ def make_network(name: str, n_channels: int = 1) -> nn.Module:
     if name not in _KINDS:
         raise ValueError(f"name: expected one of {list(_KINDS)}, got {name!r}")
     kind, settings = _KINDS[name]
-    network: nn.Module = kind(n_channels, **settings)
+    if n_axes not in (2, 3) or (n_axes == 3 and name not in _OF_VOLUMES):
+        raise ValueError(
+            f"name: {name!r} is a network of images of 2 spatial axes, got {n_axes}: channel_axis says which "
+            f"axis of an image holds channels, and volumes have {list(_OF_VOLUMES)}"
+        )
+    in_volumes = {} if n_axes == 2 else {"n_axes": n_axes, **_IN_VOLUMES.get(kind, {})}
+    network: nn.Module = kind(n_channels, **settings, **in_volumes)
     return network
 
 

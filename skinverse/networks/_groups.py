@@ -76,7 +76,10 @@ class GroupConv(nn.Module):
     kernel_size : int, default=3
         Side of the kernel in pixels.
     group : {"C1", "D1", "C2", "C4", "D4"}, default="C4"
-        Symmetry: none, a flip, half turns, quarter turns, quarter turns and flips.
+        Symmetry: none, a flip, half turns, quarter turns, quarter turns and flips; of volumes in the plane of
+        the last two axes.
+    n_axes : int, default=2
+        Number of spatial axes of the images: 3 for volumes.
 
     References
     ----------
@@ -93,14 +96,17 @@ class GroupConv(nn.Module):
 
     quotients: Tensor
 
-    def __init__(self, n_in: int, n_out: int, *, kernel_size: int = 3, group: str = "C4") -> None:
+    def __init__(
+        self, n_in: int, n_out: int, *, kernel_size: int = 3, group: str = "C4", n_axes: int = 2
+    ) -> None:
         super().__init__()
         self.elements = elements(group)
         order = len(self.elements)
         self.register_buffer("quotients", quotients(group), persistent=False)
-        shape = (n_out, n_in, order, kernel_size, kernel_size)
-        self.weight = nn.Parameter(_uniform(shape, n_in * order * kernel_size**2))
-        self.offset = nn.Parameter(_uniform((n_out,), n_in * order * kernel_size**2))
+        size = [kernel_size] * n_axes
+        fan_in = n_in * order * math.prod(size)
+        self.weight = nn.Parameter(_uniform((n_out, n_in, order, *size), fan_in))
+        self.offset = nn.Parameter(_uniform((n_out,), fan_in))
 
     def kernel(self) -> Tensor:
         """The kernel, (n_out x order, n_in x order, k, k)."""
@@ -125,6 +131,8 @@ class LiftConv(nn.Module):
         Side of the kernel in pixels.
     group : {"C1", "D1", "C2", "C4", "D4"}, default="C4"
         The group.
+    n_axes : int, default=2
+        Number of spatial axes of the images: 3 for volumes.
 
     Examples
     --------
@@ -133,11 +141,15 @@ class LiftConv(nn.Module):
     torch.Size([24, 2, 3, 3])
     """
 
-    def __init__(self, n_in: int, n_out: int, *, kernel_size: int = 3, group: str = "C4") -> None:
+    def __init__(
+        self, n_in: int, n_out: int, *, kernel_size: int = 3, group: str = "C4", n_axes: int = 2
+    ) -> None:
         super().__init__()
         self.elements = elements(group)
-        self.weight = nn.Parameter(_uniform((n_out, n_in, kernel_size, kernel_size), n_in * kernel_size**2))
-        self.offset = nn.Parameter(_uniform((n_out,), n_in * kernel_size**2))
+        size = [kernel_size] * n_axes
+        fan_in = n_in * math.prod(size)
+        self.weight = nn.Parameter(_uniform((n_out, n_in, *size), fan_in))
+        self.offset = nn.Parameter(_uniform((n_out,), fan_in))
 
     def kernel(self) -> Tensor:
         """The kernel, (n_out x order, n_in, k, k)."""
@@ -159,6 +171,8 @@ class ProjectConv(nn.Module):
         Side of the kernel in pixels.
     group : {"C1", "D1", "C2", "C4", "D4"}, default="C4"
         The group.
+    n_axes : int, default=2
+        Number of spatial axes of the images: 3 for volumes.
 
     Examples
     --------
@@ -167,11 +181,14 @@ class ProjectConv(nn.Module):
     torch.Size([2, 24, 3, 3])
     """
 
-    def __init__(self, n_in: int, n_out: int, *, kernel_size: int = 3, group: str = "C4") -> None:
+    def __init__(
+        self, n_in: int, n_out: int, *, kernel_size: int = 3, group: str = "C4", n_axes: int = 2
+    ) -> None:
         super().__init__()
         self.elements = elements(group)
-        fan_in = n_in * len(self.elements) * kernel_size**2
-        self.weight = nn.Parameter(_uniform((n_out, n_in, kernel_size, kernel_size), fan_in))
+        size = [kernel_size] * n_axes
+        fan_in = n_in * len(self.elements) * math.prod(size)
+        self.weight = nn.Parameter(_uniform((n_out, n_in, *size), fan_in))
         self.offset = nn.Parameter(_uniform((n_out,), fan_in))
 
     def kernel(self) -> Tensor:

@@ -6,11 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skinverse._tensors import wrap
+from skinverse._filters import mirrored_gram
+from skinverse._tensors import mirror
 
 
 class OrthogonalConv2d(nn.Module):
     """Circular convolution with an orthogonal matrix: ``||Q x|| = ||x||`` for images of every size.
+
+    With mirrored borders no such convolution is orthogonal: what leaves the image on one side has to enter on
+    the other. :class:`LipschitzCNN` shows how a network of them continues images by their mirror images.
 
     The kernel is a product of convolutions ``P + (I - P) S`` with an orthogonal projection ``P`` over the
     channels and a shift ``S`` by one pixel, each of which is orthogonal, and one rotation of the channels.
@@ -46,7 +50,7 @@ class OrthogonalConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         kernel = self.kernel()
-        return F.conv2d(wrap(x, kernel.shape[-1] // 2), kernel)
+        return F.conv2d(_periodic(x, kernel.shape[-1] // 2), kernel)
 
     def kernel(self) -> Tensor:
         """The kernel of the convolution, (n_features, n_features, kernel_size, kernel_size)."""
@@ -59,6 +63,14 @@ class OrthogonalConv2d(nn.Module):
         return kernel
 
 
+def _periodic(x: Tensor, width: int) -> Tensor:
+    """The image continued periodically by ``width`` pixels on each side, however small it is."""
+    if width <= min(x.shape[-2:]):
+        return F.pad(x, (width,) * 4, mode="circular")
+    rows, columns = (torch.arange(-width, n + width, device=x.device) % n for n in x.shape[-2:])
+    return x[..., rows[:, None], columns]
+
+
 def _shifted_sum(kernel: Tensor, stay: Tensor, move: Tensor, axis: int) -> Tensor:
     """Kernel of ``(P + (I - P) S) K``, one pixel longer along the axis."""
     before, after = ((0, 0, 0, 1), (0, 0, 1, 0)) if axis == 2 else ((0, 1), (1, 0))
@@ -67,11 +79,12 @@ def _shifted_sum(kernel: Tensor, stay: Tensor, move: Tensor, axis: int) -> Tenso
 
 
 class AOLConv2d(nn.Module):
-    """Circular convolution that cannot enlarge a norm, from any channels to any: almost orthogonal.
+    """Convolution that cannot enlarge a norm, from any channels to any: almost orthogonal.
 
-    The weight of each input channel is divided by the root of the sum of ``|K^T K|`` over its row, so that by
-    diagonal dominance ``||W x|| <= ||x||`` for all weights and images of every size. It is cheaper than an
-    orthogonal convolution, but signals lose strength in a chain of such layers.
+    Images are continued by their mirror images. With a kernel ``G >= W^T W`` that holds for them, the weight
+    of each input channel is divided by the root of the sum of ``|G|`` over its row, so that by diagonal
+    dominance ``||W x|| <= ||x||`` for all weights and images of every size. It takes any numbers of channels,
+    but signals lose strength in a chain of such layers.
 
     Parameters
     ----------
@@ -100,13 +113,11 @@ class AOLConv2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(n_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(wrap(x, self.weight.shape[-1] // 2), self.kernel(), self.bias)
+        return F.conv2d(mirror(x, self.weight.shape[-1] // 2), self.kernel(), self.bias)
 
     def kernel(self) -> Tensor:
         """The kernel of the convolution, (n_out, n_in, kernel_size, kernel_size)."""
-        by_input = self.weight.transpose(0, 1)
-        gram = F.conv2d(by_input, by_input, padding=self.weight.shape[-1] - 1)
-        rows = gram.abs().sum((1, 2, 3)).clamp_min(torch.finfo(gram.dtype).tiny)
+        rows = mirrored_gram(self.weight).abs().sum((1, 2, 3)).clamp_min(torch.finfo(self.weight.dtype).tiny)
         return self.weight / rows.sqrt()[:, None, None]
 
 
@@ -147,6 +158,10 @@ class LipschitzCNN(nn.Module):
 
     The output is the product of the last channels with a learned unit vector.
 
+    An image is continued by its mirror images: together with them it is a periodic image of twice the height
+    and width, on which circular convolutions are orthogonal, and the output is the mean over the four. Both
+    steps change norms by a factor, 2 and 1/2, so that the whole is 1-Lipschitz; and it commutes with flips.
+
     Parameters
     ----------
     n_channels : int, default=1
@@ -180,8 +195,23 @@ class LipschitzCNN(nn.Module):
         self.sort = SmoothMaxMin()
 
     def forward(self, x: Tensor) -> Tensor:
-        z = F.pad(x, (0, 0, 0, 0, 0, self.n_features - self.n_channels))
+        z = F.pad(_beside_mirror_images(x), (0, 0, 0, 0, 0, self.n_features - self.n_channels))
         for layer, bias in zip(self.layers, self.biases, strict=True):
             z = self.sort(layer(z) + bias)
         unit = self.direction / torch.linalg.vector_norm(self.direction)
-        return torch.einsum("nchw,c->nhw", z, unit)[:, None]
+        return _mean_over_mirror_images(torch.einsum("nchw,c->nhw", z, unit)[:, None])
+
+
+def _beside_mirror_images(x: Tensor) -> Tensor:
+    """Images (n, channels, h, w) and their mirror images as periodic ones, (n, channels, 2 h, 2 w)."""
+    for axis in (2, 3):
+        x = torch.cat([x, x.flip(axis)], axis)
+    return x
+
+
+def _mean_over_mirror_images(x: Tensor) -> Tensor:
+    """A quarter of the adjoint."""
+    for axis in (2, 3):
+        image, mirror_image = x.chunk(2, axis)
+        x = (image + mirror_image.flip(axis)) / 2
+    return x

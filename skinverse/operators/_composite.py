@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from skinverse.operators._inverse import Form
-from skinverse.operators._map import LinearMap
+from skinverse.operators._map import Layout, LinearMap, neighbours_in
 
 
 class View(LinearMap):
@@ -23,6 +23,9 @@ class View(LinearMap):
         super().__init__(dims, dimsd)
         self._parts = (linear,)
         self.isometry, self.coisometry = linear.isometry, linear.coisometry
+
+    def layout_after(self, images: Layout) -> Layout:
+        return self._parts[0].layout_after(images)
 
     def _forward(self, x: Tensor) -> Tensor:
         return self._parts[0]._forward(x.reshape(len(x), *self._parts[0].dims)).reshape(len(x), *self.dimsd)
@@ -55,6 +58,9 @@ class Scaling(LinearMap):
         self._parts = (linear,)
         self.isometry, self.coisometry = linear.isometry, linear.coisometry
 
+    def layout_after(self, images: Layout) -> Layout:
+        return self._parts[0].layout_after(images)
+
     def _forward(self, x: Tensor) -> Tensor:
         return self._alpha * self._parts[0]._forward(x)
 
@@ -82,6 +88,9 @@ class Addition(LinearMap):
     def __init__(self, parts: tuple[LinearMap, ...]) -> None:
         super().__init__(parts[0].dims, parts[0].dimsd)
         self._parts = parts
+
+    def layout_after(self, images: Layout) -> Layout:
+        return _common([part.layout_after(images) for part in self._parts], self.dimsd)
 
     def _forward(self, x: Tensor) -> Tensor:
         return reduce(torch.add, (part._forward(x) for part in self._parts))
@@ -125,6 +134,9 @@ class Conjugate(LinearMap):
         super().__init__(linear.dims, linear.dimsd)
         self._parts = (linear,)
 
+    def layout_after(self, images: Layout) -> Layout:
+        return self._parts[0].layout_after(images)
+
     def _forward(self, x: Tensor) -> Tensor:
         return self._parts[0]._forward(x.conj().resolve_conj()).conj().resolve_conj()
 
@@ -148,6 +160,9 @@ class PartOf(LinearMap):
         self._parts = (linear,)
         self._real, self._forwards, self._backwards = real, forwards, backwards
 
+    def layout_after(self, images: Layout) -> Layout:
+        return self._parts[0].layout_after(images)
+
     def _forward(self, x: Tensor) -> Tensor:
         y = self._parts[0]._forward(x)
         return y if not self._forwards else y.real if self._real else _imaginary(y)
@@ -164,6 +179,9 @@ class Stack(LinearMap):
         super().__init__(dims, dimsd)
         self._parts = parts
         self._sizes = [math.prod(part.dimsd) for part in parts]
+
+    def layout_after(self, images: Layout) -> Layout:
+        return _stacked([part.layout_after(images) for part in self._parts], self._parts)
 
     def _forward(self, x: Tensor) -> Tensor:
         rows = [part._forward(x.reshape(len(x), *part.dims)).flatten(1) for part in self._parts]
@@ -194,6 +212,13 @@ class BlockDiagonal(LinearMap):
         self._parts = parts
         self._widths = [math.prod(part.dims) for part in parts]
         self._heights = [math.prod(part.dimsd) for part in parts]
+
+    def layout_after(self, images: Layout) -> Layout:
+        (count, _), *piece = images
+        alike = count == len(self._parts) and len(set(self._widths)) == 1
+        pieces = [tuple(piece) if alike else ((width, False),) for width in self._widths]
+        each = [part.layout_after(own) for part, own in zip(self._parts, pieces, strict=True)]
+        return _stacked(each, self._parts)
 
     def _forward(self, x: Tensor) -> Tensor:
         pieces = zip(self._parts, x.reshape(len(x), -1).split(self._widths, dim=1), strict=True)
@@ -227,6 +252,10 @@ class SideBySide(LinearMap):
         self._parts = parts
         self._widths = [math.prod(part.dims) for part in parts]
 
+    def layout_after(self, images: Layout) -> Layout:
+        each = [part.layout_after(tuple((size, True) for size in part.dims)) for part in self._parts]
+        return _common(each, self._parts[0].dimsd)
+
     def _forward(self, x: Tensor) -> Tensor:
         pieces = zip(self._parts, x.reshape(len(x), -1).split(self._widths, dim=1), strict=True)
         terms = (part._forward(piece.reshape(len(x), *part.dims)).flatten(1) for part, piece in pieces)
@@ -242,6 +271,21 @@ class SideBySide(LinearMap):
             part.form_after(inner.between(left, left + width))
             for part, left, width in zip(self._parts, lefts, self._widths, strict=False)
         )
+
+
+def _common(layouts: list[Layout], shape: tuple[int, ...]) -> Layout:
+    """The axes of an array that have neighbours in all layouts."""
+    if len(set(layouts)) == 1:
+        return layouts[0]
+    known = zip(*(neighbours_in(layout, shape) for layout in layouts), strict=True)
+    return tuple((size, all(beside)) for size, beside in zip(shape, known, strict=True))
+
+
+def _stacked(layouts: list[Layout], parts: tuple[LinearMap, ...]) -> Layout:
+    """The data of several maps above each other: along the axis that counts them there are no neighbours."""
+    if len({part.dimsd for part in parts}) > 1:  # a list
+        return ((sum(math.prod(part.dimsd) for part in parts), False),)
+    return ((len(parts), False), *_common(layouts, parts[0].dimsd))
 
 
 def _sum_of_forms(forms: Iterable[Form | None]) -> Form | None:

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from skinverse.operators._inverse import Form, single_entries
-from skinverse.operators._map import LinearMap
+from skinverse.operators._map import Layout, LinearMap, neighbours_in
 
 
 class Identity(LinearMap):
     """The identity; between unequal shapes it crops or pads with zeros at the end of each axis."""
 
+    keeps_neighbours = True
     monomial = True
 
     def __init__(self, dims: tuple[int, ...], dimsd: tuple[int, ...]) -> None:
@@ -51,6 +52,7 @@ class Zero(LinearMap):
 class Diagonal(LinearMap):
     """Multiplies an image by a diagonal, pixel by pixel."""
 
+    keeps_neighbours = True
     monomial = True
 
     def __init__(self, values: np.ndarray, dims: tuple[int, ...]) -> None:
@@ -76,6 +78,9 @@ class Diagonals(LinearMap):
     def __init__(self, values: np.ndarray, dims: tuple[int, ...], dimsd: tuple[int, ...]) -> None:
         super().__init__(dims, dimsd)
         self._constants["d"] = torch.from_numpy(np.ascontiguousarray(values))
+
+    def layout_after(self, images: Layout) -> Layout:
+        return ((len(self._constants["d"]), False), *images)
 
     def _forward(self, x: Tensor) -> Tensor:
         d = self._constant("d", x)
@@ -105,6 +110,13 @@ class Restriction(LinearMap):
         self._repeats = bool(self._counts.max() > 1)
         self.isometry, self.coisometry = bool(np.ptp(self._counts) == 0), not self._repeats
 
+    def layout_after(self, images: Layout) -> Layout:
+        """Along the axis there are neighbours where the entries are at equal distances."""
+        index, axis = self._constants["index"].cpu().numpy(), self._axis - 1
+        beside = list(neighbours_in(images, self.dims))
+        beside[axis] &= bool(index.size < 2 or (np.diff(index) == index[1] - index[0]).all())
+        return tuple(zip(self.dimsd, beside, strict=True))
+
     def _forward(self, x: Tensor) -> Tensor:
         return x.index_select(self._axis, self._constant("index", x))
 
@@ -124,6 +136,12 @@ class Matrix(LinearMap):
     def __init__(self, matrix: np.ndarray, dims: tuple[int, ...], dimsd: tuple[int, ...]) -> None:
         super().__init__(dims, dimsd)
         self._constants["A"] = torch.from_numpy(np.require(matrix, requirements="W"))
+
+    def layout_after(self, images: Layout) -> Layout:
+        return (
+            (self.dimsd[0], False),
+            *zip(self.dimsd[1:], neighbours_in(images, self.dims)[1:], strict=True),
+        )
 
     def _forward(self, x: Tensor) -> Tensor:
         return self._times(self._constant("A", x), x, self.dimsd)
@@ -149,6 +167,8 @@ class Matrix(LinearMap):
 
 class Bands(LinearMap):
     """A matrix with few diagonals along an axis, by their offsets: finite differences."""
+
+    keeps_neighbours = True
 
     def __init__(self, diagonals: dict[int, np.ndarray], axis: int, dims: tuple[int, ...]) -> None:
         super().__init__(dims, dims)
@@ -177,6 +197,7 @@ class Bands(LinearMap):
 class Flip(LinearMap):
     """Reverses an axis."""
 
+    keeps_neighbours = True
     isometry = coisometry = True
     monomial = True
 
@@ -198,6 +219,7 @@ class Flip(LinearMap):
 class Roll(LinearMap):
     """Shifts periodically along an axis."""
 
+    keeps_neighbours = True
     isometry = coisometry = True
     monomial = True
 
@@ -227,6 +249,10 @@ class Transpose(LinearMap):
         self._there = [0, *(a + 1 for a in axes)]
         self._back = [int(a) for a in np.argsort(self._there)]
 
+    def layout_after(self, images: Layout) -> Layout:
+        beside = neighbours_in(images, self.dims)
+        return tuple((self.dims[axis - 1], beside[axis - 1]) for axis in self._there[1:])
+
     def _forward(self, x: Tensor) -> Tensor:
         return x.permute(self._there)
 
@@ -241,6 +267,7 @@ class Transpose(LinearMap):
 class Pad(LinearMap):
     """Pads with zeros."""
 
+    keeps_neighbours = True
     isometry = True
     monomial = True
 
@@ -268,6 +295,11 @@ class Sum(LinearMap):
         super().__init__(dims, dimsd)
         self._axis = axis % len(dims) + 1
 
+    def layout_after(self, images: Layout) -> Layout:
+        layout = list(zip(self.dims, neighbours_in(images, self.dims), strict=True))
+        del layout[self._axis - 1]
+        return tuple(layout)
+
     def _forward(self, x: Tensor) -> Tensor:
         return x.sum(self._axis)
 
@@ -281,6 +313,8 @@ class Sum(LinearMap):
 class Real(LinearMap):
     """Real part of complex images."""
 
+    keeps_neighbours = True
+
     def _forward(self, x: Tensor) -> Tensor:
         return x.real if x.is_complex() else x
 
@@ -290,6 +324,8 @@ class Real(LinearMap):
 
 class Imaginary(LinearMap):
     """Imaginary part of complex images."""
+
+    keeps_neighbours = True
 
     def _forward(self, x: Tensor) -> Tensor:
         return x.imag if x.is_complex() else torch.zeros_like(x)

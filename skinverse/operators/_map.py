@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import Any, Self
 
 import numpy as np
@@ -15,6 +17,10 @@ from torch import Tensor
 
 from skinverse._hashing import digest
 from skinverse.operators._inverse import AnalyticInverse, Form, Formula, adjoint_times, single_entries
+
+# Axes of data as they are in memory, whatever shape they are given: the size of each, and whether what is
+# beside each other along it belongs together.
+Layout = tuple[tuple[int, bool], ...]
 
 _COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 
@@ -72,6 +78,8 @@ class LinearMap(ABC):
     # that of the other factors, times this one.
     isometry = False
     coisometry = False
+    # Whether every axis of the data has neighbours where that of the images has them.
+    keeps_neighbours = False
     # Whether derivatives with respect to parameters of the map are wanted.
     requires_grad = False
 
@@ -167,6 +175,25 @@ class LinearMap(ABC):
         if self._form is None:
             self._form = (self.form_after(Form.of_image(math.prod(self.dims))),)
         return self._form[0]
+
+    @property
+    def neighbours(self) -> tuple[bool, ...]:
+        """For each axis of the data, whether what is beside each other along it belongs together.
+
+        So it does for pixels, for the angles and detectors of a sinogram and for the frequencies of a full
+        grid, not for coils or for a list of samples. Of a map that says nothing, several axes are taken for a
+        grid, a single one for a list.
+        """
+        images = tuple((size, True) for size in self.dims)
+        return neighbours_in(self.layout_after(images), self.dimsd)
+
+    def layout_after(self, images: Layout) -> Layout:
+        """The axes of the data, made of those of the images."""
+        if not self.keeps_neighbours:
+            return tuple((size, len(self.dimsd) > 1) for size in self.dimsd)
+        if self.dims == self.dimsd:
+            return images
+        return tuple(zip(self.dimsd, neighbours_in(images, self.dims), strict=True))
 
     def block(self, start: int, stop: int) -> LinearMap:
         """The map to a range of the data along their first axis.
@@ -340,6 +367,15 @@ def check_shape(batch: Tensor, dims: tuple[int, ...], what: str, source: str) ->
         raise ValueError(f"expected {what} of shape ({expected}) from {source}, got {tuple(batch.shape)}")
 
 
+def neighbours_in(layout: Layout, shape: tuple[int, ...]) -> tuple[bool, ...]:
+    """Which axes of an array are axes along which there are neighbours."""
+    ends = accumulate((size for size, _ in layout), operator.mul)
+    known = {(end, size) for end, (size, beside) in zip(ends, layout, strict=True) if beside and size > 1}
+    return tuple(
+        (end, size) in known for end, size in zip(accumulate(shape, operator.mul), shape, strict=True)
+    )
+
+
 class _Unknown(Formula):
     """A map that has no formula, for all that is known real-linear only; what is around it can be undone."""
 
@@ -388,6 +424,10 @@ class _Block(LinearMap):
         padded[:, self._rows] = y
         return self._parts[0]._adjoint(padded)
 
+    def layout_after(self, images: Layout) -> Layout:
+        whole = self._parts[0]
+        return tuple(zip(self.dimsd, neighbours_in(whole.layout_after(images), whole.dimsd), strict=True))
+
     def form_after(self, inner: Form) -> Form | None:
         whole, width = self._parts[0].form_after(inner), math.prod(self.dimsd[1:])
         return whole and whole.between(self._rows.start * width, self._rows.stop * width)
@@ -417,6 +457,11 @@ class Composition(LinearMap):
         for part in reversed(self._parts):
             form = form and part.form_after(form)
         return form
+
+    def layout_after(self, images: Layout) -> Layout:
+        for part in reversed(self._parts):
+            images = part.layout_after(images)
+        return images
 
     def doubt(self, y: Tensor) -> str | None:
         """The first doubt that a part has, from the data to the image."""

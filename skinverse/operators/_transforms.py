@@ -47,6 +47,8 @@ class Fourier(LinearMap):
         Axes shifted before (``ifftshift``) and after (``fftshift``) the transform.
     """
 
+    keeps_neighbours = True
+
     def __init__(
         self,
         dims: tuple[int, ...],
@@ -145,6 +147,8 @@ class Cosine(LinearMap):
 
     isometry = coisometry = True
 
+    keeps_neighbours = True
+
     def __init__(self, dims: tuple[int, ...], axes: tuple[int, ...]) -> None:
         super().__init__(dims, dims)
         self._axes = axes
@@ -209,6 +213,8 @@ class ZeroFilling(Formula):
 
 class Convolution(LinearMap):
     """Convolution by FFT; the image is zero outside, the data have its size, the kernel has any size."""
+
+    keeps_neighbours = True
 
     def __init__(self, kernel: np.ndarray, dims: tuple[int, ...]) -> None:
         super().__init__(dims, dims)

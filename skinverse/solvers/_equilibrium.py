@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from skinverse.solvers._fixed_point import FixedPointSolver, Map, anderson, picard
-from skinverse.solvers._implicit import LinearSolver, attach
+from skinverse.solvers._implicit import LinearSolver, Note, attach, warn_of_unsolved
 from skinverse.solvers._krylov import gmres
 from skinverse.solvers._solution import Solution
 
@@ -25,6 +25,7 @@ def fixed_point(
     tol: float = 1e-5,
     backward_steps: int = 50,
     backward_tol: float = 1e-4,
+    note: Note | None = None,
 ) -> Solution:
     """The solution of ``z = f(z, theta)``, differentiable in ``theta`` and in ``given``.
 
@@ -49,11 +50,19 @@ def fixed_point(
     backward_steps, backward_tol : int and float, default=50 and 1e-4
         Largest number of steps and tolerance of ``backward``. With :func:`neumann`, zero steps give the
         Jacobian-free derivative, ``w = v``.
+    note : callable or None, default=None
+        Function called with the solution of the linear systems in each backward pass; None warns of those
+        that were not solved, unless ``backward_steps`` is zero.
 
     Returns
     -------
     Solution
         The solution and how each image ended; ``x`` carries the derivative where gradients are enabled.
+
+    Warns
+    -----
+    ConvergenceWarning
+        In the backward pass, if linear systems were not solved and ``note`` is None.
 
     References
     ----------
@@ -79,7 +88,10 @@ def fixed_point(
         return w - torch.autograd.grad(fz, z, w, retain_graph=True, materialize_grads=True)[0]
 
     def inverse(v: Tensor) -> Tensor:
-        return -backward(equation, v, max_steps=backward_steps, tol=backward_tol).x
+        found = backward(equation, v, max_steps=backward_steps, tol=backward_tol)
+        if backward_steps > 0:  # else nobody wanted a solution
+            (note or warn_of_unsolved)(found)
+        return -found.x
 
     return replace(solution, x=attach(fz, z, inverse))
 

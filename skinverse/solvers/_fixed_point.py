@@ -56,8 +56,9 @@ def picard(
     Returns
     -------
     Solution
-        ``f(z)`` at the ``z`` with the least ``||f(z) - z||`` met. Where ``||f(z) - z||`` grows a hundredfold
-        or is not finite, the iteration starts again from that ``z``, with half of the step.
+        At the ``z`` with the least ``||f(z) - z||`` met: ``f(z)``, or ``z`` itself where it satisfies the
+        tolerance and ``f(z)`` is further from a solution. Where ``||f(z) - z||`` grows a hundredfold or is
+        not finite, the iteration starts again from that ``z``, with half of the step.
 
     Examples
     --------
@@ -224,10 +225,12 @@ class _Walk(Record):
     damping: Tensor  # factor on the steps
     fresh: Tensor  # whether z is a new start and has no predecessor
     memory: _Acceleration
+    tol: float
 
     @property
     def x(self) -> Tensor:
-        return self.best.fz
+        done = expand(self.residual < self.tol, self.z)
+        return torch.where(done, self.best.z, self.best.fz)
 
     @property
     def residual(self) -> Tensor:
@@ -252,6 +255,7 @@ def _solve(
         damping=torch.ones_like(infinite),
         fresh=torch.ones_like(infinite, dtype=torch.bool),
         memory=method,
+        tol=tol,
     )
     return iterate(_step, _Equation(f, given), start, max_steps=max_steps, tol=tol, callback=callback)
 
@@ -264,7 +268,7 @@ def _step(equation: _Equation, s: _Walk) -> _Walk:
     size, length = norm(fz), norm(g)
     better = torch.isfinite(size) & (length < s.best.length)
     residual = length / size.clamp_min(torch.finfo(size.dtype).tiny)
-    best = _Best(z, fz, length, residual).where(better, s.best)
+    best = _settled(equation, _Best(z, fz, length, residual).where(better, s.best), s.tol)
 
     # Half of the step where the iteration is lost, and back to the whole step as it gets better.
     lost = ~(torch.isfinite(size) & (length <= _GROWTH * best.length))
@@ -284,7 +288,24 @@ def _step(equation: _Equation, s: _Walk) -> _Walk:
         damping=damping,
         fresh=lost,
         memory=memory.cleared(lost) if lost.any() else memory,
+        tol=s.tol,
     )
+
+
+def _settled(equation: _Equation, best: _Best, tol: float) -> _Best:
+    """The best points, of images at the tolerance ``f(z)`` in place of ``z`` if it is the better one.
+
+    It is where ``f`` contracts; where ``f`` expands, nothing is known of ``f(z)`` until ``f`` is evaluated.
+    """
+    done = (best.residual < tol).nonzero()[:, 0]
+    if len(done) == 0:
+        return best
+    old = best.select(done)
+    ffz = equation.select(done).image(old.fz)
+    size, length = norm(ffz), norm(ffz - old.fz)
+    residual = length / size.clamp_min(torch.finfo(size.dtype).tiny)
+    new = _Best(old.fz, ffz, length, residual)
+    return best.replaced(done, new.where(residual < old.residual, old))
 
 
 @dataclass(frozen=True)
@@ -353,8 +374,8 @@ def _append(rows: Tensor, new: Tensor) -> Tensor:
 
 def _products(rows: Tensor, a: Tensor) -> Tensor:
     """Inner product of each row with a vector."""
-    # Of one image a matrix product adds in another order than of several, of which iterations that do not
-    # contract made 1e-2.
+    # Of one image a matrix product adds in another order than of several: iterations that do not contract
+    # made 1e-2 of the rounding.
     return (rows * a[:, None, :]).sum(2)
 
 

@@ -16,6 +16,10 @@ from skinverse.solvers._solution import Solution
 # A refused step is halved; after an accepted one the next iteration tries a longer one. Sixty halvings are a
 # factor of 1e-18, at which no image moves in double precision.
 _SHRINK, _GROW, _MOST_TRIALS = 0.5, 1.25, 60
+# A step that is shorter than the longest one by more than this factor counts as that one over the factor:
+# at a sharp bend steps are short, however far an image has to go. On sums of bends of curvature 1e6 nearly
+# all images counted as converged within 20 steps, 20 % away from the minimum.
+_SHORTEST = 100.0
 
 
 def gradient_descent(
@@ -39,7 +43,8 @@ def gradient_descent(
     max_steps : int, default=1000
         Largest number of steps.
     tol : float, default=1e-5
-        Tolerance: an image stops when a step changes it by less than ``tol`` relative to its norm.
+        Tolerance: an image stops when a step changes it by less than ``tol`` relative to its norm; a step
+        that is more than 100 times shorter than the longest one counts as a hundredth of that one.
     callback : callable or None, default=None
         Function called as ``callback(step, x)`` after each step, with all images.
 
@@ -92,7 +97,8 @@ def proximal_gradient(
     max_steps : int, default=1000
         Largest number of steps.
     tol : float, default=1e-5
-        Tolerance: an image stops when a step changes it by less than ``tol`` relative to its norm.
+        Tolerance: an image stops when a step changes it by less than ``tol`` relative to its norm; a step
+        that is more than 100 times shorter than the longest one counts as a hundredth of that one.
     callback : callable or None, default=None
         Function called as ``callback(step, x)`` after each step, with all images.
 
@@ -148,7 +154,8 @@ def accelerated_gradient(
         Largest number of steps.
     tol : float, default=1e-5
         Tolerance: an image stops when a proximal gradient step changes it by less than ``tol`` relative to
-        its norm.
+        its norm; a step that is more than 100 times shorter than the longest one counts as a hundredth of
+        that one.
     callback : callable or None, default=None
         Function called as ``callback(step, x)`` after each step, with all images.
 
@@ -224,10 +231,11 @@ class _Descent(Record):
     """Where the descent stands."""
 
     x: Tensor
-    residual: Tensor  # relative change by the last step
+    residual: Tensor  # relative change by the last step, more where steps are too short
     value: Tensor  # f(x)
     step: Tensor  # t of the last step
     trial: Tensor  # t to try next
+    longest: Tensor  # t of the longest step
     old: Tensor  # x before the last step
     momentum: Tensor  # t_k of Beck and Teboulle
 
@@ -260,7 +268,7 @@ def _descend(
     with torch.no_grad():
         value, gradient = parts.value_and_grad(x0)
         t = first_step(parts, x0, gradient)
-    start = _Descent(x0, unknown(x0), value, step=t, trial=t, old=x0, momentum=torch.ones_like(t))
+    start = _Descent(x0, unknown(x0), value, step=t, trial=t, longest=t, old=x0, momentum=torch.ones_like(t))
     return iterate(
         step,
         parts,
@@ -275,7 +283,9 @@ def _descend(
 def _proximal_step(parts: _Parts, s: _Descent) -> _Descent:
     """``x <- prox_(t g)(x - t grad f(x))``."""
     x, value, t = _line_search(parts, s.x, *parts.value_and_grad(s.x), s.trial)
-    return replace(s, x=x, value=value, step=t, trial=_GROW * t, residual=relative_change(x, s.x))
+    longest = torch.maximum(s.longest, t)
+    residual = relative_change(x, s.x) * (longest / (_SHORTEST * t)).clamp_min(1)
+    return replace(s, x=x, value=value, step=t, trial=_GROW * t, longest=longest, residual=residual)
 
 
 def _accelerated_step(parts: _Parts, s: _Descent) -> _Descent:

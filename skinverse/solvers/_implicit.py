@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from skinverse._tensors import expand
@@ -15,6 +17,8 @@ from skinverse.solvers._solution import Solution
 
 LinearSolver = Callable[..., Solution]
 PullBack = Callable[[Tensor], tuple[Tensor | None, ...]]
+# Called with the solution of the linear systems of a backward pass.
+Note = Callable[[Solution], None]
 
 # What torch calls the node of a leaf in its graph.
 _LEAF = "torch::autograd::AccumulateGrad"
@@ -67,11 +71,14 @@ def implicit(
     solve: LinearSolver = minres,
     max_steps: int = 1000,
     tol: float = 1e-6,
+    note: Note | None = None,
 ) -> Tensor:
     """The minimiser ``x`` of ``J(., theta)`` as a differentiable function of ``theta``.
 
     The backward pass maps a cotangent ``v`` to ``-(d/dtheta grad J)^T H^-1 v``, where ``H`` is the Hessian of
     ``J`` at ``x``. It solves one linear system per image, whichever solver found ``x`` in however many steps.
+    Where ``H`` is singular, as for measurements that do not see a constant, ``H^-1`` is the pseudo-inverse:
+    ``x`` is the minimiser nearest to its start, to which descent leads, and does not move in the null space.
 
     Parameters
     ----------
@@ -83,16 +90,24 @@ def implicit(
         Pixels that are not held by a bound; None is all.
     solve : callable, default=minres
         Solver of the linear systems. Where the Hessian is known to be positive definite,
-        :func:`~skinverse.solvers.conjugate_gradient` may be used.
+        :func:`~skinverse.solvers.conjugate_gradient` may be used, which cannot solve singular systems.
     max_steps : int, default=1000
         Largest number of steps of ``solve``.
     tol : float, default=1e-6
         Tolerance of ``solve``, a relative residual.
+    note : callable or None, default=None
+        Function called with the solution of the linear systems in each backward pass; None warns of those
+        that were not solved.
 
     Returns
     -------
     Tensor of shape (n, *dims)
         A tensor equal to ``x`` that carries the derivative.
+
+    Warns
+    -----
+    ConvergenceWarning
+        In the backward pass, if linear systems were not solved and ``note`` is None.
 
     References
     ----------
@@ -114,9 +129,23 @@ def implicit(
     hessian = Hessian(objective, x, free=free)
 
     def inverse(v: Tensor) -> Tensor:
-        return hessian.project(solve(hessian, hessian.project(v), max_steps=max_steps, tol=tol).x)
+        found = solve(hessian, hessian.project(v), max_steps=max_steps, tol=tol)
+        (note or warn_of_unsolved)(found)
+        return hessian.project(found.x)
 
     return attach(hessian.gradient, hessian.x, inverse)
+
+
+def warn_of_unsolved(found: Solution) -> None:
+    """Say how many linear systems of a backward pass were not solved."""
+    failed = ~found.converged
+    if failed.any():
+        warnings.warn(
+            f"{int(failed.sum())} of {len(failed)} linear systems of a derivative were not solved (largest "
+            f"residual {float(found.residual[failed].max()):.1e}): raise the number of steps or tol",
+            ConvergenceWarning,
+            stacklevel=2,
+        )
 
 
 def jacobian_free(

@@ -12,11 +12,19 @@ from skinverse._tensors import LinearMap, as_numbers, dot, expand, norm
 from skinverse.solvers._solution import Solution
 
 Linear = Callable[[Tensor], Tensor]
+# From iterates, residuals, levels at which images stop, and numbers of steps: new iterates and numbers.
+Steps = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 # A Givens rotation of each image: cosine and sine.
 Rotation = tuple[Tensor, Tensor]
 
 # A pivot so small, relative to the length of its column, is a rounding error: the system is singular.
 _SINGULAR = {torch.float64: 1e-14, torch.float32: 1e-6}
+# A vector that `B` shrinks so much, relative to its norm, is in the null space but for rounding; and one that
+# may be, for MINRES comes so far on every system without solution (to 1e-8 and 1e-4 on random ones).
+_NULL = {torch.float64: 1e-10, torch.float32: 1e-5}
+_NEARLY_NULL = {torch.float64: 1e-7, torch.float32: 3e-4}
+# A method that ends above its tolerance starts again from there, if it reduced the residual so much.
+_PROGRESS = 0.5
 
 
 def conjugate_gradient(
@@ -43,7 +51,7 @@ def conjugate_gradient(
     max_steps : int, default=1000
         Largest number of steps.
     tol : float, default=1e-6
-        Tolerance: an image stops when ``||b - B x|| <= tol ||b||``.
+        Tolerance: an image stops when ``||b - B x|| <= tol ||b||``, computed anew.
 
     Returns
     -------
@@ -61,14 +69,11 @@ def conjugate_gradient(
     >>> conjugate_gradient(lambda x: 2 * x, torch.ones(1, 3)).x
     tensor([[0.5000, 0.5000, 0.5000]])
     """
-    with torch.no_grad():
-        x, r, level = _start(linear, b, x0, tol)
-        z = r if precondition is None else precondition(r)
-        p, rho, length = z.clone(), dot(r, z), norm(r)
-        active, n_steps = length > level, _no_steps(b)
-        for _ in range(max_steps):
-            if not active.any():
-                break
+
+    def steps(x: Tensor, r: Tensor, level: Tensor, n_steps: Tensor) -> tuple[Tensor, Tensor]:
+        active, z = norm(r) > level, r if precondition is None else precondition(r)
+        p, rho = z.clone(), dot(r, z)
+        while active.any():
             q = linear(p)
             curvature = dot(p, q)
             active = active & (curvature > 0)  # else a singular system has no further direction
@@ -76,12 +81,16 @@ def conjugate_gradient(
             x = torch.where(expand(active, x), x + expand(alpha, p) * p, x)
             r = r - expand(alpha, q) * q
             z = r if precondition is None else precondition(r)
-            rho_new, length = dot(r, z), norm(r)
+            rho_new = dot(r, z)
             p = torch.where(expand(active, p), z + expand(rho_new / rho, p) * p, p)
             rho = torch.where(active, rho_new, rho)
-            n_steps += active
-            active = active & (length > level)
-        return _solution(linear, b, x, length, level, n_steps)
+            n_steps = n_steps + active
+            active = active & (norm(r) > level) & (n_steps < max_steps)
+        return x, n_steps
+
+    with torch.no_grad():
+        level = tol * norm(b)
+        return _solution(b, *_refined(steps, linear, b, x0, level, _no_steps(b), max_steps), level)
 
 
 def minres(
@@ -92,7 +101,7 @@ def minres(
     max_steps: int = 1000,
     tol: float = 1e-6,
 ) -> Solution:
-    """Solve ``B x = b`` for a symmetric, possibly indefinite ``B``, image by image.
+    """Solve ``B x = b`` for a symmetric, possibly indefinite or singular ``B``, image by image.
 
     Parameters
     ----------
@@ -105,17 +114,22 @@ def minres(
     max_steps : int, default=1000
         Largest number of steps.
     tol : float, default=1e-6
-        Tolerance: an image stops when ``||b - B x|| <= tol ||b||``.
+        Tolerance: an image stops when ``||b - B x|| <= tol ||b||``. Of a system without solution it stops
+        when ``||e - B x|| <= tol ||b||``, where ``e`` is the part of ``b`` in the range of ``B``: what
+        ``B`` shrinks to less than ``c ||B||``, with ``c`` 1e-10 in double and 1e-5 in single precision,
+        counts as outside. All are computed anew at the end.
 
     Returns
     -------
     Solution
-        The solutions and how each of them ended; the objective is ``1/2 <x, B x> - <x, b>``.
+        The solutions, of singular systems the ones nearest to ``x0`` (of systems without solution those of
+        the least squares problem), and how each of them ended; the objective is ``1/2 <x, B x> - <x, b>``.
 
     References
     ----------
     C. C. Paige and M. A. Saunders, Solution of sparse indefinite systems of linear equations, SIAM Journal
     on Numerical Analysis 12, 1975.
+    S.-C. Choi, Iterative methods for singular linear equations and least-squares problems, Stanford, 2006.
 
     Examples
     --------
@@ -125,33 +139,109 @@ def minres(
     tensor([[ 0.5000, -1.0000]])
     """
     with torch.no_grad():
-        x, r, level = _start(linear, b, x0, tol)
-        beta = norm(r)
+        level, size = tol * norm(b), norm(linear(_probe(b))) / norm(_probe(b))
+        steps = _minres_steps(linear, size, _NEARLY_NULL[size.dtype], max_steps)
+        found = _solution(b, *_refined(steps, linear, b, x0, level, _no_steps(b), max_steps), level)
+        stuck = ~found.converged & (found.n_steps < max_steps) & torch.isfinite(level)
+        if not stuck.any():
+            return found
+        return _least_squares(found, stuck, linear, b, x0, level, size, max_steps)
+
+
+def _minres_steps(linear: Linear, size: Tensor, small: float, max_steps: int) -> Steps:
+    """Steps of MINRES to the level, or until the next residual would have ``||B r|| <= small ||B|| ||r||``.
+
+    ``size`` is a number below ``||B||``, which the steps improve.
+    """
+
+    def steps(x: Tensor, r: Tensor, level: Tensor, n_steps: Tensor) -> tuple[Tensor, Tensor]:
+        beta, largest = norm(r), size
         eta, v = beta.clone(), _divided(r, beta)
         v_old, w, w_old = (torch.zeros_like(v) for _ in range(3))
         c, c_old, s, s_old = torch.ones_like(beta), torch.ones_like(beta), beta * 0, beta * 0
-        active, n_steps = beta > level, _no_steps(b)
-        for k in range(max_steps):
-            if not active.any():
-                break
-            # Lanczos: B v = beta v_old + alpha v + beta_new v_new
-            p = linear(v) - (expand(beta, v) * v_old if k else 0)
+        active, off = beta > level, torch.zeros_like(beta)
+        while active.any():
+            # Lanczos: B v = off v_old + alpha v + beta v_new
+            p = linear(v) - expand(off, v) * v_old
             alpha = dot(v, p)
             p = p - expand(alpha, v) * v
-            beta_new = norm(p)
+            beta = norm(p)
             # Givens rotations make the tridiagonal matrix triangular: rho1, rho2, rho3 are its new column.
-            off = beta if k else torch.zeros_like(beta)
             rho3, rho2 = s_old * off, s * alpha + c_old * c * off
             pivot = c * alpha - s * c_old * off
+            # The root of pivot^2 + (c beta)^2 is ||B r|| / ||r|| before this step (Choi, 2006, lemma 2.16).
+            largest = torch.maximum(largest, torch.hypot(torch.hypot(alpha, beta), off))
+            active = active & (torch.hypot(pivot, c * beta) > small * largest)
             c_old, s_old = c, s
-            rho1, (c, s) = _rotation(pivot, beta_new)
+            rho1, (c, s) = _rotation(pivot, beta)
             w_old, w = w, (v - expand(rho3, v) * w_old - expand(rho2, v) * w) / expand(rho1, v)
             x = torch.where(expand(active, x), x + expand(c * eta, w) * w, x)
             eta = torch.where(active, -s * eta, eta)
-            v_old, v, beta = v, _divided(p, beta_new), beta_new
-            n_steps += active
-            active = active & (eta.abs() > level)
-        return _solution(linear, b, x, eta.abs(), level, n_steps)
+            v_old, v, off = v, _divided(p, beta), beta
+            n_steps = n_steps + active
+            active = active & (eta.abs() > level) & (n_steps < max_steps)
+        return x, n_steps
+
+    return steps
+
+
+def _least_squares(
+    found: Solution,
+    stuck: Tensor,
+    linear: Linear,
+    b: Tensor,
+    x0: Tensor | None,
+    level: Tensor,
+    size: Tensor,
+    max_steps: int,
+) -> Solution:
+    """The solution, of stuck images that of ``B x = e`` with the part ``e`` of ``b`` in the range of ``B``.
+
+    On a system without solution MINRES loses half of the digits: its steps contain the inverse of a vanishing
+    pivot. Both systems that are solved here have solutions: ``B e = B b``, and ``B x = e``.
+    """
+    null, small = _NULL[size.dtype], _SINGULAR[size.dtype]
+    size = size.clamp_min(torch.finfo(size.dtype).tiny)
+
+    def unit(v: Tensor) -> Tensor:  # free of the units of B, whose square may not be a number
+        return linear(v) / expand(size, v)
+
+    def solve(
+        B: Linear, right: Tensor, start: Tensor | None, level: Tensor, size: Tensor, n_steps: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        steps, level = _minres_steps(B, size, small, max_steps), torch.where(stuck, level, torch.inf)
+        return _refined(steps, B, right, start, level, n_steps, max_steps)
+
+    accuracy = null * norm(b - linear(found.x)) / 2
+    e, _, n_steps = solve(unit, unit(b), None, accuracy, torch.ones_like(size), found.n_steps)
+    x, _, n_steps = solve(linear, e, x0, level, size, n_steps)
+    r = b - linear(x)
+    nearest = _solution(b, x, r, n_steps, level)
+    outside = ~nearest.converged & (norm(unit(b - e)) <= null * norm(b - e))
+    left = norm(r - (b - e))
+    nearest = replace(
+        nearest,
+        converged=nearest.converged | (outside & (left <= level)),
+        residual=torch.where(outside, left / norm(b), nearest.residual),
+    )
+    return _where(stuck & (nearest.converged | (nearest.residual < found.residual)), nearest, found)
+
+
+def _where(condition: Tensor, a: Solution, b: Solution) -> Solution:
+    """The solution ``a`` of the images of which the condition holds, ``b`` of the others."""
+    return Solution(
+        x=torch.where(expand(condition, a.x), a.x, b.x),
+        n_steps=torch.where(condition, a.n_steps, b.n_steps),
+        converged=torch.where(condition, a.converged, b.converged),
+        residual=torch.where(condition, a.residual, b.residual),
+        objective=torch.where(condition, a.objective, b.objective),
+    )
+
+
+def _probe(b: Tensor) -> Tensor:
+    """A vector of each image, always the same one, to which every direction contributes."""
+    rng = torch.Generator("cpu").manual_seed(0)
+    return torch.randn(b.shape[1:], generator=rng, dtype=b.dtype, device="cpu").to(b.device).expand_as(b)
 
 
 def gmres(
@@ -175,7 +265,7 @@ def gmres(
     max_steps : int, default=50
         Largest number of steps; each of them keeps another vector of the basis in memory.
     tol : float, default=1e-6
-        Tolerance: an image stops when ``||b - B x|| <= tol ||b||``.
+        Tolerance: an image stops when ``||b - B x|| <= tol ||b||``, computed anew.
 
     Returns
     -------
@@ -196,7 +286,7 @@ def gmres(
     tensor([[1.0000, 1.0000]])
     """
     with torch.no_grad():
-        x, r, level = _start(linear, b, x0, tol)
+        (x, r), level = _start(linear, b, x0), tol * norm(b)
         gamma = norm(r)  # plus or minus the norm of the residual
         active, n_steps = gamma > level, _no_steps(b)
         V = [torch.where(expand(active, r), _divided(r, gamma), 0)]
@@ -224,7 +314,7 @@ def gmres(
             active = active & (gamma.abs() > level)
         for v, y in zip(V[:-1], _back_substituted(R, g), strict=True):
             x = x + expand(y, v) * v
-        return _solution(linear, b, x, norm(b - linear(x)), level, n_steps)
+        return _solution(b, x, b - linear(x), n_steps, level)
 
 
 def _orthogonalised(w: Tensor, V: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -321,14 +411,39 @@ def pseudo_inverse(
     return replace(found, x=x, objective=energy)
 
 
-def _start(linear: Linear, b: Tensor, x0: Tensor | None, tol: float) -> tuple[Tensor, Tensor, Tensor]:
-    """First iterate, its residual, and the norm of the residual at which an image stops."""
-    level = tol * norm(b)
+def _start(linear: Linear, b: Tensor, x0: Tensor | None) -> tuple[Tensor, Tensor]:
+    """First iterate and its residual."""
     if x0 is None:
-        return torch.zeros_like(b), b.clone(), level
+        return torch.zeros_like(b), b.clone()
     # A right-hand side of zero has the solution zero, which no relative residual could find from elsewhere.
     x = torch.where(expand(norm(b) == 0, b), torch.zeros_like(b), x0)
-    return x, b - linear(x), level
+    return x, b - linear(x)
+
+
+def _refined(
+    steps: Steps,
+    linear: Linear,
+    b: Tensor,
+    x0: Tensor | None,
+    level: Tensor,
+    n_steps: Tensor,
+    max_steps: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Steps of a method, and again from where they end, until the residual, computed anew, is at the level.
+
+    The residual that a method updates drifts from the true one, without bound where a system is singular.
+    Returned are the iterates, their true residuals, and the numbers of steps.
+    """
+    x, r = _start(linear, b, x0)
+    length = norm(r)
+    last = torch.full_like(length, torch.inf)
+    while True:
+        going = (length > level) & (length <= _PROGRESS * last) & (n_steps < max_steps)
+        if not going.any():
+            return x, r, n_steps
+        x, n_steps = steps(x, r, torch.where(going, level, torch.inf), n_steps)
+        r, last = b - linear(x), torch.where(going, length, last)
+        length = norm(r)
 
 
 def _no_steps(b: Tensor) -> Tensor:
@@ -340,9 +455,8 @@ def _divided(v: Tensor, length: Tensor) -> Tensor:
     return v / expand(length.clamp_min(torch.finfo(length.dtype).tiny), v)
 
 
-def _solution(
-    linear: Linear, b: Tensor, x: Tensor, residual: Tensor, level: Tensor, n_steps: Tensor
-) -> Solution:
-    size = norm(b).clamp_min(torch.finfo(residual.dtype).tiny)
-    converged = (residual <= level) & torch.isfinite(level)
-    return Solution(x, n_steps, converged, residual / size, dot(x, linear(x)) / 2 - dot(x, b))
+def _solution(b: Tensor, x: Tensor, r: Tensor, n_steps: Tensor, level: Tensor) -> Solution:
+    """How each image ended, by its residual ``r = b - B x``."""
+    length, size = norm(r), norm(b).clamp_min(torch.finfo(level.dtype).tiny)
+    converged = (length <= level) & torch.isfinite(level)
+    return Solution(x, n_steps, converged, length / size, -dot(x, b + r) / 2)

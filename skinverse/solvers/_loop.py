@@ -9,7 +9,7 @@ from typing import Any, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
-from skinverse._tensors import expand, norm
+from skinverse._tensors import are_finite, expand, norm
 from skinverse.solvers._objective import Problem, SmoothObjective
 from skinverse.solvers._solution import Solution
 
@@ -98,7 +98,7 @@ def iterate(
     with torch.no_grad():
         for k in range(max_steps if n else 0):
             new = step(problem, state)
-            finite = torch.isfinite(new.x).flatten(1).all(1) & ~torch.isnan(new.residual)
+            finite = are_finite(new.x) & ~torch.isnan(new.residual)
             done = finite & (new.residual < tol)
             n_steps[active] += 1
             converged[active] = done

@@ -93,6 +93,69 @@ def primal_dual(
     return iterate(_step, saddle, start, max_steps=max_steps, tol=tol, callback=callback)
 
 
+class PrimalDualPath:
+    """Minimisers of a sequence of objectives, each sought from where the iteration for the last one stopped.
+
+    The iteration is that of :func:`primal_dual`. Objectives that differ in a weight only have primal and dual
+    minimisers that are close to one another: it then takes a fraction of the steps.
+
+    Parameters
+    ----------
+    x0 : Tensor of shape (n, *dims)
+        Starting points of the first objective.
+    max_steps : int, default=200
+        Largest number of steps for each objective.
+    tol : float, default=1e-3
+        Tolerance, see :func:`primal_dual`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skinverse.functionals import LeastSquares, TotalVariation
+    >>> from skinverse.solvers import PrimalDualPath
+    >>> y = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
+    >>> path = PrimalDualPath(y, tol=1e-6)
+    >>> for weight in (0.2, 0.1):
+    ...     print(path.minimise(LeastSquares(None, y) + weight * TotalVariation()))
+    tensor([[0.1000, 0.1000, 0.9000, 0.9000]])
+    tensor([[0.0500, 0.0500, 0.9500, 0.9500]])
+    """
+
+    def __init__(self, x0: Tensor, *, max_steps: int = 200, tol: float = 1e-3) -> None:
+        self._x0, self._max_steps, self._tol = x0, max_steps, tol
+        self._state: _Iterate | None = None
+
+    def minimise(self, objective: Objective) -> Tensor:
+        """The images at which the iteration for the next objective stops, image by image."""
+        with torch.no_grad():
+            saddle = _saddle(objective)
+            state = _start(saddle, self._x0) if self._state is None else self._state
+            start = replace(state, residual=unknown(state.x), k=0)
+            self._state = _settled(saddle, start, self._max_steps, self._tol)
+        return self._state.x
+
+    def select(self, index: Tensor) -> None:
+        """Go on with some of the images."""
+        self._x0 = self._x0[index]
+        self._state = None if self._state is None else self._state.select(index)
+
+
+def _settled(saddle: _Saddle, state: _Iterate, max_steps: int, tol: float) -> _Iterate:
+    """All variables where each image stopped."""
+    whole, active = state, torch.arange(len(state.x), device=state.x.device)
+    for _ in range(max_steps):
+        state = _step(saddle, state)
+        going = state.residual >= tol
+        if going.all():
+            continue
+        whole = whole.replaced(active, state)
+        active, kept = active[going], going.nonzero()[:, 0]
+        if len(active) == 0:
+            return whole
+        state, saddle = state.select(kept), saddle.select(kept)
+    return whole.replaced(active, state)
+
+
 @dataclass(frozen=True)
 class _Block:
     """One term ``f(K x)`` with its dual variable ``u``; ``K`` is None for the identity."""

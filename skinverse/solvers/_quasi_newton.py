@@ -19,6 +19,8 @@ _SHRINK, _MOST_TRIALS = 0.3, 12
 # Cosine between the changes of image and gradient below which the pair is left out: it would make the
 # approximate inverse Hessian nearly singular, or indefinite.
 _CURVATURE = 1e-8
+# A decrease below so many units in the last place of the value cannot be seen.
+_ROUNDING = 16.0
 
 
 def lbfgs(
@@ -41,8 +43,8 @@ def lbfgs(
     max_steps : int, default=200
         Largest number of steps.
     tol : float, default=1e-5
-        Tolerance: an image stops when a step changes it by less than ``tol`` relative to its norm, or when
-        no step along the negative gradient lowers the objective.
+        Tolerance: an image stops when a step, had it not been shortened, would change it by less than
+        ``tol`` relative to its norm, or when the gradient is so short that no decrease could be seen.
     n_pairs : int, default=10
         Number of changes of image and gradient to remember.
     callback : callable or None, default=None
@@ -114,14 +116,23 @@ def _step(objective: SmoothObjective, s: _Descent) -> _Descent:
     direction = -_inverse_hessian(s.pairs, s.gradient.flatten(1), s.scale).view_as(s.x)
     uphill = ~(dot(direction, s.gradient) < 0)
     direction = torch.where(expand(uphill, s.x), -s.gradient, direction)
-    new = _line_search(objective, s.point(), direction)
-    moved = relative_change(new.x, s.x)
-    # Where nothing moves, what was learned is forgotten, and the next step is one along the gradient; where
-    # that does not move either, the image has converged.
-    stuck = (moved == 0) & s.pairs.flatten(1).any(1)
+    new, t = _line_search(objective, s.point(), direction)
+    moved = relative_change(new.x, s.x) / t  # as if the whole step had been taken
+    # Where nothing moves, what was learned is forgotten, and the next steps go along the gradient, ever
+    # shorter; where no decrease can be seen along it, the image has converged.
+    known = s.pairs.flatten(1).any(1)
+    seen = -dot(direction, s.gradient) > _ROUNDING * torch.finfo(s.value.dtype).eps * s.value.abs()
+    stuck = (moved == 0) & (known | seen)
     residual = torch.where(torch.isnan(new.value), torch.nan, torch.where(stuck, torch.inf, moved))
-    pairs = torch.where(expand(stuck, s.pairs), 0, _learned(s, new))
-    return replace(s, x=new.x, value=new.value, gradient=new.gradient, pairs=pairs, residual=residual)
+    return replace(
+        s,
+        x=new.x,
+        value=new.value,
+        gradient=new.gradient,
+        pairs=torch.where(expand(stuck, s.pairs), 0, _learned(s, new)),
+        scale=torch.where(stuck & ~known, s.scale * _SHRINK**_MOST_TRIALS, s.scale),
+        residual=residual,
+    )
 
 
 def _learned(s: _Descent, new: _Point) -> Tensor:
@@ -157,9 +168,10 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(1)
 
 
-def _line_search(objective: SmoothObjective, old: _Point, direction: Tensor) -> _Point:
-    """The first of the steps 1, 0.3, 0.09, ... that decreases the objective enough, or none."""
+def _line_search(objective: SmoothObjective, old: _Point, direction: Tensor) -> tuple[_Point, Tensor]:
+    """The first of the steps 1, 0.3, 0.09, ... that decreases the objective enough, or none; its length."""
     slope, new = dot(old.gradient, direction), old
+    lengths = torch.ones_like(slope)
     trying, t = torch.arange(len(old.x), device=old.x.device), 1.0
     for _ in range(_MOST_TRIALS):
         part = objective if t == 1.0 else objective.select(trying)
@@ -167,8 +179,8 @@ def _line_search(objective: SmoothObjective, old: _Point, direction: Tensor) -> 
         trial = _Point(x, *part.value_and_grad(x))
         good = trial.value <= old.value[trying] + _DECREASE * t * slope[trying]
         if good.any():
-            new = new.replaced(trying[good], trial.select(good))
+            new, lengths[trying[good]] = new.replaced(trying[good], trial.select(good)), t
         trying, t = trying[~good], t * _SHRINK
         if len(trying) == 0:
             break
-    return new
+    return new, lengths

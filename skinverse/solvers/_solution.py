@@ -9,6 +9,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from skinverse._tensors import are_finite
+
 
 @dataclass(frozen=True)
 class Solution:
@@ -55,8 +57,7 @@ class Solution:
 
     def finite(self) -> Self:
         """The same solution, in which no image that holds NaN or inf counts as converged."""
-        there = torch.isfinite(self.x).flatten(1).all(1)
-        return replace(self, converged=self.converged & there)
+        return replace(self, converged=self.converged & are_finite(self.x))
 
     @classmethod
     def concatenate(cls, parts: Sequence[Solution]) -> Solution:

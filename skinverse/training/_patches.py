@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -12,26 +10,27 @@ _SCORED_SIDE = 80
 
 
 def random_patches(x: Tensor, size: int | None) -> Tensor:
-    """A random patch of each image, flipped and transposed at random.
+    """A random patch of each image, flipped, and with its last two axes exchanged, at random.
 
     Parameters
     ----------
-    x : Tensor of shape (n, channels, height, width)
-        Images.
+    x : Tensor of shape (n, channels, *space)
+        Images, or volumes.
     size : int or None
         Side of the patches, or less where an image is smaller; None gives the images as they are.
 
     Returns
     -------
-    Tensor of shape (n, channels, size, size)
+    Tensor of shape (n, channels, size, ..., size)
         One patch of each image.
     """
     if size is None:
         return x
-    height, width = x.shape[-2:]
-    rows, columns = (_random_run(len(x), n, min(n, size), x.device) for n in (height, width))
-    images = torch.arange(len(x), device=x.device)[:, None, None]
-    patches = x[images, :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
+    n, d = len(x), x.ndim - 2
+    runs = [_random_run(n, length, min(length, size), x.device) for length in x.shape[2:]]
+    places = [run.reshape(n, *[1] * k, -1, *[1] * (d - 1 - k)) for k, run in enumerate(runs)]
+    images = torch.arange(n, device=x.device).reshape(n, *[1] * d)
+    patches = x.movedim(1, -1)[(images, *places)].movedim(-1, 1)
     square = patches.shape[-1] == patches.shape[-2]
     return patches.mT if square and float(torch.rand(())) < 0.5 else patches
 
@@ -44,7 +43,12 @@ def _random_run(n: int, length: int, size: int, device: torch.device) -> Tensor:
     return first + torch.where(descending, size - 1 - steps, steps)
 
 
-def crop(images: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
-    """The upper left corner of images and of data of the same shape: enough to judge a denoiser by."""
-    corner: Any = (..., *[slice(0, _SCORED_SIDE)] * min(2, images.ndim - 1))
-    return images[corner], data[corner]
+def crop(images: Tensor, data: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """The first corner of images and of data of the same shape: enough to judge a denoiser by.
+
+    ``axes`` are the spatial ones, counted from the end.
+    """
+    for axis in axes:
+        side = min(images.shape[axis], _SCORED_SIDE)
+        images, data = images.narrow(axis, 0, side), data.narrow(axis, 0, side)
+    return images, data

@@ -232,7 +232,7 @@ def test_multiples_and_lifts_of_a_sum_keep_its_terms_apart() -> None:
     lifted = TGV.lift(f, 2)
     assert [term.split()[0].proximable for term in lifted.summands] == [True, True]
     assert_allclose(sum(term(z) for term in lifted.summands), f(z[:, 0]))
-    assert repr(2 * f) == "2 * LeastSquares() + 2 * TotalVariation(isotropic=True)"
+    assert repr(2 * f) == "2 * LeastSquares() + 2 * TotalVariation(isotropic=True, axes=(-2, -1))"
 
 
 @pytest.mark.parametrize("weight", [-1, -0.1, float("nan"), torch.tensor([1.0, -2.0, 0.0])])

@@ -28,6 +28,7 @@ from skinverse.functionals._variation import _minimum_over_fields
 
 REAL, COMPLEX = torch.float64, torch.complex128
 TGV = TotalGeneralizedVariation()
+VOLUME, FOUR = (-3, -2, -1), (-4, -3, -2, -1)
 
 
 def draw(shape: tuple[int, ...], dtype: torch.dtype = REAL, *, seed: int = 0) -> Tensor:
@@ -51,6 +52,19 @@ SPLITS: dict[str, tuple[Functional, tuple[int, ...]]] = {
     **{
         f"lifted {shape}": (TGV.lifted(), shape)
         for shape in [(2, 7), (3, 5, 6), (3, 2, 4, 3), (3, 1, 5), (3, 1, 1)]
+    },
+    **{
+        f"TotalVariation {shape} along {axes}": (TotalVariation(axes=axes), shape)
+        for axes, shape in [
+            ((-3, -2, -1), (4, 2, 3)),
+            ((-3, -2), (4, 3, 2)),
+            ((-2,), (4, 3)),
+            (FOUR, (2, 3, 2, 3)),
+        ]
+    },
+    **{
+        f"lifted {shape} along {axes}": (TotalGeneralizedVariation(axes=axes).lifted(), shape)
+        for axes, shape in [((-3, -2, -1), (4, 4, 2, 3)), ((-3, -2), (3, 4, 3, 2)), (FOUR, (5, 2, 3, 2, 3))]
     },
     "lifted with another weight": (TotalGeneralizedVariation(alpha=0.3).lifted(), (3, 5, 4)),
     "OfImage of TotalVariation": (TGV.lift(TotalVariation(), 2), (3, 5, 6)),
@@ -85,6 +99,7 @@ def test_norm_bounds_the_largest_singular_value(f: Functional, shape) -> None:
     ("K", "shape"),
     [
         (TotalVariation().split()[1], (16, 16)),
+        (TotalVariation(axes=VOLUME).split()[1], (12, 8, 8)),
         (TGV.lift(TotalVariation(), 2).split()[1], (3, 16, 16)),
         (WaveletSparsity(2).transform, (16, 16)),
         (CosineSparsity().transform, (16, 16)),
@@ -95,9 +110,9 @@ def test_norm_is_sharp(K: Any, shape) -> None:
     assert largest * (1 - 1e-12) <= K.norm() <= 1.1 * largest
 
 
-def second_order(v: Tensor) -> Tensor:
+def second_order(v: Tensor, axes: tuple[int, ...] = (-2, -1)) -> Tensor:
     """The symmetrised derivative of a field, from the lifted variation of an image that is zero."""
-    K = TotalGeneralizedVariation(alpha=1.0).lifted().split()[1]
+    K = TotalGeneralizedVariation(alpha=1.0, axes=axes).lifted().split()[1]
     return K(torch.cat([torch.zeros_like(v[:, :1]), v], 1))[:, v.shape[1] :]
 
 
@@ -113,6 +128,15 @@ def test_symmetrised_derivative_of_a_gradient_is_the_hessian() -> None:
     assert_allclose(e[0, :4], 3.0)
     assert_allclose(e[1, :, :5], -2.0)
     assert_allclose(e[2, :5, :6], 2.0 * np.sqrt(2))
+
+
+def test_symmetrised_derivative_in_three_dimensions() -> None:
+    i, j, k = np.meshgrid(*map(np.arange, (4.0, 5.0, 6.0)), indexing="ij")
+    x = torch.tensor(i**2 - 2 * j**2 + 3 * k**2 + 2 * i * j - 3 * i * k + 5 * j * k)[None]
+    e = second_order(TotalVariation(axes=VOLUME).split()[1](x), VOLUME)[0, :, :2, :3, :4]
+    root = np.sqrt(2)
+    expected = np.array([2, -4, 6, 2 * root, -3 * root, 5 * root])
+    assert_allclose(e, np.broadcast_to(expected[:, None, None, None], e.shape))
 
 
 @pytest.mark.parametrize("shape", [(7,), (5, 6), (2, 4, 3), (1, 5), (1, 1)])
@@ -144,6 +168,16 @@ def test_total_variation_is_the_plain_formula(isotropic: bool, dtype) -> None:
     assert_allclose(f(x), np.sum(channels, axis=1))
     assert_allclose(f(x[:, 0]), [c[0] for c in channels])
     assert_allclose(f(x[:, 0, 0]), np.abs(np.diff(x[:, 0, 0].numpy())).sum(1))
+
+
+@pytest.mark.parametrize("isotropic", [True, False])
+def test_total_variation_of_volumes_and_channels_last(isotropic: bool) -> None:
+    x = draw((2, 5, 4, 3))
+    steps = [np.diff(x.numpy(), axis=k, append=x.numpy().take([-1], k)) for k in (1, 2, 3)]
+    pixels = np.sqrt(sum(s**2 for s in steps)) if isotropic else sum(np.abs(s) for s in steps)
+    assert_allclose(TotalVariation(isotropic=isotropic, axes=VOLUME)(x), pixels.sum((1, 2, 3)))
+    last, first = TotalVariation(isotropic=isotropic, axes=(-3, -2)), TotalVariation(isotropic=isotropic)
+    assert_allclose(last(x), first(x.movedim(-1, 1)))
 
 
 @pytest.mark.parametrize("side", [1, 3, 6])
@@ -237,6 +271,14 @@ def test_generalized_variation_vanishes_exactly_on_affine_images() -> None:
     assert float(TGV(affine)) < 1e-6 * float(TotalVariation()(affine))
     assert float(TGV(torch.arange(9.0, dtype=REAL)[None])) < 1e-6
     assert float(TGV(affine + draw((1, 8, 9)))) > 1
+
+
+def test_generalized_variation_of_volumes_vanishes_on_affine_ones_only() -> None:
+    i, j, k = np.meshgrid(*map(np.arange, (4.0, 5.0, 6.0)), indexing="ij")
+    f, affine = TotalGeneralizedVariation(axes=VOLUME), torch.tensor(2 * i - 3 * j + k)[None]
+    assert float(f(affine)) < 1e-6 * float(TotalVariation(axes=VOLUME)(affine))
+    slices = affine + 3 * torch.tensor((-1.0) ** i)[None]  # each slice is affine
+    assert float(f(slices)) > 1 > 1e6 * float(TGV(slices))
 
 
 @pytest.mark.parametrize("dtype", [REAL, COMPLEX])
@@ -335,6 +377,27 @@ def test_one_level_is_that_of_pywavelets(order: int) -> None:
     begun = np.roll(x[0].numpy(), 1 - order)
     theirs = np.concatenate(pywt.dwt(begun, f"db{order}", mode="periodization"))
     assert_allclose(WaveletSparsity(order, 1).transform(x)[0], theirs, atol=1e-12)
+
+
+@pytest.mark.parametrize("order", [1, 2, 4])
+def test_one_level_of_a_volume_is_that_of_pywavelets(order: int) -> None:
+    x = draw((1, 10, 12, 8))
+    begun = np.roll(x[0].numpy(), (1 - order,) * 3, (0, 1, 2))
+    theirs = pywt.dwtn(begun, f"db{order}", mode="periodization")
+    ours = WaveletSparsity(order, 1, axes=VOLUME).transform(x)[0]
+    for key, expected in theirs.items():
+        corner = tuple(
+            slice(n // 2) if k == "a" else slice(n // 2, n) for k, n in zip(key, ours.shape, strict=True)
+        )
+        assert_allclose(ours[corner], expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("f", [WaveletSparsity(2), CosineSparsity()])
+def test_sparsity_of_channels_last(f: Any) -> None:
+    last = type(f)(*([2] if isinstance(f, WaveletSparsity) else []), axes=(-3, -2))
+    x = draw((2, 6, 9, 3))
+    assert_allclose(last(x), f(x.movedim(-1, 1)))
+    assert_allclose(last.prox(x, 0.3), f.prox(x.movedim(-1, 1), 0.3).movedim(1, -1))
 
 
 def test_daubechies_filter_has_its_closed_form() -> None:

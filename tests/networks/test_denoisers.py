@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Callable, Iterator
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -200,9 +201,9 @@ def test_without_a_group_layers_are_ordinary(kind: type[nn.Module], kernel_size:
 
 def test_without_a_group_dncnn_is_a_chain_of_convolutions() -> None:
     h, x = made(lambda: DnCNN(2, n_features=4, n_layers=4)), draw(2, 2, 5, 6)
-    z = x
+    z = torch.from_numpy(np.pad(x.numpy(), [(0, 0), (0, 0), (4, 4), (4, 4)], mode="symmetric"))
     for i, layer in enumerate(h.layers):
-        conv = nn.Conv2d(z.shape[1], len(layer.kernel()), 3, padding=1, padding_mode="circular").double()
+        conv = nn.Conv2d(z.shape[1], len(layer.kernel()), 3).double()
         conv.weight.data, conv.bias.data = layer.kernel().detach(), layer.bias().detach()
         z = conv(F.silu(z) if i else z)
     assert_close(h(x), x - z, rtol=0, atol=1e-13)
@@ -280,8 +281,10 @@ def test_one_gradient_step_descends_on_a_convex_function(
 
 @pytest.mark.parametrize("group", ["C1", "D4"])
 def test_the_bound_of_gradient_steps_is_almost_reached(group: str) -> None:
-    """Steps a little longer would expand."""
+    """Steps a little longer would expand: any filters of D4, and without a group shifts, seen in a corner."""
     net, x = wild(1, group, 1, 0, [1.0, 0.0, 0.0]), draw(1, 1, 16, 16)
+    if group == "C1":
+        net.filters.data.zero_()[..., 0, 0] = 1
     net.log_level.data += 20
     net.step.data += 50
     assert torch.linalg.eigvalsh(matrix(net, x)).min() < -0.9
@@ -313,6 +316,31 @@ def test_images_of_any_size_do_not_feel_their_companions(
     x[1] = torch.nan
     assert_close(h(x)[[0, 2]], together[[0, 2]], rtol=1e-12, atol=1e-12)
     assert h(x[:0]).shape == (0, n_channels, *size)
+
+
+@every_network
+@pytest.mark.parametrize("size", [(24, 24), (25, 23)])
+def test_opposite_edges_are_no_neighbours(make: Callable[[int], nn.Module], size: tuple[int, int]) -> None:
+    h, x = made(lambda: make(1)), draw(1, 1, *size)
+    changed = x.clone()
+    changed[..., -1] += 1
+    moved = (h(changed) - h(x)).abs().amax((0, 1, 2))
+    assert moved[:2].max() < 1e-12 < moved[-1]
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "gradient step"])
+def test_images_are_continued_by_their_mirror_images(name: str) -> None:
+    """A network that sees the image beside its mirror image makes the same of it; sides are halved twice."""
+    h, x = made(lambda: NETWORKS[name](2)), draw(2, 2, 4, 8)
+    if name == "unet":  # features are continued at each resolution: they have to be symmetric
+        for layer in h.modules():
+            if isinstance(layer, nn.Conv2d):
+                w = layer.weight.data
+                w += w.flip(2)
+                w += w.flip(3)
+    for axis in (2, 3):
+        y = x.flip(axis)
+        assert_close(h(torch.cat([x, y], axis)), torch.cat([h(x), h(y)], axis), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("n_levels", [1, 2, 4])

@@ -80,7 +80,22 @@ def test_almost_orthogonal_convolutions_enlarge_no_norm(
     layer = wild(made(lambda: AOLConv2d(2, n_out)), 0, [scale])
     at_zero = layer(torch.zeros(1, 2, *size, dtype=torch.float64))
     norm = torch.linalg.matrix_norm(matrix(lambda x: layer(x) - at_zero, 2, size), 2)
-    assert 0.1 < norm <= 1 + 1e-12
+    assert 0.05 < norm <= 1 + 1e-12
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_no_weights_make_almost_orthogonal_convolutions_enlarge_a_norm(size: tuple[int, int]) -> None:
+    """Gradient ascent in the weights finds nothing; with the kernel of the plane it would."""
+    layer = made(lambda: AOLConv2d(1, 2))
+    norm = torch.zeros(())
+    for _ in range(60):
+        n = size[0] * size[1]
+        basis = torch.eye(n, dtype=torch.float64).reshape(n, 1, *size)
+        norm = torch.linalg.matrix_norm((layer(basis) - layer(0 * basis)).flatten(1), 2)
+        assert norm <= 1 + 1e-12
+        (uphill,) = torch.autograd.grad(norm, layer.weight)
+        layer.weight.data += 0.1 * layer.weight.norm() * uphill / uphill.norm().clamp_min(1e-12)
+    assert norm > 0.8
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3, 5])
@@ -147,9 +162,9 @@ def test_power_iteration_finds_the_norm_of_a_matrix() -> None:
 
 
 def test_lipschitz_networks_are_not_much_below_1() -> None:
-    """From one channel through 16 to one: most is lost to the other channels, but no layer contracts."""
+    """From one channel through 16 to one: most is lost to the other channels, and to the mean over flips."""
     net = made(LipschitzCNN)
-    assert jacobian_norm(net, 3 * draw(1, 1, 12, 12)) > 0.3
+    assert jacobian_norm(net, 3 * draw(1, 1, 12, 12)) > 0.2
 
 
 NETWORKS = {
@@ -162,19 +177,29 @@ NETWORKS = {
 @pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
 @pytest.mark.parametrize("n_channels", [1, 3])
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (9, 8)])
-def test_networks_commute_with_shifts(
+def test_networks_continue_images_by_their_mirror_images(
     make: Callable[[int], nn.Module], n_channels: int, size: tuple[int, int]
 ) -> None:
     net, x = made(lambda: make(n_channels)), draw(2, n_channels, *size)
     assert net(x).shape == (2, 1, *size)
-    shift = {"shifts": (3, -2), "dims": (-2, -1)}
-    assert_close(net(x.roll(**shift)), net(x).roll(**shift), rtol=0, atol=1e-12)
+    for axis in (2, 3):
+        y = x.flip(axis)
+        assert_close(net(torch.cat([x, y], axis)), torch.cat([net(x), net(y)], axis), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
-def test_networks_continue_images_periodically(make: Callable[[int], nn.Module]) -> None:
-    net, x = made(lambda: make(1)), draw(1, 1, 4, 5)
-    assert_close(net(x.tile(3, 2)), net(x).tile(3, 2), rtol=0, atol=1e-12)
+def test_opposite_edges_are_no_neighbours(make: Callable[[int], nn.Module]) -> None:
+    net, x = made(lambda: make(1)), draw(1, 1, 16, 17)
+    changed = x.clone()
+    changed[..., -1] += 1
+    moved = (net(changed) - net(x)).abs().amax((0, 1, 2))
+    assert moved[:8].max() < 1e-12 < moved[-1]
+
+
+def test_lipschitz_networks_commute_with_flips() -> None:
+    net, x = made(lambda: LipschitzCNN(2, n_features=4, n_layers=3)), draw(2, 2, 4, 5)
+    for axes in ((2,), (3,), (2, 3)):
+        assert_close(net(x.flip(axes)), net(x).flip(axes), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("n_channels", [1, 3])

@@ -672,3 +672,33 @@ def test_direct_solution_counts_no_steps() -> None:
     assert found.residual.dtype == torch.float32
     assert torch.isnan(found.objective).all()
     assert Solution.concatenate([found, found]).extra["level"].shape == (4,)
+
+
+class Bends(Functional):
+    """``sum sqrt(x^2 + eps^2)``, whose curvature at zero is ``1 / eps``."""
+
+    smooth = True
+
+    def __init__(self, eps: float) -> None:
+        self.eps = eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (x.square() + self.eps**2).sqrt().flatten(1).sum(1)
+
+    def grad(self, x: Tensor) -> Tensor:
+        return x / (x.square() + self.eps**2).sqrt()
+
+    def select(self, index: Tensor) -> Bends:
+        return self
+
+
+@pytest.mark.parametrize("eps", [1e-4, 1e-6])
+@pytest.mark.parametrize("solver", [gradient_descent, proximal_gradient, accelerated_gradient])
+def test_short_steps_are_no_convergence(solver, eps) -> None:
+    """One pixel at its bend makes the steps of all others short, however far these have to go."""
+    generator = torch.Generator().manual_seed(0)
+    b, x0 = 3 * torch.randn(2, 30, 8, dtype=torch.float64, generator=generator)
+    found = solver(LeastSquares(None, b) + Bends(eps), x0, max_steps=500, tol=1e-5)
+    minimum = torch.sign(b) * (b.abs() - 1).clamp_min(0)
+    error = (found.x - minimum).norm(dim=1) / minimum.norm(dim=1)
+    assert (error[found.converged] < 1e-2).all()

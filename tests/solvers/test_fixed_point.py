@@ -376,6 +376,21 @@ def test_gmres_keeps_finite_and_apart_what_has_no_numbers(bad: float) -> None:
     assert torch.isfinite(found.x).all()
 
 
+@pytest.mark.parametrize("solver", [anderson, broyden])
+def test_what_converged_solves_the_equation_where_the_map_expands(solver) -> None:
+    """``f`` expands by a factor of 9, so ``f(z)`` is worse than ``z`` by as much."""
+    slopes = torch.tensor([-9.0, 0.5, 3.0, -2.0], dtype=torch.float64)
+
+    def f(z: Tensor) -> Tensor:
+        return slopes * (z - 1) + 1
+
+    found = solver(f, torch.zeros(1, 4, dtype=torch.float64), tol=1e-3, max_steps=50)
+    residual = (f(found.x) - found.x).norm() / f(found.x).norm()
+    assert found.converged.all()
+    assert residual < 1e-3
+    torch.testing.assert_close(found.residual[0], residual)
+
+
 @pytest.mark.parametrize("solver", [picard, anderson, broyden])
 def test_a_lone_image_takes_the_same_steps_to_the_bit(solver) -> None:
     """Where nothing contracts, an iteration makes much of the last bit."""

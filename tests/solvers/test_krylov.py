@@ -239,3 +239,87 @@ def test_pseudo_inverse_minimises_its_objective() -> None:
 def test_pseudo_inverse_refuses_no_regularization(delta) -> None:
     with pytest.raises(ValueError, match="delta: expected a number > 0"):
         pseudo_inverse(as_torch(pylops.Identity(2)), torch.ones(2, 2), delta)
+
+
+# ---------------------------------------------------------------------- what is reported is true
+SPECTRA = {
+    "few eigenvalues": [0.0, 0, 0, 1, 2, 3, 5, 8],
+    "indefinite": [0.0, 0, 0, -3, -1, 1, 2, 5],
+    "ill-conditioned": [0.0, *torch.logspace(-2, 0, 30).tolist()],
+    "many eigenvalues": [0.0] * 5 + torch.linspace(-1, 1, 100).tolist(),
+}
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_minres_finds_the_least_squares_solution_of_least_norm(spectrum, dtype, scale) -> None:
+    """With right-hand sides outside of the range, in the null space, and in the range."""
+    wide = torch.complex128 if dtype.is_complex else torch.float64
+    B = scale * with_spectrum(SPECTRA[spectrum], dtype=wide)
+    inverse = torch.linalg.pinv(B, hermitian=True, rtol=1e-6)
+    b = random(3, len(B), dtype=wide)
+    inside = b @ (B @ inverse).mT
+    b = torch.stack([b[0], b[1] - inside[1], inside[2]])
+    found = minres(on_batches(B.to(dtype)), b.to(dtype), tol=1e-4)
+    assert found.converged.all()
+    expected = b @ inverse.mT
+    error = (found.x - expected).norm(dim=1)
+    assert (error[[0, 2]] <= 2e-2 * expected[[0, 2]].norm(dim=1)).all()  # the condition times the tolerance
+    assert error[1] <= 1e-3 * b[1].norm() / scale
+
+
+def test_minres_says_when_it_comes_to_nothing() -> None:
+    """A spectrum that goes to zero so gently that single precision cannot tell where it ends."""
+    B = with_spectrum([0.0, *torch.logspace(-6, 0, 60).tolist()], dtype=torch.float32)
+    b = random(4, len(B), dtype=torch.float32)
+    found = minres(on_batches(B), b, tol=1e-6)
+    residual = (b - found.x @ B.mT).norm(dim=1) / b.norm(dim=1)
+    assert not found.converged.any()
+    assert_close(found.residual, residual, rtol=1e-2, atol=0)
+    assert (residual <= 1).all()
+
+
+@pytest.mark.parametrize("tol", [1e-3, 1e-6])
+def test_a_loose_tolerance_does_not_end_an_ill_conditioned_system(tol) -> None:
+    """Of condition 1e5, where the least squares condition holds to 1e-3 long before the solution."""
+    B = with_spectrum(torch.logspace(-5, 0, 30))
+    b = random(3, len(B)) @ B.mT
+    b = b / b.norm(dim=1, keepdim=True) + 0.3 * torch.linalg.eigh(B)[1][:, 3]
+    found = minres(on_batches(B), b, tol=tol, max_steps=5000)
+    residual = (b - found.x @ B.mT).norm(dim=1) / b.norm(dim=1)
+    assert found.converged.all()
+    assert (residual <= 1.001 * tol).all()
+
+
+@every
+def test_residual_is_that_of_the_solution(solver) -> None:
+    """Where rounding has carried the recurrence away from it."""
+    B = with_spectrum(torch.logspace(-7, 0, 40), dtype=torch.float32)
+    b = random(4, 40, dtype=torch.float32)
+    for tol in (1e-2, 1e-5):
+        found = solver(on_batches(B), b, tol=tol, max_steps=400)
+        residual = (b - found.x @ B.mT).norm(dim=1) / b.norm(dim=1)
+        assert_close(found.residual, residual, rtol=1e-3, atol=1e-6)
+        assert torch.equal(found.converged, residual <= tol)
+
+
+def test_conjugate_gradient_does_not_solve_what_has_no_solution() -> None:
+    B = with_spectrum([0.0, 0, 0, 1, 2, 3, 5, 8])
+    found = conjugate_gradient(on_batches(B), random(3, 8), max_steps=200)
+    assert not found.converged.any()
+
+
+def test_minres_leaves_a_solved_image_alone_while_its_companions_are_inconsistent() -> None:
+    B = with_spectrum(SPECTRA["ill-conditioned"])
+    b = random(3, len(B))
+    b[1] = b[1] @ B.mT
+
+    def one_by_one(x: Tensor) -> Tensor:
+        return torch.stack([B @ image for image in x])
+
+    together = minres(one_by_one, b)
+    for i in range(3):
+        alone = minres(one_by_one, b[i : i + 1])
+        assert alone.n_steps[0] == together.n_steps[i]
+        assert_close(alone.x[0], together.x[i], rtol=1e-6, atol=1e-7)

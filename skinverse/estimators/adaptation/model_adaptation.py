@@ -14,7 +14,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from torch import Tensor, nn
 
-from skinverse._parameters import Flag, Instance, Null, Real, fitted, parameter
+from skinverse._parameters import Flag, Instance, Null, ParameterError, Real, fitted, parameter
 from skinverse.estimators._base import BaseReconstructor, max_steps_parameter, tol_parameter
 from skinverse.estimators._learned import LearnedReconstructor, batch_size_for
 from skinverse.estimators._units import gain_of
@@ -85,6 +85,8 @@ class ModelAdaptation(BaseReconstructor):
 
     not_promised = {
         "channels": "Without an operator it is that of the adapted method, not the identity.",
+        "colour": "Without an operator it is that of the adapted method, not the identity.",
+        "volumes": "Without an operator it is that of the adapted method, not the identity.",
         "complex_images": "Without an operator it is that of the adapted method, not the identity.",
         "forgotten_operator": "Without an operator it is that of the adapted method, not the identity.",
         "lone_image": "Without an operator it is that of the adapted method, not the identity.",
@@ -294,6 +296,11 @@ class ModelAdaptation(BaseReconstructor):
         if not hasattr(self.estimator, "module_"):
             raise NotFittedError(
                 f"ModelAdaptation: expected a fitted estimator, got {kind.__name__} before its fit"
+            )
+        known = self._given().channel_axis
+        if self.channel_axis not in (None, known):
+            raise ParameterError(
+                f"channel_axis: expected None or that of the adapted method, {known}, got {self.channel_axis}"
             )
 
     def _check_operator(self) -> None:

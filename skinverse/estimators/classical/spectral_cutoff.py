@@ -27,6 +27,11 @@ from skinverse.solvers import Solution
 
 # Up to this many numbers the operator is written out as a dense matrix for an exact decomposition.
 _DENSE = 2**22
+# Components are computed until `lam` cuts one off, first so many, then by a factor more each time, as long as
+# the singular vectors hold at most this many numbers, 128 MiB.
+_FIRST, _MORE, _LARGEST = 200, 3, 2**24
+# A singular value that is so small, relative to the largest one and their number, is zero but for rounding.
+_ZERO = torch.finfo(torch.float64).eps
 
 
 class SpectralCutoff(BaseReconstructor):
@@ -63,7 +68,8 @@ class SpectralCutoff(BaseReconstructor):
         allowed=Integer(ge=1) | Null(),
         doc="""
         Most singular values computed. None computes all of an operator of at most 2^22 entries (exact,
-        dense) and 200 of a larger one (randomised), with a warning where ``lam`` keeps all of these.""",
+        dense), and of a larger one (randomised) 200 or as many as a number ``lam`` keeps, as long as the
+        singular vectors hold at most 2^24 numbers; a warning tells where ``lam`` keeps all of these.""",
     )
     random_state: Any = parameter(
         default=0,
@@ -156,9 +162,7 @@ class SpectralCutoff(BaseReconstructor):
     def _parts(self, A: LinearMap, data: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The decomposition that ``fit`` stored, or that of an operator that came later."""
         operator = self.operator_ if self.operator is None else self.operator
-        known = getattr(self, "operator_digest_", None) == operator_digest(operator)
-        sizes = self.components_.shape[1:], self.data_components_.shape[1:]
-        if known and (A.dims, A.dimsd) == sizes:
+        if getattr(self, "operator_digest_", None) == operator_digest(operator) and self._suffices(A):
             parts: Any = self.data_components_, self.singular_values_, self.components_
         else:
             parts = self._decompose(A)
@@ -167,13 +171,47 @@ class SpectralCutoff(BaseReconstructor):
         u, s, v = (t.to(real.to_complex() if t.is_complex() else real) for t in (u, s, v))
         return u, s, v
 
+    def _suffices(self, A: LinearMap) -> bool:
+        """Whether the stored decomposition has the sizes of ``A``, and all that ``lam`` keeps."""
+        if (A.dims, A.dimsd) != (self.components_.shape[1:], self.data_components_.shape[1:]):
+            return False
+        complete = self.n_components is not None or len(self.singular_values_) >= _most(A)
+        return complete or not self._keeps(self.singular_values_)
+
     def _decompose(self, A: LinearMap) -> tuple[Tensor, Tensor, Tensor]:
         n_pixels, n_data = math.prod(A.dims), math.prod(A.dimsd)
         n_all = min(n_pixels, n_data)
         if n_pixels * n_data <= _DENSE:
             return _truncated(_dense_svd(A), self.n_components or n_all)
-        n_components = min(self.n_components or 200, n_all)
-        return _truncated(_randomized_svd(A, min(n_components + 10, n_all), self.seed_), n_components)
+        if self.n_components is not None:
+            return _leading(A, min(self.n_components, n_all), self.seed_)
+        n = min(_FIRST, n_all)
+        parts = _leading(A, n, self.seed_)
+        while n < _most(A) and self._keeps(parts[1]):
+            n = min(_MORE * n, _most(A))
+            # The randomised way to half of the components takes longer than the exact one to all.
+            if 2 * n > n_all and n_pixels * n_data <= _LARGEST:
+                return _dense_svd(A)
+            parts = _leading(A, n, self.seed_)
+        return parts
+
+    def _keeps(self, s: Any) -> bool:
+        """Whether a number ``lam`` keeps the last singular value, so that more may be wanted."""
+        if self.lam == "discrepancy":
+            return False
+        return bool(s[-1] > s[0] * _ZERO * len(s)) and float(s[-1]) ** 2 >= float(self.lam)
+
+
+def _most(A: LinearMap) -> int:
+    """Number of components that are computed at most, where nobody has chosen it."""
+    n_pixels, n_data = math.prod(A.dims), math.prod(A.dimsd)
+    return min(n_pixels, n_data, max(_FIRST, _LARGEST // (n_pixels + n_data)))
+
+
+def _leading(A: LinearMap, n_components: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """So many singular triplets, by the randomised decomposition."""
+    n_all = min(math.prod(A.dims), math.prod(A.dimsd))
+    return _truncated(_randomized_svd(A, min(n_components + 10, n_all), seed), n_components)
 
 
 def _truncated(parts: tuple[Tensor, Tensor, Tensor], n_components: int) -> tuple[Tensor, Tensor, Tensor]:

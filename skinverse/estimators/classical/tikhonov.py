@@ -8,7 +8,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from skinverse._parameters import OneOf, Real, parameter
 from skinverse._tensors import expand, norm
 from skinverse.estimators._base import (
     BaseReconstructor,
@@ -18,6 +17,7 @@ from skinverse.estimators._base import (
 )
 from skinverse.estimators._units import Units
 from skinverse.estimators._validation import check_noise_known, discrepancy_level
+from skinverse.estimators.classical.weights import least_error, weight_parameter
 from skinverse.operators import LinearMap
 from skinverse.solvers import Solution, conjugate_gradient
 
@@ -55,14 +55,13 @@ class Tikhonov(BaseReconstructor):
         "level": "The penalty sees a constant: a level of 1 changes the rest of the image by 0.24 relative.",
     }
 
-    lam: float | str = parameter(
-        default=0.1,
-        allowed=Real(ge=0) | OneOf("discrepancy"),
-        doc="""
-        Weight of the penalty. "discrepancy" chooses it per image so that
-        ``||A x - y|| = sqrt(n_measurements) * noise_std``.""",
+    lam: float | str = weight_parameter(
+        """
+        "discrepancy" chooses it such that ``||A x - y|| = sqrt(n_measurements) * noise_std``.""",
     )
-    noise_std: float | None = noise_std_parameter('It is needed by ``lam="discrepancy"``.')
+    noise_std: float | None = noise_std_parameter(
+        '``lam="discrepancy"`` needs it, "auto" uses it where it is given.'
+    )
     max_steps: int = max_steps_parameter(1000, "Largest number of conjugate gradient steps.")
     tol: float = tol_parameter(
         1e-5,
@@ -73,15 +72,20 @@ class Tikhonov(BaseReconstructor):
         check_noise_known(self.lam, self.noise_std)
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
-        units = Units.of(A, data)
+        units, told = Units.of(A, data), {}
         if self.lam == "discrepancy":
             level = units.of_data(discrepancy_level(self.noise_std, units.data))
             solution = self._by_discrepancy(units.A, units.data, level)
+        elif self.lam == "auto":
+            known = None if self.noise_std is None else units.of_data(self.noise_std)
+            lam, noise_std = least_error(units, known)
+            solution = self._solve(units.A, units.data, lam)
+            told = {"noise_std": noise_std.double() * units.size.double()}
         else:
             lam = torch.full_like(units.size, float(self.lam) / units.gain**2)
             solution = self._solve(units.A, units.data, lam)
         weights = solution.extra["lam"].double() * units.gain**2
-        return units.restored(replace(solution, extra={"lam": weights}))
+        return units.restored(replace(solution, extra={"lam": weights} | told))
 
     def _solve(self, A: LinearMap, data: Tensor, lam: Tensor, x0: Tensor | None = None) -> Solution:
         def normal(x: Tensor) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from skinverse.estimators._base import (
 )
 from skinverse.estimators._units import Units
 from skinverse.estimators._validation import check_noise_known, discrepancy_level
+from skinverse.estimators.classical.weights import least_risk, weight_parameter
 from skinverse.functionals import (
     DataBall,
     Functional,
@@ -30,11 +33,93 @@ from skinverse.operators import LinearMap
 from skinverse.solvers import Solution, accelerated_gradient, primal_dual, proximal_gradient
 
 
-class TotalVariationRecon(BaseReconstructor):
+class VariationalReconstructor(BaseReconstructor):
+    """A method that minimises least squares plus ``lam`` times a regulariser of degree one.
+
+    A method gives :meth:`_regularizer`; one that minimises over more than the image also :meth:`_lift`,
+    :meth:`_variables` and :meth:`_images`.
+    """
+
+    lam: float | str = weight_parameter(
+        """
+        "discrepancy" minimises the regulariser among all images that explain the data,
+        ``||A x - y|| <= sqrt(n_measurements) * noise_std``.""",
+    )
+    bounds: tuple[float | None, float | None] | None = bounds_parameter()
+    noise_std: float | None = noise_std_parameter(
+        '``lam="discrepancy"`` needs it, "auto" uses it where it is given.'
+    )
+
+    def _check_combination(self) -> None:
+        check_noise_known(self.lam, self.noise_std)
+
+    def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
+        units = Units.without_level(A, data)
+        x0 = _back_projection(units.A, units.data)
+        if self.lam == "auto":
+            return self._by_least_risk(units, x0)
+        if self.lam == "discrepancy":
+            level = units.of_data(discrepancy_level(self.noise_std, units.data))
+            objective = self._objective(units, DataBall(_linear(units), units.data, level), 1.0)
+        else:
+            objective = self._penalised(units, units.weight(float(self.lam)))
+        return self._solution(units, objective, x0)
+
+    def _by_least_risk(self, units: Units, x0: Tensor) -> Solution:
+        found = least_risk(
+            units,
+            None if self.noise_std is None else units.of_data(self.noise_std),
+            x0,
+            max_steps=self.max_steps,
+            objective=self._penalised,
+            variables=partial(self._variables, units.A),
+            images=self._images,
+        )
+        solution = self._solution(units, self._penalised(units, found.weight), found.x)
+        size = units.size.double()
+        told = {"lam": found.weight * size * units.gain, "noise_std": found.noise_std * size}
+        return replace(solution, extra=solution.extra | told)
+
+    def _solution(self, units: Units, objective: Functional, x0: Tensor) -> Solution:
+        solution = self._minimise(objective, self._variables(units.A, x0))
+        return units.restored(replace(solution, x=self._images(solution.x)), self.bounds)
+
+    def _penalised(self, units: Units, weight: float | Tensor) -> Functional:
+        """Least squares plus the weighted regulariser."""
+        return self._objective(units, LeastSquares(_linear(units), units.data), weight)
+
+    def _objective(self, units: Units, fidelity: Functional, weight: float | Tensor) -> Functional:
+        objective = self._lift(units.A, fidelity) + weight * self._regularizer(units.A)
+        if self.bounds is None:
+            return objective
+        return objective + self._lift(units.A, units.box(self.bounds))
+
+    # ------------------------------------------------------------------ hooks
+    @abstractmethod
+    def _regularizer(self, A: LinearMap) -> Functional:
+        """The regulariser, a functional of the variables."""
+
+    def _lift(self, A: LinearMap, functional: Functional) -> Functional:
+        """A functional of the image as one of the variables."""
+        return functional
+
+    def _variables(self, A: LinearMap, images: Tensor) -> Tensor:
+        """Variables to start from."""
+        return images
+
+    def _images(self, variables: Tensor) -> Tensor:
+        """The images among the variables."""
+        return variables
+
+    def _minimise(self, objective: Functional, z0: Tensor) -> Solution:
+        return primal_dual(objective, z0, max_steps=self.max_steps, tol=self.tol)
+
+
+class TotalVariationRecon(VariationalReconstructor):
     """Total variation regularisation (Rudin, Osher and Fatemi).
 
     Minimises, for each image, ``1/2 ||A x - y||^2 + lam TV(x)`` with ``TV(x) = sum_pixels |grad x|`` by a
-    primal-dual method.
+    primal-dual method. The variations of channels add up.
 
     See Also
     --------
@@ -62,21 +147,12 @@ class TotalVariationRecon(BaseReconstructor):
     (6, 16, 16)
     """
 
-    lam: float | str = parameter(
-        default=0.1,
-        allowed=Real(ge=0) | OneOf("discrepancy"),
-        doc="""
-        Weight of the total variation. With "discrepancy" the total variation is minimised among all
-        images that explain the data, ``||A x - y|| <= sqrt(n_measurements) * noise_std``.""",
-    )
     isotropic: bool = parameter(
         default=True,
         allowed=Flag(),
         doc="""
         Euclidean length of the gradient in each pixel; otherwise the sum of the absolute differences.""",
     )
-    bounds: tuple[float | None, float | None] | None = bounds_parameter()
-    noise_std: float | None = noise_std_parameter('It is needed by ``lam="discrepancy"``.')
     max_steps: int = max_steps_parameter(2000, "Largest number of iterations.")
     tol: float = tol_parameter(
         1e-3,
@@ -84,26 +160,16 @@ class TotalVariationRecon(BaseReconstructor):
         Relative optimality residual at which an image stops, see :func:`~skinverse.solvers.primal_dual`.""",
     )
 
-    def _check_combination(self) -> None:
-        check_noise_known(self.lam, self.noise_std)
-
-    def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
-        units = Units.without_level(A, data)
-        fidelity = _fidelity(units, self.lam, self.noise_std)
-        objective = fidelity + _weight(units, self.lam) * TotalVariation(isotropic=self.isotropic)
-        if self.bounds is not None:
-            objective = objective + units.box(self.bounds)
-        x0 = _back_projection(units.A, units.data)
-        solution = primal_dual(objective, x0, max_steps=self.max_steps, tol=self.tol)
-        return units.restored(solution, self.bounds)
+    def _regularizer(self, A: LinearMap) -> Functional:
+        return TotalVariation(isotropic=self.isotropic, axes=self._spatial_axes(A))
 
 
-class TotalGeneralizedVariationRecon(BaseReconstructor):
+class TotalGeneralizedVariationRecon(VariationalReconstructor):
     """Total generalised variation regularisation: edges and slopes, without stairs.
 
     Minimises, for each image, ``1/2 ||A x - y||^2 + lam TGV(x)`` with
     ``TGV(x) = min_v sum_pixels |grad x - v| + alpha |E v|``, jointly in image and field, by a primal-dual
-    method.
+    method. The variations of channels add up.
 
     See Also
     --------
@@ -123,20 +189,11 @@ class TotalGeneralizedVariationRecon(BaseReconstructor):
     (2, 16, 16)
     """
 
-    lam: float | str = parameter(
-        default=0.1,
-        allowed=Real(ge=0) | OneOf("discrepancy"),
-        doc="""
-        Weight of the regulariser. With "discrepancy" it is minimised among all images that explain the
-        data, ``||A x - y|| <= sqrt(n_measurements) * noise_std``.""",
-    )
     tgv_ratio: float = parameter(
         default=2.0,
         allowed=Real(gt=0),
         doc="The ``alpha`` of the formula, weight of the second order against the first.",
     )
-    bounds: tuple[float | None, float | None] | None = bounds_parameter()
-    noise_std: float | None = noise_std_parameter('It is needed by ``lam="discrepancy"``.')
     max_steps: int = max_steps_parameter(5000, "Largest number of iterations.")
     tol: float = tol_parameter(
         1e-3,
@@ -144,28 +201,29 @@ class TotalGeneralizedVariationRecon(BaseReconstructor):
         Relative optimality residual at which an image stops, see :func:`~skinverse.solvers.primal_dual`.""",
     )
 
-    def _check_combination(self) -> None:
-        check_noise_known(self.lam, self.noise_std)
+    def _regularizer(self, A: LinearMap) -> Functional:
+        return self._variation(A).lifted()
 
-    def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
-        units, tgv = Units.without_level(A, data), TotalGeneralizedVariation(alpha=self.tgv_ratio)
-        z0 = tgv.pack(_back_projection(units.A, units.data))
-        n_axes = z0.shape[1] - 1
-        fidelity = tgv.lift(_fidelity(units, self.lam, self.noise_std), n_axes)
-        objective = fidelity + _weight(units, self.lam) * tgv.lifted()
-        if self.bounds is not None:
-            objective = objective + tgv.lift(units.box(self.bounds), n_axes)
-        solution = primal_dual(objective, z0, max_steps=self.max_steps, tol=self.tol)
-        return units.restored(replace(solution, x=solution.x[:, 0]), self.bounds)
+    def _lift(self, A: LinearMap, functional: Functional) -> Functional:
+        return self._variation(A).lift(functional, len(self._spatial_axes(A)))
+
+    def _variables(self, A: LinearMap, images: Tensor) -> Tensor:
+        return self._variation(A).pack(images)
+
+    def _images(self, variables: Tensor) -> Tensor:
+        return variables[:, 0]
+
+    def _variation(self, A: LinearMap) -> TotalGeneralizedVariation:
+        return TotalGeneralizedVariation(alpha=self.tgv_ratio, axes=self._spatial_axes(A))
 
 
-class WaveletRecon(BaseReconstructor):
+class WaveletRecon(VariationalReconstructor):
     """Sparsity of wavelet coefficients (ISTA, FISTA).
 
     Minimises, for each image, ``1/2 ||A x - y||^2 + lam sum |W x|`` over the details of an orthonormal
-    Daubechies transform ``W`` (the coarsest approximation is free). Proximal gradient steps threshold the
-    coefficients, ``x <- W^T S_(t lam) W (x - t A^*(A x - y))``; with bounds or "discrepancy" a primal-dual
-    method is used.
+    Daubechies transform ``W`` of each channel (the coarsest approximation is free). Proximal gradient steps
+    threshold the coefficients, ``x <- W^T S_(t lam) W (x - t A^*(A x - y))``; with bounds or "discrepancy" a
+    primal-dual method is used.
 
     References
     ----------
@@ -183,13 +241,6 @@ class WaveletRecon(BaseReconstructor):
     np.True_
     """
 
-    lam: float | str = parameter(
-        default=0.1,
-        allowed=Real(ge=0) | OneOf("discrepancy"),
-        doc="""
-        Weight of the coefficients. With "discrepancy" their sum is minimised among all images that explain
-        the data, ``||A x - y|| <= sqrt(n_measurements) * noise_std``.""",
-    )
     wavelet_order: int = parameter(
         default=4,
         allowed=Integer(ge=1, le=10),
@@ -200,13 +251,11 @@ class WaveletRecon(BaseReconstructor):
         allowed=Integer(ge=1) | Null(),
         doc="Levels of the transform; None as many as the size allows, at most 5.",
     )
-    bounds: tuple[float | None, float | None] | None = bounds_parameter()
     solver: str = parameter(
         default="fista",
         allowed=OneOf("fista", "ista"),
         doc="With or without momentum.",
     )
-    noise_std: float | None = noise_std_parameter('It is needed by ``lam="discrepancy"``.')
     max_steps: int = max_steps_parameter(2000, "Largest number of iterations.")
     tol: float = tol_parameter(
         1e-4,
@@ -215,33 +264,21 @@ class WaveletRecon(BaseReconstructor):
         :func:`~skinverse.solvers.primal_dual`.""",
     )
 
-    def _check_combination(self) -> None:
-        check_noise_known(self.lam, self.noise_std)
+    def _regularizer(self, A: LinearMap) -> Functional:
+        return WaveletSparsity(self.wavelet_order, self.n_levels, axes=self._spatial_axes(A))
 
-    def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
-        units, sparsity = Units.without_level(A, data), WaveletSparsity(self.wavelet_order, self.n_levels)
-        objective = _fidelity(units, self.lam, self.noise_std) + _weight(units, self.lam) * sparsity
-        solve = _ITERATIONS[self.solver]
+    def _minimise(self, objective: Functional, z0: Tensor) -> Solution:
         if self.bounds is not None or self.lam == "discrepancy":
-            solve = primal_dual
-            objective = objective if self.bounds is None else objective + units.box(self.bounds)
-        x0 = _back_projection(units.A, units.data)
-        return units.restored(solve(objective, x0, max_steps=self.max_steps, tol=self.tol), self.bounds)
+            return super()._minimise(objective, z0)
+        return _ITERATIONS[self.solver](objective, z0, max_steps=self.max_steps, tol=self.tol)
 
 
 _ITERATIONS = {"fista": accelerated_gradient, "ista": proximal_gradient}
 
 
-def _fidelity(units: Units, lam: float | str, noise_std: float | None) -> Functional:
-    """``1/2 ||A x - y||^2``, or the set of images whose residual is at most the noise."""
-    linear = None if units.A.identity else units.A
-    if lam == "discrepancy":
-        return DataBall(linear, units.data, units.of_data(discrepancy_level(noise_std, units.data)))
-    return LeastSquares(linear, units.data)
-
-
-def _weight(units: Units, lam: float | str) -> float | Tensor:
-    return 1.0 if isinstance(lam, str) else units.weight(lam)
+def _linear(units: Units) -> LinearMap | None:
+    """The operator; None for the identity, for which there are formulas."""
+    return None if units.A.identity else units.A
 
 
 def _back_projection(A: LinearMap, data: Tensor) -> Tensor:

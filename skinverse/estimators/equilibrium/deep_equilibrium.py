@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -25,9 +26,9 @@ from skinverse._parameters import (
     fitted,
     parameter,
 )
-from skinverse._tensors import as_channels
 from skinverse.estimators._base import max_steps_parameter, tol_parameter
 from skinverse.estimators._learned import (
+    Failures,
     LearnedReconstructor,
     analytic_inverse,
     check_kinds,
@@ -36,7 +37,7 @@ from skinverse.estimators._learned import (
     mean_psnr,
 )
 from skinverse.estimators.equilibrium.equation import BACKWARD, SOLVERS, Equation, solve
-from skinverse.estimators.equilibrium.losses import EquilibriumLoss, Failures, LastEquilibria, denoiser_loss
+from skinverse.estimators.equilibrium.losses import EquilibriumLoss, LastEquilibria, denoiser_loss
 from skinverse.estimators.equilibrium.module import Equilibrium
 from skinverse.networks import lipschitz_constant, make_network
 from skinverse.operators import LinearMap
@@ -54,6 +55,15 @@ _LIPSCHITZ = Real(ge=0, lt=1)
 _N_SCORED = 6
 # First weight, and the factor by which weight, scale and step are tried.
 _FIRST_LAM, _FACTOR = 0.1, 2.0
+_UNSOLVED = (
+    "DeepEquilibriumRecon: {n_failed} of {n_solved} images in training did not reach a fixed point "
+    "(largest residual {worst}): raise max_steps or tol"
+)
+_UNSOLVED_DERIVATIVES = (
+    "DeepEquilibriumRecon: {n_failed} of {n_solved} linear systems for derivatives in training were not "
+    "solved (largest residual {worst}): raise jacobian_weight, which makes them easier, or take "
+    'backward="jacobian_free"'
+)
 
 
 class DeepEquilibriumRecon(LearnedReconstructor):
@@ -223,7 +233,7 @@ class DeepEquilibriumRecon(LearnedReconstructor):
     def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
         assert A is not None and images is not None and data is not None  # _needs
         check_kinds(A, images, data)
-        self.real_, self.n_channels_ = not images.is_complex(), as_channels(images[:1]).shape[1]
+        self.real_, self.n_channels_ = not images.is_complex(), self._channels(images[:1]).shape[1]
         self.fitted_iteration_, self.fitted_lam_ = self.iteration, self.lam
         self.fitted_lipschitz_ = self.lipschitz
         super()._fit(A, images, data)
@@ -232,7 +242,9 @@ class DeepEquilibriumRecon(LearnedReconstructor):
         contractive = self.fitted_iteration_ == "contractive"
         network = self.network or ("gradient_step" if contractive else "dncnn")
         return Equilibrium(
-            make_network(network, self.n_channels_) if isinstance(network, str) else copy_module(network),
+            make_network(network, self.n_channels_, self.n_axes_)
+            if isinstance(network, str)
+            else copy_module(network),
             self.fitted_iteration_,
             n_channels=self.n_channels_,
             lam=_FIRST_LAM if isinstance(self.fitted_lam_, str) else self.fitted_lam_,
@@ -246,7 +258,7 @@ class DeepEquilibriumRecon(LearnedReconstructor):
             module.log_lam.requires_grad_(False).fill_(math.log(self.lam))
         if self.pretraining and not self._continued:
             trainer = self.pretrainer.over(n_steps=2000, lr=2e-3, final_lr=2e-4)
-            yield Phase("pretraining", denoiser_loss(self.patch_size), (as_channels(images),), trainer)
+            yield Phase("pretraining", denoiser_loss(self.patch_size), (self._channels(images),), trainer)
             self._calibrate(module, A, images[:_N_SCORED], data[:_N_SCORED])
         yield from self._equilibrium_phase(module, A, images, data)
 
@@ -258,12 +270,14 @@ class DeepEquilibriumRecon(LearnedReconstructor):
         patch_size = self.patch_size if A.identity else None
         # A patch is another one each time, and the unrolled iteration has to begin where it does in the end.
         goes_on = patch_size is None and self.backward != "unroll"
-        last, failures = LastEquilibria(module.variables(starts)) if goes_on else None, Failures()
+        last = LastEquilibria(module.variables(starts)) if goes_on else None
+        failures, derivatives = Failures(_UNSOLVED), Failures(_UNSOLVED_DERIVATIVES)
         loss = EquilibriumLoss(
             A,
-            self._solve,
+            partial(self._solve, note=derivatives.count),
             jacobian_weight=self.jacobian_weight,
             patch_size=patch_size,
+            channel_axis=self.channel_axis,
             last=last,
             failures=failures,
         )
@@ -272,15 +286,20 @@ class DeepEquilibriumRecon(LearnedReconstructor):
             loss,
             (images, data, starts, torch.arange(len(data), device=data.device)),
             self.trainer.over(n_steps=300, lr=5e-4, final_lr=5e-5, max_grad_norm=1.0),
-            held_out_psnr(lambda y: self._reconstruct(A, y).x, n_images=_N_SCORED, cropped=A.identity),
-            state=(failures,) if last is None else (failures, last),
+            held_out_psnr(
+                lambda y: self._reconstruct(A, y).x,
+                n_images=_N_SCORED,
+                cropped=self._spatial_axes(A) if A.identity else (),
+            ),
+            state=(failures, derivatives) if last is None else (failures, derivatives, last),
         )
         if self.backward != "unroll":
             failures.warn()
+            derivatives.warn()
 
     def _calibrate(self, module: Equilibrium, A: LinearMap, images: Tensor, data: Tensor) -> None:
         """Scale, step and weight to start from: the best reconstructions among those that converge."""
-        x, y = crop(images, data) if A.identity else (images, data)
+        x, y = crop(images, data, self._spatial_axes(A) if A.identity else ())
         numbers = [module.log_scale]
         if self.iteration == "proximal":
             numbers.append(module.log_eta)
@@ -318,7 +337,9 @@ class DeepEquilibriumRecon(LearnedReconstructor):
         x = analytic_inverse(A, data)
         return x.real.contiguous() if self.real_ and x.is_complex() else x
 
-    def _solve(self, equation: Equation, z0: Tensor) -> Solution:
+    def _solve(
+        self, equation: Equation, z0: Tensor, note: Callable[[Solution], None] | None = None
+    ) -> Solution:
         return solve(
             equation,
             z0,
@@ -326,10 +347,11 @@ class DeepEquilibriumRecon(LearnedReconstructor):
             backward=self.backward,
             max_steps=self.max_steps,
             tol=self.tol,
+            note=note,
         )
 
     def _differentiable(self, module: Any, A: LinearMap, data: Tensor, start: Tensor) -> Tensor:
-        equation = Equation(module, A, data, start)
+        equation = Equation(module, A, data, start, self.channel_axis)
         return equation.image(self._solve(equation, equation.z0).x)
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
@@ -337,7 +359,7 @@ class DeepEquilibriumRecon(LearnedReconstructor):
         x0 = self._start(A, data)
         module = copy.deepcopy(self.module_).to(x0.device, x0.dtype.to_real())
         with torch.no_grad():
-            equation = Equation(module, A, data, x0)
+            equation = Equation(module, A, data, x0, self.channel_axis)
             solution = self._solve(equation, equation.z0)
             return replace(solution, x=equation.image(solution.x))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -33,10 +34,12 @@ class Equation:
     kind of the solution.
     """
 
-    def __init__(self, module: Equilibrium, A: LinearMap, y: Tensor, x0: Tensor) -> None:
+    def __init__(
+        self, module: Equilibrium, A: LinearMap, y: Tensor, x0: Tensor, channel_axis: int | None = None
+    ) -> None:
         self.module, self.A, self.dims = module, A, x0.shape[1:]
         self.square = 1.0 if A.identity else A.norm() ** 2 or 1.0
-        self.f = module.map(self.normal, self.dims)
+        self.f = module.map(self.normal, self.dims, channel_axis)
         self.b = (y if A.identity else real_like(A.adjoint(y), x0)) / self.square
         self.z0 = module.variables(x0)
 
@@ -50,9 +53,19 @@ class Equation:
 
 
 def solve(
-    equation: Equation, z0: Tensor, *, solver: str, backward: str, max_steps: int, tol: float
+    equation: Equation,
+    z0: Tensor,
+    *,
+    solver: str,
+    backward: str,
+    max_steps: int,
+    tol: float,
+    note: Callable[[Solution], None] | None = None,
 ) -> Solution:
-    """The fixed point, or so many unrolled steps towards it; differentiable where gradients are enabled."""
+    """The fixed point, or so many unrolled steps towards it; differentiable where gradients are enabled.
+
+    ``note`` is called with the solution of the linear systems in a backward pass.
+    """
     if backward == "unroll":
         return unroll(equation, z0, max_steps)
     return fixed_point(
@@ -65,6 +78,7 @@ def solve(
         tol=tol,
         backward_steps=0 if backward == "jacobian_free" else _BACKWARD_STEPS,
         backward_tol=_BACKWARD_TOL,
+        note=note,
     )
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from skinverse._tensors import as_channels, expand, norm
+from skinverse.estimators._learned import Failures
 from skinverse.estimators.equilibrium.equation import Equation
 from skinverse.estimators.equilibrium.maps import Map
 from skinverse.estimators.equilibrium.module import Equilibrium
@@ -29,8 +28,8 @@ def denoiser_loss(patch_size: int | None) -> Loss:
 
     def loss(module: Equilibrium, images: Tensor) -> Tensor:
         x = random_patches(images, patch_size)
-        noise_std = _NOISE * torch.rand(len(x), 1, 1, 1, device=x.device)
-        return _mean_square(module.denoiser()(x + noise_std * torch.randn_like(x)) - x)
+        noise_std = expand(_NOISE * torch.rand(len(x), device=x.device), x)
+        return _mean_square(module.denoiser(0)(x + noise_std * torch.randn_like(x)) - x)
 
     return loss
 
@@ -50,19 +49,22 @@ class EquilibriumLoss:
         *,
         jacobian_weight: float,
         patch_size: int | None,
+        channel_axis: int | None = None,
         last: LastEquilibria | None,
         failures: Failures,
     ) -> None:
         self.A, self.solve = A, solve
         self.jacobian_weight, self.patch_size = jacobian_weight, patch_size
+        self.channel_axis = channel_axis
         self.last, self.failures = last, failures
 
     def __call__(self, module: Equilibrium, x: Tensor, y: Tensor, x0: Tensor, index: Tensor) -> Tensor:
         """The loss of each image; ``x0`` are the starts, ``index`` the places of the images among all."""
+        channel_axis = self.channel_axis
         if self.patch_size is not None:
-            x, y = _patches(x, y, self.patch_size)
-            x0 = y
-        equation = Equation(module, self.A, y, x0)
+            x, y = _patches(as_channels(x, channel_axis), as_channels(y, channel_axis), self.patch_size)
+            x0, channel_axis = y, 0
+        equation = Equation(module, self.A, y, x0, channel_axis)
         solution = self._solution(equation, index)
         value = _mean_square(equation.image(solution.x) - x)
         # Where the map gives no numbers, or nothing like images, the loss is none either: the training ends.
@@ -111,38 +113,6 @@ class LastEquilibria:
         self.known.copy_(state["known"])
 
 
-class Failures:
-    """How many of the images in a training did not reach a fixed point."""
-
-    def __init__(self) -> None:
-        self.n_failed, self.n_solved, self.worst = 0, 0, 0.0
-
-    def count(self, solution: Solution) -> None:
-        """Add the images of a step."""
-        failed = ~solution.converged
-        self.n_solved += len(failed)
-        self.n_failed += int(failed.sum())
-        self.worst = max([self.worst, *solution.residual[failed].tolist()])
-
-    def warn(self) -> None:
-        """Say how many there were, if any."""
-        if self.n_failed:
-            warnings.warn(
-                f"DeepEquilibriumRecon: {self.n_failed} of {self.n_solved} images in training did not reach "
-                f"a fixed point (largest residual {self.worst:.1e}): raise max_steps or tol",
-                ConvergenceWarning,
-                stacklevel=2,
-            )
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs."""
-        return dict(vars(self))
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` gave."""
-        vars(self).update(state)
-
-
 def jacobian_size(f: Map, z: Tensor, b: Tensor) -> Tensor:
     """Hutchinson's estimate of ``||df/dz||_F^2`` of each image, per number."""
     with torch.enable_grad():
@@ -153,9 +123,8 @@ def jacobian_size(f: Map, z: Tensor, b: Tensor) -> Tensor:
 
 
 def _patches(x: Tensor, y: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The same random patch of each image and of its data, as channels."""
-    both = random_patches(torch.cat([as_channels(x), as_channels(y)], 1), size)
-    x, y = both.chunk(2, 1)
+    """The same random patch of each image and of its data."""
+    x, y = random_patches(torch.cat([x, y], 1), size).chunk(2, 1)
     return x.contiguous(), y.contiguous()
 
 

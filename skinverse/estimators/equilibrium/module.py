@@ -42,8 +42,8 @@ class Equilibrium(nn.Module):
         constant = None if lipschitz is None else torch.tensor(lipschitz)
         self.register_buffer("lipschitz", constant, persistent=False)
 
-    def denoiser(self) -> Images:
-        """The map ``h`` on images, its kernels made once."""
+    def denoiser(self, channel_axis: int | None = None) -> Images:
+        """The map ``h`` on images with this axis of channels, its kernels made once."""
         h0, s = prepared(self.network), self.log_scale.exp()
         factor: Tensor | float = 1.0
         if self.lipschitz is not None:
@@ -52,23 +52,23 @@ class Equilibrium(nn.Module):
             factor = self.lipschitz / proven
 
         def h(z: Tensor) -> Tensor:
-            planes = planes_for(z, self.n_channels, "the network")
+            planes = planes_for(z, self.n_channels, "the network", channel_axis)
             # One small image alone makes convolutions add in another order than several do, in single
             # precision, of which iterations that do not contract make 1e-2: it gets a companion.
             alone = len(planes) == 1 and planes.numel() <= _SMALL
-            output = h0(s * (planes.repeat(2, 1, 1, 1) if alone else planes))[: len(planes)]
+            output = h0(s * (torch.cat([planes, planes]) if alone else planes))[: len(planes)]
             if output.shape != planes.shape:
                 raise ValueError(
-                    "network: expected a module that keeps the shape (images, channels, height, width), got "
+                    "network: expected a module that keeps the shape (images, channels, *space), got "
                     f"{tuple(output.shape)} from {tuple(planes.shape)}"
                 )
-            return factor / s * from_channels(output, z)
+            return factor / s * from_channels(output, z, channel_axis)
 
         return h
 
-    def map(self, normal: Images, dims: tuple[int, ...]) -> Map:
+    def map(self, normal: Images, dims: tuple[int, ...], channel_axis: int | None = None) -> Map:
         """The map ``f`` of the iteration for a normal operator ``A^* A`` of norm 1."""
-        h, lam = self.denoiser(), self.log_lam.exp()
+        h, lam = self.denoiser(channel_axis), self.log_lam.exp()
         if self.iteration == "proximal":
             return proximal(h, normal, self.log_eta.exp())
         if self.iteration == "admm":

@@ -29,7 +29,7 @@ from skinverse._parameters import (
     fitted,
     parameter,
 )
-from skinverse._tensors import as_channels, from_channels
+from skinverse._tensors import from_channels
 from skinverse.estimators._base import max_steps_parameter, noise_std_parameter, tol_parameter
 from skinverse.estimators._learned import LearnedReconstructor, analytic_inverse
 from skinverse.estimators._units import gain_of, without_gain
@@ -201,6 +201,8 @@ class GenerativeCovariancePrior(LearnedReconstructor):
     )
     tol: float = tol_parameter(1e-4, "Relative change of ``z`` in a step below which a start is finished.")
 
+    _most_axes: ClassVar[int] = 2
+
     module_: GenerativeModel = fitted(kind="nn.Module", doc="The trained encoder and decoders.")
     dims_: tuple[int, ...] = fitted(
         kind="tuple of int",
@@ -231,7 +233,7 @@ class GenerativeCovariancePrior(LearnedReconstructor):
     # ------------------------------------------------------------------ training
     def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
         assert images is not None  # _needs
-        channels = as_channels(images)
+        channels = self._channels(images)
         self.dims_, self.real_ = tuple(images.shape[1:]), not images.is_complex()
         self.shape_ = channels.shape[1], channels.shape[2], channels.shape[3]
         window_for(self.neighbourhood, self.shape_[1:])
@@ -258,7 +260,7 @@ class GenerativeCovariancePrior(LearnedReconstructor):
         )
 
     def _phases(self, module: GenerativeModel, A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Phase]:
-        x = as_channels(images).contiguous()
+        x = self._channels(images).contiguous()
         if self.min_std is not None:
             module.floor.fill_(self.min_std / self.spread_)
         trainer = self.trainer.over(
@@ -276,7 +278,7 @@ class GenerativeCovariancePrior(LearnedReconstructor):
             module.covariance_decoder.requires_grad_(True)
             yield Phase("covariance", covariance_loss, (x,), trainer)
         module.requires_grad_(False).eval()
-        measure_deviation(module, ChannelFidelity(A, images[:_N_MEASURED], self.shape_, real=self.real_))
+        measure_deviation(module, self._fidelity(A, images[:_N_MEASURED]))
 
     # ------------------------------------------------------------------ reconstruction
     def predict(
@@ -343,11 +345,14 @@ class GenerativeCovariancePrior(LearnedReconstructor):
         solution.extra["std"] = self.spread_ * objective.fidelity.image(std).abs()
         return replace(solution, converged=solution.converged & converged)
 
+    def _fidelity(self, A: LinearMap, data: Tensor) -> ChannelFidelity:
+        return ChannelFidelity(A, data, self.shape_, self.channel_axis, real=self.real_)
+
     def _infer_latent(self, A: LinearMap, data: Tensor) -> tuple[LatentObjective, Solution]:
         _check_size(A, self.dims_)
         model = copy.deepcopy(self.module_).to(data.device, data.dtype.to_real())
         normed, y, gain = without_gain(A, data)
-        fidelity = ChannelFidelity(normed, y, self.shape_, real=self.real_)
+        fidelity = self._fidelity(normed, y)
         first = fidelity.channels(data if A.identity else analytic_inverse(A, data))
         return infer_latent(
             model,
@@ -471,13 +476,15 @@ class GenerativeCovariancePrior(LearnedReconstructor):
             if self.real_ and images.is_complex():
                 raise ValueError("X_true: expected real images like those of fit, got complex ones")
             images = self._normalisation.of_images(images)
-            x = as_channels(images if self.real_ else images.to(images.dtype.to_complex()))
+            x = self._channels(images if self.real_ else images.to(images.dtype.to_complex()))
             model = copy.deepcopy(self.module_).to(x)
             return torch.cat([function(model, part) for part in x.split(max(1, _AT_ONCE // x[0].numel()))])
 
     def _as_images(self, channels: Tensor) -> Tensor:
         dtype = channels.dtype if self.real_ else channels.dtype.to_complex()
-        return from_channels(channels, torch.empty(len(channels), *self.dims_, dtype=dtype))
+        return from_channels(
+            channels, torch.empty(len(channels), *self.dims_, dtype=dtype), self.channel_axis
+        )
 
 
 def _batch_size(n_pixels: int) -> int:

@@ -48,9 +48,9 @@ class Encoder(nn.Module):
         # Half of the channels at the largest size, where a convolution costs most.
         widths = [n_channels, *[_WIDTH // 2] * min(1, n_halvings), *[_WIDTH] * (n_halvings - 1)]
         self.shrink = nn.ModuleList(
-            nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip(widths, widths[1:], strict=False)
+            _convolution(a, b, stride=2) for a, b in zip(widths, widths[1:], strict=False)
         )
-        self.last = nn.Conv2d(widths[-1], _WIDTH, 3, padding=1)
+        self.last = _convolution(widths[-1], _WIDTH)
         self.latent = _Linear(_WIDTH * math.prod(sizes[-1]), 2 * n_latent)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,11 +67,11 @@ class Decoder(nn.Module):
         super().__init__()
         self.sizes = sizes[::-1]
         self.first = _Linear(n_latent, _WIDTH * math.prod(sizes[-1]))
-        self.grow = nn.ModuleList(nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1) for _ in sizes[2:])
-        self.mix = nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1)
+        self.grow = nn.ModuleList(_convolution(_WIDTH, _WIDTH) for _ in sizes[2:])
+        self.mix = _convolution(_WIDTH, _WIDTH)
         # The last doubling moves channels to pixels: a convolution of all channels at full size is slow.
         self.shuffle = min(2, len(sizes))
-        self.last = nn.Conv2d(_WIDTH, n_out * self.shuffle**2, 3, padding=1)
+        self.last = _convolution(_WIDTH, n_out * self.shuffle**2)
         with torch.no_grad():
             self.last.weight.mul_(_INITIAL_SCALE)
 
@@ -83,6 +83,11 @@ class Decoder(nn.Module):
         x = self.last(F.silu(self.mix(x)))
         height, width = self.sizes[-1]
         return F.pixel_shuffle(x, self.shuffle)[..., :height, :width]
+
+
+def _convolution(n_in: int, n_out: int, *, stride: int = 1) -> nn.Conv2d:
+    """Of 3 x 3 pixels; at the border it sees one pixel of the mirror image."""
+    return nn.Conv2d(n_in, n_out, 3, stride=stride, padding=1, padding_mode="replicate")
 
 
 class GenerativeModel(nn.Module):

@@ -29,11 +29,13 @@ class ChannelFidelity:
         A: LinearMap,
         y: Tensor,
         shape: tuple[int, int, int],
+        channel_axis: int | None = None,
         *,
         real: bool,
         mean_diagonal: float | None = None,
     ) -> None:
         self.A, self.y, self.shape, self.real = A, y, shape, real
+        self.channel_axis = channel_axis
         dtype = y.dtype.to_real() if real else y.dtype.to_complex()
         self._template = torch.empty(0, *A.dims, dtype=dtype, device=y.device)
         self.mean_diagonal = self._estimate_mean_diagonal() if mean_diagonal is None else mean_diagonal
@@ -45,7 +47,12 @@ class ChannelFidelity:
     def select(self, index: Tensor) -> ChannelFidelity:
         """The fidelity of some images, which may repeat."""
         return ChannelFidelity(
-            self.A, self.y[index], self.shape, real=self.real, mean_diagonal=self.mean_diagonal
+            self.A,
+            self.y[index],
+            self.shape,
+            self.channel_axis,
+            real=self.real,
+            mean_diagonal=self.mean_diagonal,
         )
 
     def apply(self, x: Tensor) -> Tensor:
@@ -58,12 +65,12 @@ class ChannelFidelity:
 
     def image(self, x: Tensor) -> Tensor:
         """Channels as images, (n, *A.dims)."""
-        return from_channels(x, self._template.new_empty(len(x), *self.A.dims))
+        return from_channels(x, self._template.new_empty(len(x), *self.A.dims), self.channel_axis)
 
     def channels(self, images: Tensor) -> Tensor:
         """Images as channels; of complex ones only the real part counts where the model's are real."""
         images = images.real if self.real else images.to(images.dtype.to_complex())
-        return as_channels(images).reshape(len(images), *self.shape)
+        return as_channels(images, self.channel_axis).reshape(len(images), *self.shape)
 
     def _estimate_mean_diagonal(self) -> float:
         """Mean of the diagonal of ``A^* A``: ``E ||A x||^2 / n_values`` of white noise ``x``, by one draw."""
@@ -191,7 +198,7 @@ class SparseObjective(LatentObjective):
             max_steps=_SPARSE_STEPS,
             tol=_SPARSE_TOL,
         )
-        return as_channels(solution.x).reshape(G.shape), solution.converged
+        return self.fidelity.channels(solution.x), solution.converged
 
 
 def half_square(z: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ def jacobian(model: GenerativeModel, z: Tensor) -> Tensor:
 
 def _in_double_precision(fidelity: ChannelFidelity) -> ChannelFidelity:
     y = fidelity.y.to(torch.complex128 if fidelity.y.is_complex() else torch.float64)
-    return ChannelFidelity(fidelity.A, y, fidelity.shape, real=fidelity.real)
+    return ChannelFidelity(fidelity.A, y, fidelity.shape, fidelity.channel_axis, real=fidelity.real)
 
 
 def _draw(like: Tensor, rng: torch.Generator) -> Tensor:

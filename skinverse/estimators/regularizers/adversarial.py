@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from skinverse._parameters import Instance, Integer, Null, OneOf, Real, fitted, parameter
-from skinverse._tensors import as_channels
+from skinverse._tensors import spatial_axes
 from skinverse.energies import WeightedEnergy
 from skinverse.estimators._base import BaseReconstructor, noise_std_parameter
 from skinverse.estimators._learned import fidelity, fit_initial, in_batches
@@ -177,16 +177,19 @@ class AdversarialRegularizer(EnergyReconstructor):
         if self.paired_:
             check_not_swapped(A, images, data)
         pairs: Any = (images, data) if self.paired_ else (None, None)
-        self.initial_ = fit_initial(self.initial, self.operator_, *pairs)
+        self.initial_ = fit_initial(self.initial, self.operator_, self.channel_axis, *pairs)
         super()._fit(A, images, data)
         self.lam_, self.scale_ = self._weight_and_scale(A, images, data)
+        self._measure_amplification(A, data, self.weak_convexity_)
 
     def _describe(self) -> None:
         assert self.operator_ is not None  # fitted on images
         # Of R(x) = spread R'(x'), whose gradient is that of R'.
-        known = self.module_.weak_convexity()
+        dims, known = self.operator_.dims, self.module_.weak_convexity()
         self.weak_convexity_ = None if known is None else known / self.spread_
-        self.lipschitz_ = self.module_.lipschitz(math.prod(self.operator_.dims[-2:]))
+        self.lipschitz_ = self.module_.lipschitz(
+            math.prod(dims[axis] for axis in spatial_axes(len(dims), self.channel_axis))
+        )
 
     def _weight_and_scale(self, A: LinearMap, images: Tensor, data: Tensor) -> tuple[float, float]:
         if not isinstance(self.lam, str):
@@ -197,7 +200,7 @@ class AdversarialRegularizer(EnergyReconstructor):
             return unit * rule, 1.0
         x, y = x[:_N_CALIBRATION], y[:_N_CALIBRATION]
         if A.identity:
-            x, y = crop(x, y)
+            x, y = crop(x, y, self._spatial_axes(A))
         x0, bounds = self._start(A, y), self._normalised_bounds
         lam, scale = fit_weight(fidelity(A, y), self._regularizer, self._descend, x0, x, bounds)
         return unit * lam, scale
@@ -208,14 +211,14 @@ class AdversarialRegularizer(EnergyReconstructor):
 
     def _noise(self, A: LinearMap, images: Tensor, data: Tensor) -> float:
         noise_std = None if self.noise_std is None else self.noise_std / self.spread_
-        return noise_in_images(A, images, data, noise_std, paired=self.paired_)
+        return noise_in_images(A, images, data, noise_std, self._spatial_axes(A), paired=self.paired_)
 
     # ------------------------------------------------------------------ training
     def _make_module(self) -> nn.Module:
-        return WeightedEnergy(untrained(self.energy, self.n_channels_))
+        return WeightedEnergy(untrained(self.energy, self.n_channels_, self.n_axes_))
 
     def _phases(self, module: Any, A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Phase]:
-        bad = as_channels(in_batches(lambda y: self._start(A, y), A, data))
+        bad = self._channels(in_batches(lambda y: self._start(A, y), A, data))
         few, best, trainer = bad[:_N_NORMALISED], BestWeight(), self._trainer()
         certified = module.lipschitz(1) is not None
 
@@ -226,12 +229,14 @@ class AdversarialRegularizer(EnergyReconstructor):
             best.move_scale_to(module)
 
         if self.pretraining and not certified and not self._continued:
-            yield from phase("pretraining", denoising_loss(self.patch_size), bad[:, None])
+            yield from phase("pretraining", denoising_loss(self.patch_size, self.channel_axis), bad[:, None])
         module.log_weight.requires_grad_(not certified)  # the proven constant must not grow with the weight
         patches = random_patches(few, self.patch_size)
         normalise(module, patches, n_pixels=patches[0].numel())
 
-        loss = adversarial_loss(self.gradient_penalty, self.penalty, self.patch_size, paired=self.paired_)
+        loss = adversarial_loss(
+            self.gradient_penalty, self.penalty, self.patch_size, self.channel_axis, paired=self.paired_
+        )
         versions = bad[:, None]
         yield from phase("adversarial", loss, versions)
         for k in range(self.n_recursions):
@@ -252,16 +257,16 @@ class AdversarialRegularizer(EnergyReconstructor):
             objective = fidelity(A, y) + lam * self._regularizer()
             return accelerated_gradient(objective, self._start(A, y), max_steps=_PARTIAL, tol=0.0).x
 
-        return as_channels(in_batches(a_few_steps, A, data))
+        return self._channels(in_batches(a_few_steps, A, data))
 
     def _score(self, A: LinearMap, best: BestWeight) -> Score:
         """What tells better epochs from worse ones: reconstructions of pairs, or the separation."""
         if not self.paired_:
-            return lambda x, versions: separation(self.module_, as_channels(x), versions[:, 0])
+            return lambda x, versions: separation(self.module_, self._channels(x), versions[:, 0])
         n = _N_SCORED if A.identity else _N_SCORED // 2
 
         def psnr_at_best_weight(x: Tensor, _: Tensor, y: Tensor) -> float:
-            x, y = crop(x[:n], y[:n]) if A.identity else (x[:n], y[:n])
+            x, y = crop(x[:n], y[:n], self._spatial_axes(A) if A.identity else ())
             return best.search(fidelity(A, y), self._regularizer, self._start(A, y), x)
 
         return psnr_at_best_weight

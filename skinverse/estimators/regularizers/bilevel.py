@@ -21,7 +21,7 @@ from skinverse._parameters import (
     fitted,
     parameter,
 )
-from skinverse._tensors import as_channels, rms
+from skinverse._tensors import rms
 from skinverse.energies import SmoothEnergy, WeightedEnergy
 from skinverse.estimators._base import noise_std_parameter
 from skinverse.estimators._learned import fidelity, held_out_psnr, in_batches
@@ -144,8 +144,9 @@ class BilevelRegularizer(EnergyReconstructor):
         default="auto",
         allowed=OneOf("auto", "cg", "minres", "jacobian_free"),
         doc="""
-        Solver of the linear system in the derivative. "auto" is conjugate gradients where ``r`` is proven to
-        be convex and MINRES elsewhere; "jacobian_free" replaces the system by one gradient step.""",
+        Solver of the linear system in the derivative. "auto" is conjugate gradients where the objective is
+        proven to be strongly convex, and MINRES elsewhere, which also solves singular systems;
+        "jacobian_free" replaces the system by one gradient step.""",
     )
     loss: str = parameter(
         default="l2",
@@ -213,14 +214,15 @@ class BilevelRegularizer(EnergyReconstructor):
         super()._fit(A, images, data)
         learned = gain_of(A) ** 2 * self._trained_weight()
         self.lam_ = learned if isinstance(self.lam, str) else float(self.lam)
-        few = as_channels(self._normalisation.of_images(images[:_N_MEASURED]))
+        few = self._channels(self._normalisation.of_images(images[:_N_MEASURED]))
         # The Hessian of r(x) = spread^2 r'(x') is that of r'.
         self.weak_convexity_, self.smoothness_, self.certified_ = moduli(self.module_, few, self.patch_size)
+        self._measure_amplification(A, data, self.weak_convexity_)
 
     # ------------------------------------------------------------------ training
     def _make_module(self) -> nn.Module:
         convex = self.energy == "ridge" and self.beta is not None and self.beta <= 1
-        energy = untrained("convex_ridge" if convex else self.energy, self.n_channels_)
+        energy = untrained("convex_ridge" if convex else self.energy, self.n_channels_, self.n_axes_)
         return WeightedEnergy(SmoothEnergy(energy, alpha=self.alpha, beta=self.beta))
 
     def _phases(self, module: Any, A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Phase]:
@@ -229,7 +231,9 @@ class BilevelRegularizer(EnergyReconstructor):
         if fresh and self.pretraining and self.supervised_:
             lr = 1e-2 if self.energy in ("ridge", "convex_ridge") else 1e-3
             pretrainer = self.pretrainer.over(n_steps=2000, lr=lr, final_lr=lr / 10)
-            yield Phase("pretraining", denoising_loss(self.patch_size), (images,), pretrainer)
+            yield Phase(
+                "pretraining", denoising_loss(self.patch_size, self.channel_axis), (images,), pretrainer
+            )
         with torch.no_grad():
             if not isinstance(self.lam, str):
                 module.log_weight.fill_(math.log(max(self.lam / gain_of(A) ** 2, _SMALLEST_WEIGHT)))
@@ -250,7 +254,7 @@ class BilevelRegularizer(EnergyReconstructor):
         """Calibrate weight and scale on a few pairs; without true images the weight follows a rule."""
         x, y, x0 = images[:_N_SCORED], data[:_N_SCORED], starts[:_N_SCORED]
         if A.identity:
-            x, y = crop(x, y)
+            x, y = crop(x, y, self._spatial_axes(A))
             x0 = y
         if self.supervised_:
             bounds = self._normalised_bounds
@@ -273,7 +277,7 @@ class BilevelRegularizer(EnergyReconstructor):
         assert trainer.batch_size is not None  # filled in
         lower = LowerLevel(
             self._minimise,
-            choose_linear_solver(self.hypergradient, smooth),
+            choose_linear_solver(self.hypergradient, smooth, denoising=A.identity),
             self._normalised_bounds,
             max_steps=self.max_steps,
             tol=self.tol,
@@ -282,7 +286,8 @@ class BilevelRegularizer(EnergyReconstructor):
         smoothness = None
         if self.beta is not None and not smooth.certified and self.smoothness_weight > 0:
             smoothness = Smoothness(n, self.smoothness_weight, self.beta, self.patch_size)
-        sampler = Patches(self.patch_size) if A.identity else WholeImages(starts)
+        axis = self.channel_axis
+        sampler = Patches(self.patch_size, axis) if A.identity else WholeImages(starts, axis)
         return UpperLevel(A, lower, self._upper_loss(A, data), sampler, smoothness)
 
     def _upper_loss(self, A: LinearMap, data: Tensor) -> UpperLoss:
@@ -299,7 +304,8 @@ class BilevelRegularizer(EnergyReconstructor):
         """PSNR of held-out reconstructions, or minus their risk where there are no true images."""
         if not self.supervised_:
             return lambda *rows: -upper.risk(module, *rows)
-        return held_out_psnr(lambda y: self._solution(A, y).x, n_images=_N_SCORED, cropped=A.identity)
+        cropped = self._spatial_axes(A) if A.identity else ()
+        return held_out_psnr(lambda y: self._solution(A, y).x, n_images=_N_SCORED, cropped=cropped)
 
     # ------------------------------------------------------------------ reconstruction
     def _minimise(self, misfit: Any, R: Functional, x0: Tensor, tol: float) -> Solution:

@@ -34,9 +34,15 @@ def are_pairs(A: LinearMap, images: Tensor, data: Tensor) -> bool:
 
 
 def noise_in_images(
-    A: LinearMap, images: Tensor, data: Tensor, noise_std: float | None, *, paired: bool
+    A: LinearMap,
+    images: Tensor,
+    data: Tensor,
+    noise_std: float | None,
+    axes: tuple[int, ...],
+    *,
+    paired: bool,
 ) -> float:
-    """Root mean square of ``A^* noise / ||A||^2`` per pixel.
+    """Root mean square of ``A^* noise / ||A||^2`` per pixel; ``axes`` are the spatial ones.
 
     Where the noise is unknown, pairs show it as ``A^* (A x - y)``; of other sets it is taken for white.
     """
@@ -47,7 +53,7 @@ def noise_in_images(
     if noise_std is None:
         noisy = (back_projection(A, y, images) for y in data.split(size))
         exact = (back_projection(A, A(x), images) for x in images.split(size))
-        noise_std = _white_noise(noisy, exact, _unit_noise(A, images, data))
+        noise_std = _white_noise(noisy, exact, _unit_noise(A, images, data), axes)
     if noise_std == 0:
         message = 'lam="auto" sees no noise in Y_meas: lam is 0; pass noise_std or lam'
         warnings.warn(message, stacklevel=7)
@@ -68,13 +74,17 @@ def _unit_noise(A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Tensor]:
         yield back_projection(A, white, images)
 
 
-def _white_noise(noisy: Iterable[Tensor], exact: Iterable[Tensor], unit: Iterable[Tensor]) -> float:
+def _white_noise(
+    noisy: Iterable[Tensor], exact: Iterable[Tensor], unit: Iterable[Tensor], axes: tuple[int, ...]
+) -> float:
     """Standard deviation of the white noise by which two sets differ; ``unit`` is noise of deviation 1.
 
     Compared are their Laplacians: pictures have little in high frequencies, and white noise has as much there
     as elsewhere.
     """
-    with_noise, without, of_unit = (_rms(map(_laplacian, parts)) ** 2 for parts in (noisy, exact, unit))
+    with_noise, without, of_unit = (
+        _rms(_laplacian(x, axes) for x in parts) ** 2 for parts in (noisy, exact, unit)
+    )
     return math.sqrt(max(0.0, with_noise - without) / of_unit) if of_unit > 0 else 0.0
 
 
@@ -84,6 +94,5 @@ def _rms(parts: Iterable[Tensor]) -> float:
     return math.sqrt(sum(squares) / sum(sizes))
 
 
-def _laplacian(x: Tensor) -> Tensor:
-    axes = range(max(1, x.ndim - 2), x.ndim)
+def _laplacian(x: Tensor, axes: tuple[int, ...]) -> Tensor:
     return sum((2 * x - x.roll(1, axis) - x.roll(-1, axis) for axis in axes), torch.zeros_like(x))

@@ -17,11 +17,11 @@ _OF_NETWORKS = {
 }
 
 
-def untrained(energy: str | nn.Module, n_channels: int) -> Energy:
-    """Make the energy of a name, or one of a copy of the user's module."""
+def untrained(energy: str | nn.Module, n_channels: int, n_axes: int) -> Energy:
+    """Make the energy of a name for images of so many spatial axes, or one of a copy of the user's module."""
     if isinstance(energy, nn.Module):
         return ModuleEnergy(copy_module(energy), n_channels)
     if energy not in _OF_NETWORKS:
-        return make_energy(energy, n_channels)
+        return make_energy(energy, n_channels, n_axes=n_axes)
     formula, network = _OF_NETWORKS[energy]
-    return make_energy(formula, n_channels, make_network(network, n_channels))
+    return make_energy(formula, n_channels, make_network(network, n_channels, n_axes))

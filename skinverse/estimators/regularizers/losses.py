@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skinverse._tensors import as_channels, norm
+from skinverse._tensors import as_channels, expand, norm
 from skinverse.training import Loss, random_patches
 
 # Noise to be removed from normalised images.
@@ -23,21 +23,23 @@ PENALTIES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def denoising_loss(patch_size: int | None) -> Loss:
+def denoising_loss(patch_size: int | None, channel_axis: int | None) -> Loss:
     """``||z - grad R(z) - x||^2 / sigma^2`` for noisy ``z``: one gradient step is to denoise."""
 
     def loss(module: Any, images: Tensor, *_: Tensor) -> Tensor:
-        x = random_patches(as_channels(images), patch_size)
+        x = random_patches(as_channels(images, channel_axis), patch_size)
         z = x + _NOISE * torch.randn_like(x)
         return ((z - module.value_and_grad(z)[1] - x) / _NOISE).square().flatten(1).mean(1)
 
     return loss
 
 
-def adversarial_loss(gradient_penalty: float, penalty: str, patch_size: int | None, *, paired: bool) -> Loss:
+def adversarial_loss(
+    gradient_penalty: float, penalty: str, patch_size: int | None, channel_axis: int | None, *, paired: bool
+) -> Loss:
     """``R(x) - R(x_bad) + mu (||grad R(x_mix)|| - 1)_+^2`` for each true image and a bad one.
 
-    The loss takes images and several versions of bad ones, (n, n_versions, channels, height, width), of which
+    The loss takes images and several versions of bad ones, (n, n_versions, channels, *space), of which
     one is chosen at random. Where they are pairs, both patches are cut at the same place: the expectation
     does not change, and its estimate is far less noisy. An energy of proven Lipschitz constant needs no
     penalty.
@@ -52,11 +54,11 @@ def adversarial_loss(gradient_penalty: float, penalty: str, patch_size: int | No
 
     def loss(module: Any, images: Tensor, versions: Tensor, *_: Tensor) -> Tensor:
         chosen = torch.randint(versions.shape[1], (len(versions),), device=versions.device)
-        x, x_bad = cut(as_channels(images), versions[torch.arange(len(versions)), chosen])
+        x, x_bad = cut(as_channels(images, channel_axis), versions[torch.arange(len(versions)), chosen])
         gap = _PHOTOGRAPHS * (module(x) - module(x_bad))
         if module.lipschitz(1) is not None:
             return gap
-        t = torch.rand(len(x), 1, 1, 1, device=x.device)
+        t = expand(torch.rand(len(x), device=x.device), x)
         x_mix = t * x + (1 - t) * x_bad
         return gap + gradient_penalty * excess(norm(module.value_and_grad(x_mix)[1]))
 

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from skinverse._tensors import expand, real_like
 from skinverse.energies import SmoothEnergy
+from skinverse.estimators._learned import Failures
 from skinverse.functionals import Functional
 from skinverse.solvers import Solution, conjugate_gradient, implicit, jacobian_free, minres
 
@@ -20,6 +20,14 @@ Interval = tuple[float | None, float | None] | None
 # `(misfit, regulariser, start, tolerance) -> Solution`.
 Minimise = Callable[[Functional, Functional, Tensor, float], Solution]
 
+_UNSOLVED = (
+    "BilevelRegularizer: {n_failed} of {n_solved} images in training did not converge at the lower level "
+    "(largest residual {worst}): raise max_steps or tol"
+)
+_UNSOLVED_DERIVATIVES = (
+    "BilevelRegularizer: {n_failed} of {n_solved} linear systems for derivatives in training were not solved "
+    '(largest residual {worst}): raise max_steps, or take hypergradient="minres" or "jacobian_free"'
+)
 # Tolerance of the linear systems, and how much looser all tolerances are when a training begins.
 _LINEAR_TOL, _LOOSE = 1e-3, 10.0
 _LINEAR_SOLVERS = {"cg": conjugate_gradient, "minres": minres}
@@ -59,7 +67,8 @@ class LowerLevel:
     ) -> None:
         self.minimise, self.hypergradient, self.bounds = minimise, hypergradient, bounds
         self.max_steps, self.tol, self.n_steps = max_steps, tol, n_steps
-        self.n_steps_done, self.n_solved, self.n_failed, self.worst = 0, 0, 0, 0.0
+        self.n_steps_done = 0
+        self.failures, self.derivatives = Failures(_UNSOLVED), Failures(_UNSOLVED_DERIVATIVES)
 
     def __call__(self, misfit: Functional, R: Functional, x0: Tensor) -> Tensor:
         """Reconstructions, differentiable where gradients are enabled."""
@@ -68,7 +77,7 @@ class LowerLevel:
         solution = self.minimise(misfit, R, x0, looseness * self.tol)
         if not torch.is_grad_enabled():
             return solution.x
-        self._count(solution)
+        self.failures.count(solution)
         free = free_pixels(solution.x, self.bounds)
         if self.hypergradient == "jacobian_free":
             return jacobian_free(misfit + R, solution.x, solution.extra["step"], free=free)
@@ -79,6 +88,7 @@ class LowerLevel:
             solve=_LINEAR_SOLVERS[self.hypergradient],
             max_steps=self.max_steps,
             tol=looseness * _LINEAR_TOL,
+            note=self.derivatives.count,
         )
 
     def advance(self) -> None:
@@ -86,37 +96,36 @@ class LowerLevel:
         self.n_steps_done += 1
 
     def warn(self) -> None:
-        """Warn of the reconstructions that did not converge, with their number."""
-        if self.n_failed:
-            warnings.warn(
-                f"BilevelRegularizer: {self.n_failed} of {self.n_solved} images in training did not converge "
-                f"at the lower level (largest residual {self.worst:.1e}): raise max_steps or tol",
-                ConvergenceWarning,
-                stacklevel=2,
-            )
+        """Warn of reconstructions and derivatives that did not converge, with their numbers."""
+        self.failures.warn()
+        self.derivatives.warn()
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs."""
-        return {name: getattr(self, name) for name in ("n_steps_done", "n_solved", "n_failed", "worst")}
+        return {
+            "n_steps_done": self.n_steps_done,
+            "failures": self.failures.state_dict(),
+            "derivatives": self.derivatives.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave."""
-        vars(self).update(state)
-
-    def _count(self, solution: Solution) -> None:
-        failed = ~solution.converged
-        self.n_solved += len(failed)
-        self.n_failed += int(failed.sum())
-        self.worst = max([self.worst, *solution.residual[failed].tolist()])
+        self.n_steps_done = state["n_steps_done"]
+        self.failures.load_state_dict(state["failures"])
+        self.derivatives.load_state_dict(state["derivatives"])
 
 
-def choose_linear_solver(hypergradient: str, smooth: SmoothEnergy) -> str:
-    """Conjugate gradients only where the lower level is known to be convex, MINRES elsewhere."""
+def choose_linear_solver(hypergradient: str, smooth: SmoothEnergy, *, denoising: bool) -> str:
+    """Conjugate gradients only where the lower level is known to be strongly convex, MINRES elsewhere.
+
+    What neither the operator nor a convex energy sees, as many do not see a constant, makes the Hessian
+    singular: conjugate gradients do not solve such a system.
+    """
     wanted = smooth.beta is not None and smooth.beta <= 1 + smooth.alpha
     # Convex whatever the weights will be, by the bound or without it.
     convex = (smooth.certified and wanted) or smooth.energy.weak_convexity() == 0
     if hypergradient == "auto":
-        return "cg" if convex else "minres"
+        return "cg" if convex and (denoising or smooth.alpha > 0) else "minres"
     if hypergradient == "cg" and not convex and not wanted:
         warnings.warn(
             f'hypergradient="cg" needs beta <= 1 + alpha, got beta={smooth.beta}: MINRES is used instead',

@@ -55,7 +55,7 @@ class Smoothness:
     def __call__(self, module: Any, x: Tensor, index: Tensor) -> Tensor:
         """The penalty of some images, by their numbers among the training images."""
         smooth: SmoothEnergy = module.energy
-        if self.patch_size is not None and max(x.shape[-2:]) > self.patch_size:
+        if self.patch_size is not None and max(x.shape[2:]) > self.patch_size:
             x = random_patches(x, self.patch_size)
         x = module.log_scale.exp() * x
         steepest = self._ascend(smooth, x, index.cpu())
@@ -118,7 +118,7 @@ def moduli(module: Any, x: Tensor, patch_size: int | None) -> tuple[float, float
     r.log_scale.copy_(module.log_scale)
     with seeded(0):
         patches = random_patches(x.to(module.log_scale), patch_size)
-    low, high = extreme_curvatures(EnergyFunctional(r), patches)
+    low, high = extreme_curvatures(EnergyFunctional(r, 0), patches)
     centre = 1 + smooth.alpha
     lipschitz = max(abs(centre - low), abs(centre - high))
     if smooth.beta is not None and lipschitz > _VIOLATED * smooth.beta:

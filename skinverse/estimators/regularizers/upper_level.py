@@ -28,7 +28,9 @@ _PROBE = 0.1
 
 
 class Sampler(Protocol):
-    """What of the images a step is to see, and where its reconstructions start."""
+    """What of the images a step is to see, where their channels are, and where its reconstructions start."""
+
+    channel_axis: int | None
 
     def sample(self, x: Tensor, y: Tensor, x0: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Images, data and starts for a step."""
@@ -79,7 +81,7 @@ class UpperLevel:
 
     def __call__(self, module: Any, x: Tensor, y: Tensor, x0: Tensor, index: Tensor) -> Tensor:
         """The loss of some images, by their numbers among the training images."""
-        R = EnergyFunctional(module)
+        R = EnergyFunctional(module, self.sampler.channel_axis)
 
         def reconstruct(y: Tensor, x0: Tensor) -> Tensor:
             return self.lower(fidelity(self.A, y), R, x0)
@@ -92,7 +94,7 @@ class UpperLevel:
         loss = self.loss(x_hat, x, y, reconstruct)
         if self.smoothness is None or not torch.is_grad_enabled():
             return loss
-        return loss + self.smoothness(module, as_channels(x), index)
+        return loss + self.smoothness(module, as_channels(x, self.sampler.channel_axis), index)
 
     def risk(self, module: Any, *rows: Tensor) -> float:
         """Mean loss, without derivatives."""
@@ -107,16 +109,19 @@ class Patches:
     Parameters
     ----------
     patch_size : int or None
-        Side of the patches; None is whole images.
+        Side of the patches, whose channels come first; None is whole images.
+    channel_axis : int or None
+        The axis of one image that holds channels.
     """
 
-    def __init__(self, patch_size: int | None) -> None:
-        self.patch_size = patch_size
+    def __init__(self, patch_size: int | None, channel_axis: int | None) -> None:
+        self.patch_size, self._of_images = patch_size, channel_axis
+        self.channel_axis = channel_axis if patch_size is None else 0
 
     def sample(self, x: Tensor, y: Tensor, x0: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Images, data and starts for a step."""
         if self.patch_size is not None:
-            both = torch.cat([as_channels(x), as_channels(y)], 1)
+            both = torch.cat([as_channels(x, self._of_images), as_channels(y, self._of_images)], 1)
             x, y = (part.contiguous() for part in random_patches(both, self.patch_size).chunk(2, 1))
         return x, y, y
 
@@ -140,10 +145,12 @@ class WholeImages:
     ----------
     starts : Tensor of shape (n, *dims)
         Where the reconstructions of all images start anew.
+    channel_axis : int or None
+        The axis of one image that holds channels.
     """
 
-    def __init__(self, starts: Tensor) -> None:
-        self.last = starts.clone()
+    def __init__(self, starts: Tensor, channel_axis: int | None) -> None:
+        self.last, self.channel_axis = starts.clone(), channel_axis
 
     def sample(self, x: Tensor, y: Tensor, x0: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Images, data and starts for a step."""

@@ -93,10 +93,10 @@ class DirectInversion(LearnedReconstructor):
     )
 
     module_: Direct = fitted(kind="nn.Module", doc="Linear map and network.")
-    image_shape_: tuple[int, int, int] = fitted(
+    image_shape_: tuple[int, ...] = fitted(
         kind="tuple of int",
         allowed=Elements(Integer(ge=1), name="whole numbers"),
-        doc="Real channels, height and width of an image; a complex channel counts twice.",
+        doc="Real channels and spatial axes of an image; a complex channel counts twice.",
     )
     n_measurements_: int = fitted(
         allowed=Integer(ge=1),
@@ -122,8 +122,8 @@ class DirectInversion(LearnedReconstructor):
     def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
         assert images is not None and data is not None  # _needs
         self.real_ = not images.is_complex()
-        channels, height, width = as_channels(images[:1]).shape[1:]
-        self.image_shape_, self.n_measurements_ = (channels, height, width), as_channels(data[:1]).numel()
+        self.image_shape_ = tuple(self._channels(images[:1]).shape[1:])
+        self.n_measurements_ = _numbers(data[:1]).shape[1]
         n_weights = math.prod(self.image_shape_) * self.n_measurements_
         if n_weights > _MANY:
             warnings.warn(
@@ -149,13 +149,13 @@ class DirectInversion(LearnedReconstructor):
                 x: Tensor = module(y)
                 return x
 
-        rows = as_channels(images), as_channels(data).flatten(1)
+        rows = self._channels(images), _numbers(data)
         score = held_out_psnr(reconstruct, n_images=_N_SCORED)
         trainer = self.trainer.over(n_steps=1000, lr=1e-4, final_lr=1e-5, max_grad_norm=1.0)
         yield Phase("supervised", loss, rows, trainer, score, prepare=prepare)
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
-        y = as_channels(data).flatten(1)
+        y = _numbers(data)
         if y.shape[1] != self.n_measurements_:
             raise ValueError(
                 f"Y_meas: expected {self.n_measurements_} numbers per sample (a complex one counts twice), "
@@ -169,11 +169,16 @@ class DirectInversion(LearnedReconstructor):
             return Solution.direct(self._images(module(y), A))
 
     def _differentiable(self, module: nn.Module, A: LinearMap, data: Tensor, start: Tensor) -> Tensor:
-        return self._images(module(as_channels(data).flatten(1)), A)
+        return self._images(module(_numbers(data)), A)
 
     def _images(self, channels: Tensor, A: LinearMap) -> Tensor:
         kind = channels.dtype if self.real_ else channels.dtype.to_complex()
-        return from_channels(channels, torch.empty(len(channels), *A.dims, dtype=kind))
+        return from_channels(channels, torch.empty(len(channels), *A.dims, dtype=kind), self.channel_axis)
+
+
+def _numbers(data: Tensor) -> Tensor:
+    """Data as real numbers, (n, n_measurements)."""
+    return as_channels(data, None).flatten(1)
 
 
 class Direct(nn.Module):
@@ -186,18 +191,16 @@ class Direct(nn.Module):
     mean: Tensor
     scale: Tensor
 
-    def __init__(
-        self, image_shape: tuple[int, int, int], n_measurements: int, network: str | nn.Module
-    ) -> None:
+    def __init__(self, image_shape: tuple[int, ...], n_measurements: int, network: str | nn.Module) -> None:
         super().__init__()
         self.image_shape = image_shape
         self.linear = nn.Linear(n_measurements, math.prod(image_shape))
-        self.network = Residual(network, image_shape[0])
+        self.network = Residual(network, image_shape[0], len(image_shape) - 1)
         self.register_buffer("mean", torch.zeros(n_measurements))
         self.register_buffer("scale", torch.ones(()))
 
     def forward(self, y: Tensor) -> Tensor:
-        """Images (n, channels, height, width) of data (n, n_measurements)."""
+        """Images (n, channels, *space) of data (n, n_measurements)."""
         x: Tensor = self.linear((y - self.mean) / self.scale)
         return self.network(x.view(-1, *self.image_shape))
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from skinverse._defaults import copy_module
 from skinverse._parameters import Flag, Instance, Integer, Null, fitted, parameter
-from skinverse._tensors import as_channels, from_channels
+from skinverse._tensors import from_channels
 from skinverse.estimators._base import BaseReconstructor
 from skinverse.estimators._learned import (
     LearnedReconstructor,
@@ -109,24 +109,24 @@ class PostProcessor(LearnedReconstructor):
     def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
         assert A is not None and images is not None and data is not None  # _needs
         check_kinds(A, images, data)
-        self.real_, self.n_channels_ = not images.is_complex(), as_channels(images[:1]).shape[1]
-        self.initial_ = fit_initial(self.initial, self.operator_, images, data)
+        self.real_, self.n_channels_ = not images.is_complex(), self._channels(images[:1]).shape[1]
+        self.initial_ = fit_initial(self.initial, self.operator_, self.channel_axis, images, data)
         super()._fit(A, images, data)
 
     def _make_module(self) -> nn.Module:
-        return Residual(self.network, self.n_channels_)
+        return Residual(self.network, self.n_channels_, self.n_axes_)
 
     def _phases(self, module: Any, A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Phase]:
         first = in_batches(lambda y: self._start(A, y), A, data)
 
         def loss(module: Any, x: Tensor, x0: Tensor) -> Tensor:
-            both = random_patches(torch.cat([as_channels(x), as_channels(x0)], 1), self.patch_size)
+            both = random_patches(torch.cat([self._channels(x), self._channels(x0)], 1), self.patch_size)
             x, x0 = both.chunk(2, 1)
             return (module(x0) - x).square().flatten(1).mean(1)
 
         def score(x: Tensor, x0: Tensor) -> float:
-            x, x0 = crop(x[:_N_SCORED], x0[:_N_SCORED])
-            return mean_psnr(x, module.improved(x0))
+            x, x0 = crop(x[:_N_SCORED], x0[:_N_SCORED], self._spatial_axes(A))
+            return mean_psnr(x, self._improved(module, x0))
 
         trainer = self.trainer.over(n_steps=3000, lr=1e-3, final_lr=1e-4, max_grad_norm=1.0)
         yield Phase("supervised", loss, (images, first), trainer, score)
@@ -137,7 +137,11 @@ class PostProcessor(LearnedReconstructor):
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
         first = self._first_images(A, data, self.initial_, real=self.real_)
         module: Any = copy_module(self.module_).to(first.x.device, first.x.dtype.to_real())
-        return after(first, module.improved(first.x))
+        return after(first, self._improved(module, first.x))
 
     def _differentiable(self, module: nn.Module, A: LinearMap, data: Tensor, start: Tensor) -> Tensor:
-        return from_channels(module(as_channels(start)), start)
+        return from_channels(module(self._channels(start)), start, self.channel_axis)
+
+    @torch.no_grad()
+    def _improved(self, module: nn.Module, x: Tensor) -> Tensor:
+        return from_channels(module(self._channels(x)), x, self.channel_axis)

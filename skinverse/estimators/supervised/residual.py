@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from skinverse._defaults import copy_module
 from skinverse._parameters import OneOf
-from skinverse._tensors import as_channels, from_channels, planes_for
+from skinverse._tensors import planes_for
 from skinverse.networks import make_network
 
 # All of these take images of every size.
@@ -22,32 +22,32 @@ _MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
 class Residual(nn.Module):
     """A network for images of every size."""
 
-    def __init__(self, network: str | nn.Module, n_channels: int) -> None:
+    def __init__(self, network: str | nn.Module, n_channels: int, n_axes: int = 2) -> None:
         super().__init__()
         self.takes_every_size = isinstance(network, str)
         self.network: nn.Module = (
-            make_network(network, n_channels) if isinstance(network, str) else copy_module(network)
+            make_network(network, n_channels, n_axes) if isinstance(network, str) else copy_module(network)
         )
         self.n_channels = n_channels
-        self._sizes: dict[tuple[int, int], tuple[int, int]] = {}
+        self._sizes: dict[tuple[int, ...], tuple[int, ...]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """Channels to channels; a network of a single channel takes many one by one."""
-        return self._continued(planes_for(x, self.n_channels, "the network")).reshape(x.shape)
+        return self._continued(planes_for(x, self.n_channels, "the network", 0)).reshape(x.shape)
 
     def _continued(self, x: Tensor) -> Tensor:
-        """What the network makes of images, continued periodically to a size that it takes, and cut again."""
-        height, width = x.shape[-2:]
-        if (height, width) not in self._sizes:
-            self._sizes[height, width] = (height, width) if self.takes_every_size else self._accepted(x[:1])
-        rows, columns = self._sizes[height, width]
-        if (rows, columns) != (height, width):
-            i, j = torch.arange(rows, device=x.device), torch.arange(columns, device=x.device)
-            x = x[..., i % height, :][..., j % width]
+        """What the network makes of images, mirrored to a size that it takes, and cut again."""
+        size = tuple(x.shape[2:])
+        if size not in self._sizes:
+            self._sizes[size] = size if self.takes_every_size else self._accepted(x[:1])
+        for axis, n in enumerate(self._sizes[size], 2):
+            x = _mirrored_to(x, n, axis) if n != x.shape[axis] else x
         output: Tensor = self.network(x)
-        return output[..., :height, :width]
+        for axis, n in enumerate(size, 2):
+            output = output.narrow(axis, 0, n)
+        return output
 
-    def _accepted(self, x: Tensor) -> tuple[int, int]:
+    def _accepted(self, x: Tensor) -> tuple[int, ...]:
         """The least size, from that of the image, that the network takes to the same size.
 
         A copy is asked: the network itself must not notice.
@@ -60,8 +60,8 @@ class Residual(nn.Module):
         network, reason = copy_module(self.network).eval(), ""
         cause: Exception | None = None
         for multiple in _MULTIPLES:
-            rows, columns = (math.ceil(n / multiple) * multiple for n in x.shape[-2:])
-            probe = x.new_zeros(*x.shape[:2], rows, columns)
+            size = tuple(math.ceil(n / multiple) * multiple for n in x.shape[2:])
+            probe = x.new_zeros(*x.shape[:2], *size)
             try:
                 with torch.no_grad():
                     shape = tuple(network(probe).shape)
@@ -69,14 +69,16 @@ class Residual(nn.Module):
                 reason, cause = str(error), error
                 continue
             if shape == tuple(probe.shape):
-                return rows, columns
+                return size
             reason, cause = f"it makes {shape} of {tuple(probe.shape)}", None
         raise ValueError(
-            "network: expected a module from (images, channels, height, width) to the same shape, at least "
+            "network: expected a module from (images, channels, *space) to the same shape, at least "
             f"where the sides are multiples of {_MULTIPLES[-1]}: {reason}"
         ) from cause
 
-    def improved(self, x: Tensor) -> Tensor:
-        """Images of any kind, without derivatives."""
-        with torch.no_grad():
-            return from_channels(self(as_channels(x)), x)
+
+def _mirrored_to(x: Tensor, n: int, axis: int) -> Tensor:
+    """The first ``n`` pixels along an axis of the image continued by its mirror images."""
+    size = x.shape[axis]
+    i = torch.arange(n, device=x.device) % (2 * size)
+    return x.index_select(axis, torch.minimum(i, 2 * size - 1 - i))

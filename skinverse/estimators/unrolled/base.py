@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 import pylops
 import torch
@@ -15,7 +15,7 @@ from sklearn.frozen import FrozenEstimator
 from torch import Tensor, nn
 
 from skinverse._parameters import Elements, Flag, Instance, Integer, Null, ParameterError, fitted, parameter
-from skinverse._tensors import as_channels, from_channels, planes_for, real_like
+from skinverse._tensors import as_channels, from_channels, planes_for, real_like, spatial_axes
 from skinverse.estimators._base import BaseReconstructor, bounds_parameter
 from skinverse.estimators._learned import (
     LearnedReconstructor,
@@ -94,16 +94,17 @@ class UnrolledReconstructor(LearnedReconstructor):
         assert A is not None and images is not None and data is not None  # _needs
         check_kinds(A, images, data)
         self.real_, self.n_iterations_ = not images.is_complex(), self.n_iterations
-        self.n_channels_ = as_channels(images[:1]).shape[1], as_channels(data[:1]).shape[1]
+        space = DataSpace.of(A, self.channel_axis)
+        self.n_channels_ = self._channels(images[:1]).shape[1], space.channels(data[:1]).shape[1]
         self._check_order()
-        self.initial_ = fit_initial(self.initial, self.operator_, images, data)
+        self.initial_ = fit_initial(self.initial, self.operator_, self.channel_axis, images, data)
         super()._fit(A, images, data)
 
     def _phases(self, module: Any, A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Phase]:
         starts = in_batches(lambda y: self._start(A, y), A, data)
 
         def loss(module: Any, x: Tensor, y: Tensor, x0: Tensor) -> Tensor:
-            return (module(A, y, x0) - x).abs().square().flatten(1).mean(1)
+            return (module(A, y, x0, self.channel_axis) - x).abs().square().flatten(1).mean(1)
 
         score = held_out_psnr(lambda y: self._reconstruct(A, y).x, n_images=_N_SCORED)
         trainer = self.trainer.over(n_steps=2000, lr=1e-3, final_lr=1e-4, max_grad_norm=1.0)
@@ -118,7 +119,7 @@ class UnrolledReconstructor(LearnedReconstructor):
         return self._first_images(A, data, self.initial_, real=self.real_).x
 
     def _differentiable(self, module: nn.Module, A: LinearMap, data: Tensor, start: Tensor) -> Tensor:
-        images: Tensor = module(A, data, start)
+        images: Tensor = module(A, data, start, self.channel_axis)
         return images
 
     # ------------------------------------------------------------------ private
@@ -136,7 +137,7 @@ class UnrolledReconstructor(LearnedReconstructor):
         self._check_order()
         module = copy.deepcopy(self.module_).to(start.device, start.dtype.to_real())
         with torch.no_grad():
-            yield from module.stages(A, data, start)
+            yield from module.stages(A, data, start, self.channel_axis)
 
     def _restored(self, solution: Solution) -> Solution:
         solution = super()._restored(solution)
@@ -161,30 +162,34 @@ class Unrolled(nn.Module, ABC):
     def iterates(self, problem: ScaledProblem) -> Iterator[Tensor]:
         """Yield the images after each iteration, as channels."""
 
-    def stages(self, A: LinearMap, data: Tensor, start: Tensor) -> Iterator[Tensor]:
+    def stages(
+        self, A: LinearMap, data: Tensor, start: Tensor, channel_axis: int | None = None
+    ) -> Iterator[Tensor]:
         """Yield the images after each iteration, of the kind and shape of ``start``."""
-        A, y, x0 = self._in_trained_channels(A, data, start)
-        for x in self.iterates(ScaledProblem(A, y, x0)):
-            yield from_channels(x, x0).reshape(start.shape)
+        problem = self._in_trained_channels(A, data, start, channel_axis)
+        for x in self.iterates(problem):
+            yield from_channels(x, start, channel_axis)
 
-    def forward(self, A: LinearMap, data: Tensor, start: Tensor) -> Tensor:
+    def forward(self, A: LinearMap, data: Tensor, start: Tensor, channel_axis: int | None = None) -> Tensor:
         """The images after the last iteration."""
-        *_, last = self.stages(A, data, start)
+        *_, last = self.stages(A, data, start, channel_axis)
         return last
 
     def _in_trained_channels(
-        self, A: LinearMap, data: Tensor, start: Tensor
-    ) -> tuple[LinearMap, Tensor, Tensor]:
+        self, A: LinearMap, data: Tensor, start: Tensor, channel_axis: int | None = None
+    ) -> ScaledProblem:
         """The problem with the channels of the training; a denoiser of one channel takes many one by one."""
-        of_images, of_data = as_channels(start).shape[1], as_channels(data).shape[1]
+        space = DataSpace.of(A, channel_axis)
+        of_images, of_data = as_channels(start, channel_axis).shape[1], space.channels(data).shape[1]
         if (of_images, of_data) == self.n_channels:
-            return A, data, start
+            return ScaledProblem(A, data, start, channel_axis)
         if A.identity and self.n_channels == (1, 1) and of_images == of_data:
-            y, x0 = (planes_for(batch, 1, "the network") for batch in (data, start))
-            return as_torch(pylops.Identity(x0.shape[1:])), y, x0
+            y, x0 = (planes_for(batch, 1, "the network", channel_axis) for batch in (data, start))
+            return ScaledProblem(as_torch(pylops.Identity(x0.shape[1:])), y, x0, 0)
         raise ValueError(
             f"the network was trained on images of {self.n_channels[0]} and data of {self.n_channels[1]} "
-            f"channels (a complex one counts twice), got {of_images} and {of_data}"
+            f"channels (a complex one counts twice), got {of_images} and {of_data} with "
+            f"channel_axis={channel_axis}"
         )
 
 
@@ -194,21 +199,65 @@ class ScaledProblem:
     Whatever the unit of the operator is, the learned parts see numbers of order one.
     """
 
-    def __init__(self, A: LinearMap, data: Tensor, start: Tensor) -> None:
+    def __init__(self, A: LinearMap, data: Tensor, start: Tensor, channel_axis: int | None = None) -> None:
         self._A, self._norm = A, A.norm() or 1.0
         self._x, self._y = start, data
-        self.start, self.data = as_channels(start), as_channels(data) / self._norm
+        self._channel_axis, self._space = channel_axis, DataSpace.of(A, channel_axis)
+        self.start = as_channels(start, channel_axis)
+        self.data = self._space.channels(data) / self._norm
 
     def forward(self, x: Tensor) -> Tensor:
         """``A x / ||A||``."""
-        y = self._A(from_channels(x, self._x)) / self._norm
-        return as_channels(real_like(y, self._y))
+        y = self._A(from_channels(x, self._x, self._channel_axis)) / self._norm
+        return self._space.channels(real_like(y, self._y))
 
     def adjoint(self, y: Tensor) -> Tensor:
         """``A^* y / ||A||``."""
-        x = self._A.adjoint(from_channels(y, self._y)) / self._norm
-        return as_channels(real_like(x, self._x))
+        x = self._A.adjoint(self._space.data(y, self._y)) / self._norm
+        return as_channels(real_like(x, self._x), self._channel_axis)
 
     def gradient(self, x: Tensor) -> Tensor:
         """``A^*(A x - y)`` with ``A`` scaled to norm 1: the gradient of the data term."""
         return self.adjoint(self.forward(x) - self.data)
+
+
+@dataclass(frozen=True)
+class DataSpace:
+    """Which axes of data the networks take for space: as many as images have, the last ones.
+
+    Axes before them are channels, such as coils. Data of the layout of images have their channels where the
+    images have them.
+    """
+
+    n_axes: int
+    n_leading: int
+    channel_axis: int | None
+    # Whether what is beside each other along an axis in space belongs together.
+    neighbours: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, A: LinearMap, channel_axis: int | None = None) -> Self:
+        """The layout of the data of an operator on images with this axis of channels."""
+        n_axes = max(2, len(spatial_axes(len(A.dims), channel_axis)))
+        alike = len(A.dims) == len(A.dimsd)
+        if alike and channel_axis is not None and A.dims[channel_axis] == A.dimsd[channel_axis]:
+            beside = tuple(A.neighbours[k] for k in spatial_axes(len(A.dimsd), channel_axis))
+            return cls(n_axes, 1, channel_axis, (False,) * (n_axes - len(beside)) + beside)
+        n_leading = max(0, len(A.dimsd) - n_axes)
+        beside = A.neighbours[n_leading:]
+        along = (False,) * (n_axes - len(beside)) + beside
+        return cls(n_axes, n_leading, 0 if n_leading else None, along)
+
+    def channels(self, data: Tensor) -> Tensor:
+        """Data as real channels, (n, channels, *space)."""
+        planes = as_channels(self._gathered(data), self.channel_axis)
+        missing = self.n_axes + 2 - planes.ndim
+        return planes.reshape(*planes.shape[:2], *[1] * missing, *planes.shape[2:])
+
+    def data(self, channels: Tensor, like: Tensor) -> Tensor:
+        """Undo :meth:`channels`."""
+        return from_channels(channels, self._gathered(like), self.channel_axis).reshape(like.shape)
+
+    def _gathered(self, data: Tensor) -> Tensor:
+        """All leading axes as one."""
+        return data.flatten(1, self.n_leading) if self.n_leading > 1 else data

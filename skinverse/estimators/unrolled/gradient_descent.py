@@ -74,7 +74,12 @@ class LearnedGradientDescent(UnrolledReconstructor):
 
     def _make_module(self) -> Unrolled:
         return GradientUnrolled(
-            self.n_channels_, self.n_iterations, self.n_features, self.n_states, shared=self.shared
+            self.n_channels_,
+            self.n_iterations,
+            self.n_features,
+            self.n_states,
+            shared=self.shared,
+            n_axes=self.n_axes_,
         )
 
 
@@ -82,21 +87,29 @@ class GradientUnrolled(Unrolled):
     """``(x, s) <- (x, 0) + U(x, A^*(A x - y), -Laplacian x, s)`` with states ``s >= 0``."""
 
     def __init__(
-        self, n_channels: tuple[int, int], n_iterations: int, n_features: int, n_states: int, *, shared: bool
+        self,
+        n_channels: tuple[int, int],
+        n_iterations: int,
+        n_features: int,
+        n_states: int,
+        *,
+        shared: bool,
+        n_axes: int = 2,
     ) -> None:
         super().__init__(n_channels, n_iterations)
         c = n_channels[0]
         self.n_states = n_states
         self.updates = nn.ModuleList(
-            Update(3 * c + n_states, c + n_states, n_features) for _ in range(1 if shared else n_iterations)
+            Update(3 * c + n_states, c + n_states, n_features, (3,) * n_axes)
+            for _ in range(1 if shared else n_iterations)
         )
 
     def iterates(self, problem: ScaledProblem) -> Iterator[Tensor]:
         """Yield the images after each iteration."""
         x, c = problem.start, self.n_channels[0]
-        s = x.new_zeros(len(x), self.n_states, *x.shape[-2:])
+        s, axes = x.new_zeros(len(x), self.n_states, *x.shape[2:]), tuple(range(2 - x.ndim, 0))
         for k in range(self.n_iterations):
             U = self.updates[k % len(self.updates)]
-            update = U(torch.cat([x, problem.gradient(x), negative_laplacian(x), s], 1))
+            update = U(torch.cat([x, problem.gradient(x), negative_laplacian(x, axes), s], 1))
             x, s = x + update[:, :c], F.relu(update[:, c:])
             yield x

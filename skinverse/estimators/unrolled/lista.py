@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator
 
@@ -12,8 +13,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from skinverse._cosines import inverse_cosine_transform
+from skinverse._filters import analyse, synthesise
 from skinverse._parameters import Flag, Instance, Integer, OneOf, ParameterError, fitted, parameter
-from skinverse._tensors import as_channels
 from skinverse.estimators._validation import as_batch
 from skinverse.estimators.unrolled.base import ScaledProblem, Unrolled, UnrolledReconstructor
 
@@ -73,13 +74,16 @@ class LISTA(UnrolledReconstructor):
         | Instance(np.ndarray, Tensor, list, tuple, name="array of atoms"),
         kind='{"convolutional", "dense"} or array-like of shape (n_atoms, *operator.dims)',
         doc="""
-        Dictionary ``D`` to begin with: ``kernel_size**2`` cosine filters, which then fit images of any size;
-        the cosine transform of the whole image; or atoms of your own, such as ``np.eye(n)`` for sparse
-        signals. All but the first know images of one size and have as many weights as atoms times pixels.
+        Dictionary ``D`` to begin with: ``kernel_size**2`` cosine filters (``kernel_size**3`` of volumes),
+        which then fit images of any size; the cosine transform of the whole image; or atoms of your own, such
+        as ``np.eye(n)`` for sparse signals. All but the first know images of one size and have as many
+        weights as atoms times pixels.
         Codes are real: complex images need each atom of yours also times ``1j``.""",
     )
     kernel_size: int = parameter(
-        default=7, allowed=Integer(ge=1), doc="Side of the filters of a convolutional dictionary, in pixels."
+        default=7,
+        allowed=Integer(ge=1, odd=True),
+        doc="Side of the filters of a convolutional dictionary, in pixels.",
     )
     tied: bool = parameter(
         default=True,
@@ -107,15 +111,15 @@ class LISTA(UnrolledReconstructor):
         return isinstance(self.dictionary, str) and self.dictionary == name
 
     def _atoms(self) -> Tensor:
-        """The dictionary to begin with, (n_atoms, channels, height, width), of norm 1."""
+        """The dictionary to begin with, (n_atoms, channels, *space), of norm 1."""
         if self._is("convolutional"):
-            c, k = self.n_channels_[0], self.kernel_size
-            return cosines(c, k, k) / k  # each pixel is part of k**2 patches
+            size = [self.kernel_size] * self.n_axes_
+            return cosines(self.n_channels_[0], *size) / math.prod(size) ** 0.5  # so many patches of a pixel
         assert self.operator_ is not None  # fitted
         dims = tuple(self.operator_.dims)
         kind = torch.float64 if self.real_ else torch.complex128
         if self._is("dense"):
-            return cosines(*as_channels(torch.empty(1, *dims, dtype=kind)).shape[1:])
+            return cosines(*self._channels(torch.empty(1, *dims, dtype=kind)).shape[1:])
         atoms = as_batch(self.dictionary, "dictionary", torch.device("cpu"))
         if self.real_ and atoms.is_complex():
             raise ParameterError("dictionary: expected real atoms for real images, got complex ones")
@@ -124,7 +128,7 @@ class LISTA(UnrolledReconstructor):
             raise ParameterError(
                 f"dictionary: expected atoms of shape ({expected}), got {tuple(atoms.shape)}"
             )
-        channels = as_channels(atoms.to(kind))
+        channels = self._channels(atoms.to(kind))
         return channels / torch.linalg.matrix_norm(channels.flatten(1), 2).clamp_min(1e-30)
 
 
@@ -171,15 +175,18 @@ class Shrinkage(Unrolled):
 
 
 class Convolutional(Shrinkage):
-    """Each atom stands everywhere, also partly outside of the image."""
+    """Each atom is centred at every pixel; what is outside of the image is mirrored into it.
+
+    Cosine filters are a tight frame with these borders, too: each pixel is part of ``k^2`` patches.
+    """
 
     def synthesise(self, z: Tensor, atoms: Tensor) -> Tensor:
         """``D z``."""
-        return F.conv_transpose2d(z, atoms, padding=atoms.shape[-1] - 1)
+        return synthesise(z, atoms)
 
     def analyse(self, x: Tensor, atoms: Tensor) -> Tensor:
         """``D^T x``."""
-        return F.conv2d(x, atoms, padding=atoms.shape[-1] - 1)
+        return analyse(x, atoms)
 
 
 class Dense(Shrinkage):
@@ -193,7 +200,7 @@ class Dense(Shrinkage):
         """``D^T x``."""
         if x.shape[1:] != atoms.shape[1:]:
             raise ValueError(
-                f"a dense dictionary knows images of {tuple(atoms.shape[1:])} (channels, height, width), got "
+                f"a dense dictionary knows images of {tuple(atoms.shape[1:])} (channels, *space), got "
                 f'{tuple(x.shape[1:])}: dictionary="convolutional" takes all sizes'
             )
         return x.flatten(1) @ atoms.flatten(1).T
@@ -205,10 +212,10 @@ def soft(z: Tensor, threshold: Tensor) -> Tensor:
     return z.sign() * F.relu(z.abs() - level)
 
 
-def cosines(channels: int, height: int, width: int) -> Tensor:
-    """Orthonormal cosines of each channel, (channels height width, channels, height, width)."""
-    n = height * width
-    pixels = torch.eye(n, dtype=torch.float64).reshape(n, height, width)
-    waves = inverse_cosine_transform(pixels, (-2, -1)).reshape(n, n)
+def cosines(channels: int, *size: int) -> Tensor:
+    """Orthonormal cosines of each channel, (n_atoms, channels, *size), as many as there are numbers."""
+    n = math.prod(size)
+    pixels = torch.eye(n, dtype=torch.float64).reshape(n, *size)
+    waves = inverse_cosine_transform(pixels, tuple(range(-len(size), 0))).reshape(n, n)
     each_channel = torch.eye(channels, dtype=torch.float64)
-    return torch.kron(each_channel, waves).reshape(-1, channels, height, width)
+    return torch.kron(each_channel, waves).reshape(-1, channels, *size)

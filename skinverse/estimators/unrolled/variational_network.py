@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from skinverse._filters import analyse, synthesise
 from skinverse._parameters import Integer, fitted, parameter
+from skinverse._tensors import expand, norm
 from skinverse.estimators.unrolled.base import ScaledProblem, Unrolled, UnrolledReconstructor
 
 # Largest response of a filter up to which the slopes are learned, in units of the images' spread. The slopes
@@ -70,19 +71,31 @@ class VariationalNetwork(UnrolledReconstructor):
     module_: Unrolled = fitted(kind="nn.Module", doc="Filters, slopes and weights of all iterations.")
 
     def _make_module(self) -> Unrolled:
-        return Experts(self.n_channels_, self.n_iterations, self.n_filters, self.kernel_size, self.n_knots)
+        return Experts(
+            self.n_channels_,
+            self.n_iterations,
+            self.n_filters,
+            self.kernel_size,
+            self.n_knots,
+            self.n_axes_,
+        )
 
 
 class Experts(Unrolled):
     """``x <- x - sum_i K_i^T phi_i'(K_i x) - lam A^*(A x - y)``."""
 
     def __init__(
-        self, n_channels: tuple[int, int], n_iterations: int, n_filters: int, kernel_size: int, n_knots: int
+        self,
+        n_channels: tuple[int, int],
+        n_iterations: int,
+        n_filters: int,
+        kernel_size: int,
+        n_knots: int,
+        n_axes: int = 2,
     ) -> None:
         super().__init__(n_channels, n_iterations)
-        self.filters = nn.Parameter(
-            torch.randn(n_iterations, n_filters, n_channels[0], kernel_size, kernel_size)
-        )
+        size = [kernel_size] * n_axes
+        self.filters = nn.Parameter(torch.randn(n_iterations, n_filters, n_channels[0], *size))
         knots = torch.linspace(-RANGE, RANGE, n_knots)
         self.slopes = nn.Parameter((_SLOPE / n_filters * knots).repeat(n_iterations, n_filters, 1))
         self.log_lam = nn.Parameter(torch.zeros(n_iterations))
@@ -92,30 +105,20 @@ class Experts(Unrolled):
         x = problem.start
         for filters, slopes, log_lam in zip(self.filters, self.slopes, self.log_lam, strict=True):
             K, lam = centred(filters), log_lam.exp()
-            x = x - lam * problem.gradient(x) - _synthesise(Spline.apply(_analyse(x, K), slopes), K)
+            x = x - lam * problem.gradient(x) - synthesise(Spline.apply(analyse(x, K), slopes), K)
             yield x
 
 
 def centred(filters: Tensor) -> Tensor:
     """Filters of mean zero in each channel and norm 1."""
-    zero_mean = filters - filters.mean((-2, -1), keepdim=True)
-    return zero_mean / zero_mean.flatten(1).norm(dim=1).clamp_min(1e-12).reshape(-1, 1, 1, 1)
-
-
-def _analyse(x: Tensor, K: Tensor) -> Tensor:
-    """``K x``, images to responses of each filter."""
-    return F.conv2d(x, K, padding=K.shape[-1] // 2)
-
-
-def _synthesise(u: Tensor, K: Tensor) -> Tensor:
-    """``sum_i K_i^T u_i``, the adjoint."""
-    return F.conv_transpose2d(u, K, padding=K.shape[-1] // 2)
+    zero_mean = filters - filters.mean(tuple(range(2, filters.ndim)), keepdim=True)
+    return zero_mean / expand(norm(zero_mean).clamp_min(1e-12), filters)
 
 
 class Spline(torch.autograd.Function):
     """A function of each channel, linear between equidistant knots and constant beyond the last ones.
 
-    It takes ``t`` (n, channels, height, width) and the values at the knots (channels, n_knots). For the
+    It takes ``t`` (n, channels, *space) and the values at the knots (channels, n_knots). For the
     derivatives it keeps an index and two numbers of each ``t``, where autograd would keep every intermediate
     result.
     """
@@ -128,7 +131,9 @@ class Spline(torch.autograd.Function):
         position = (t + RANGE) * per_unit
         left = position.floor().clamp(0, n_knots - 2).nan_to_num(0)  # no index is NaN; the result will be
         part = (position - left).clamp(0, 1)
-        index = left.long() + n_knots * torch.arange(n_channels, device=t.device)[:, None, None]
+        index = left.long() + n_knots * torch.arange(n_channels, device=t.device).reshape(
+            -1, *[1] * (t.ndim - 2)
+        )
         low, high = values.flatten()[index], values.flatten()[index + 1]
         rise = high - low
         inside = (position >= 0) & (position < n_knots - 1)

@@ -280,7 +280,7 @@ def test_too_few_steps_are_reported_with_the_number_of_images(method) -> None:
     ("params", "says"),
     [
         ({"lam": -1.0}, "lam: expected a number >= 0"),
-        ({"lam": "auto"}, "lam: expected a number >= 0"),
+        ({"lam": "Auto"}, "lam: expected a number >= 0"),
         ({"lam": None}, "lam: expected a number >= 0"),
         ({"lam": float("inf")}, "lam: expected a number >= 0"),
         ({"lam": "discrepancy"}, "noise_std is missing"),

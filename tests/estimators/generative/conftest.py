@@ -146,7 +146,7 @@ def complex_prior(_complex_prior: GenerativeCovariancePrior) -> GenerativeCovari
 @pytest.fixture(scope="session")
 def _coloured_prior(images: np.ndarray) -> GenerativeCovariancePrior:
     with _narrow_networks():
-        return _fit_prior(np.stack([images, images[::-1], 0.5 * images], 1))
+        return _fit_prior(np.stack([images, images[::-1], 0.5 * images], 1), channel_axis=0)
 
 
 @pytest.fixture
@@ -182,7 +182,9 @@ def objective_of() -> Callable[..., LatentObjective]:
     ) -> LatentObjective:
         model = copy.deepcopy(method.module_).double().requires_grad_(False)
         y = torch.from_numpy(data)
-        fidelity = ChannelFidelity(as_torch(method.operator), y, method.shape_, real=method.real_)
+        fidelity = ChannelFidelity(
+            as_torch(method.operator), y, method.shape_, method.channel_axis, real=method.real_
+        )
         return kind(model, fidelity, torch.full((len(y),), lam, dtype=torch.float64))
 
     return make

@@ -44,7 +44,7 @@ def distance_from_the_range(method: Any, images: np.ndarray, objective_of: Any) 
     denoising = copy.copy(method).set_params(operator=pylops.Identity(method.dims_, dtype="float64"))
     x = (images - method.level_) / method.spread_
     objective = objective_of(RangeObjective, denoising, x, lam=0.0)
-    starts = objective.model.starts(as_channels(torch.from_numpy(x)), 4)
+    starts = objective.model.starts(as_channels(torch.from_numpy(x), None), 4)
     nearest = minimise_from_starts([(objective, lbfgs)], starts, max_steps=500, tol=1e-12)
     return method.spread_ * (2 * nearest.objective).sqrt()
 

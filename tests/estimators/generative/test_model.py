@@ -75,7 +75,7 @@ def test_pixels_of_complex_coloured_images_are_counted_as_they_are(
     images: np.ndarray, fit_prior: Any
 ) -> None:
     X = np.stack([images, 2 * images, 0.5 * images], 1)[:12] * np.exp(0.3j)
-    prior = fit_prior(X)
+    prior = fit_prior(X, channel_axis=0)
     rows = [prior.covariance_row(X[:1], (c, 3, 4)) for c in range(3)]
     for channel, row in enumerate(rows):
         assert row.shape == (1, 3, *SIZE)

@@ -56,9 +56,11 @@ def test_gradient_holds_for_complex_images(
     complex_prior: Any,
     complex_data: np.ndarray,
     objective_of: Any,
+    normalised: Any,
     kind: type[LatentObjective],
 ) -> None:
-    assert_gradient_is_that_of_finite_differences(objective_of(kind, complex_prior, complex_data))
+    y, lam = normalised(complex_prior, complex_data), 0.01 / complex_prior.spread_**2
+    assert_gradient_is_that_of_finite_differences(objective_of(kind, complex_prior, y, lam))
 
 
 @every_kind

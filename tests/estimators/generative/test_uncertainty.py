@@ -86,7 +86,9 @@ def test_standard_deviations_of_the_estimator_are_those_of_its_posterior(
     assert_allclose(info.lam, NOISE**2, rtol=1e-6)
     lam = (NOISE / prior.spread_) ** 2
     objective = objective_of(SoftObjective, prior, normalised(prior, data), lam)
-    starts = objective.model.starts(as_channels(torch.from_numpy((x - prior.level_) / prior.spread_)), 1)
+    starts = objective.model.starts(
+        as_channels(torch.from_numpy((x - prior.level_) / prior.spread_), None), 1
+    )
     latent = minimise_from_starts([(objective, lbfgs)], starts, max_steps=200, tol=1e-6)
     dense = prior.spread_ * dense_std(objective, real_matrix(prior), latent.x, dense_covariance, lam)
     ratio = torch.from_numpy(std).flatten(1) / dense

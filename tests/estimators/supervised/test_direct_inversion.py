@@ -184,9 +184,9 @@ def test_training_comes_closer_to_the_images(kind: str, pairs: Any) -> None:
     images, data, A = pairs[kind]
     errors = [
         np.square(np.abs(DirectInversion(A, trainer=t).fit(images, data).predict(data) - images)).mean()
-        for t in (IDLE, trainer(12, lr=1e-2))
+        for t in (IDLE, trainer(12, lr=3e-3))
     ]
-    assert errors[1] < 0.9 * errors[0]
+    assert errors[1] < 0.5 * errors[0]
 
 
 @either

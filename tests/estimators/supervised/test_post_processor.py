@@ -92,16 +92,19 @@ class Halving(nn.Module):
         return x - self.mix(nn.functional.interpolate(small, scale_factor=4.0))
 
 
-@pytest.mark.parametrize("size", [(20, 20), (5, 9), (1, 1), (1, 30)])
-def test_networks_that_ask_for_sizes_get_them(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("size", "asked"),
+    [((20, 20), (20, 20)), ((5, 9), (8, 12)), ((1, 1), (8, 8)), ((1, 30), (8, 32))],
+)
+def test_networks_that_ask_for_sizes_get_mirror_images(size: tuple[int, int], asked: tuple[int, int]) -> None:
     X = np.random.default_rng(0).normal(size=(3, *size)).astype(np.float32)
     model = PostProcessor(network=Halving(), patch_size=None, trainer=Trainer(max_epochs=1)).fit(X, X)
     x = model.predict(X)
     assert x.shape == X.shape and np.isfinite(x).all()
-    if size == (20, 20):  # nothing is continued where nothing has to be
-        normalised = torch.from_numpy((X[:, None] - model.level_) / model.spread_).float()
-        seen = model.module_.network(normalised)[:, 0].detach()
-        assert_allclose(x, model.spread_ * seen + model.level_, atol=1e-6)
+    larger = np.pad(X, [(0, 0), *((0, n - m) for n, m in zip(asked, size, strict=True))], mode="symmetric")
+    normalised = torch.from_numpy((larger[:, None] - model.level_) / model.spread_).float()
+    seen = model.module_.network(normalised)[:, 0].detach()
+    assert_allclose(x, (model.spread_ * seen + model.level_)[:, : size[0], : size[1]], atol=1e-6)
 
 
 def test_a_network_that_changes_sizes_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -150,7 +151,11 @@ def test_a_denoiser_of_one_channel_takes_many_one_by_one(method: Any) -> None:
     X = np.random.default_rng(0).normal(size=(4, 6, 6))
     model = method(**SMALL[method], trainer=trainer(1)).fit(X, X)
     stacked = np.stack([X, X], axis=1)
-    assert_allclose(model.predict(stacked)[:, 1], model.predict(X), atol=1e-12)
+    alone = model.predict(X)
+    with pytest.raises(ValueError, match="trained on images of 2 spatial axes, got 3.*channel_axis"):
+        model.predict(stacked)
+    found = copy.copy(model).set_params(channel_axis=0).predict(stacked)
+    assert_allclose(found[:, 1], alone, atol=1e-12)
     with pytest.raises(ValueError, match="a complex one counts twice"):
         model.predict(X + 1j * X)
 

@@ -53,3 +53,13 @@ def test_the_network_sees_image_gradient_roughness_and_states(size: tuple[int, i
 
 def test_an_update_of_zeros_is_zero() -> None:
     assert_array_equal(Update(3, 2, 4)(torch.zeros(1, 3, 5, 5)).detach().numpy(), np.zeros((1, 2, 5, 5)))
+
+
+def test_an_update_sees_mirror_images_beyond_the_border() -> None:
+    """So that of a constant is constant: beyond the border are no zeros, which would make an edge."""
+    update = Update(3, 2, 4).double()
+    for p in update.parameters():
+        p.data = random(*p.shape)
+    assert update(random(1, 3, 5, 6)).std() > 0.1
+    constant = update(random(1, 3, 1, 1).expand(-1, -1, 5, 6))
+    assert_close(constant, constant[..., :1, :1].expand_as(constant))

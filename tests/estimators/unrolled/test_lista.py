@@ -64,15 +64,17 @@ def cosine_images(channels: int, height: int, width: int) -> np.ndarray:
 
 
 def frame(atoms: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Each atom at each place where a part of it is inside: the matrix ``D``, codes to pixels."""
+    """Each atom centred at each pixel, with what is outside mirrored: the matrix ``D``, codes to pixels."""
     n, c, k, _ = atoms.shape
+    pixel = np.pad(np.arange(height * width).reshape(height, width), k // 2, mode="symmetric")
     columns = []
     for atom in atoms:
-        for i in range(height + k - 1):
-            for j in range(width + k - 1):
-                canvas = np.zeros((c, height + 2 * k - 2, width + 2 * k - 2))
-                canvas[:, i : i + k, j : j + k] = atom
-                columns.append(canvas[:, k - 1 : k - 1 + height, k - 1 : k - 1 + width].ravel())
+        for i in range(height):
+            for j in range(width):
+                image = np.zeros((c, height * width))
+                for channel in range(c):
+                    np.add.at(image[channel], pixel[i : i + k, j : j + k], atom[channel])
+                columns.append(image.ravel())
     return np.stack(columns, axis=1)
 
 
@@ -93,7 +95,7 @@ def test_cosines_are_orthonormal(shape: tuple[int, int, int]) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 6), (2, 2), (5, 4), (9, 8)])
-@pytest.mark.parametrize("kernel_size", [1, 2, 3, 7])
+@pytest.mark.parametrize("kernel_size", [1, 3, 7])
 @either
 def test_the_convolutional_cosines_are_a_parseval_frame(
     kind: str, kernel_size: int, size: tuple[int, int]
