@@ -24,10 +24,7 @@ _LEVELS = (1.0, 100.0, 1000.0)
 
 @promise()
 def units(subject: Subject) -> None:
-    """Images and data times a factor give the image times it, with ``lam`` times some power of it.
-
-    The factors reach from 1e-12 to 1e12, the largest ones in single precision.
-    """
+    """Images and data times 1e-12 to 1e12 give the image times it, with ``lam`` times some power of it."""
     operator, images, data = subject.compared_problem
 
     def scaled(factor: float) -> Problem:
@@ -38,10 +35,7 @@ def units(subject: Subject) -> None:
 
 @promise()
 def units_of_operator(subject: Subject) -> None:
-    """Operator and data times a factor give the same image, with ``lam`` times some power of it.
-
-    The factors reach from 1e-12 to 1e12, the largest ones in single precision.
-    """
+    """Operator and data times 1e-12 to 1e12 give the same image, with ``lam`` times some power of it."""
     operator, images, data = subject.compared_problem
 
     def scaled(factor: float) -> Problem:
@@ -79,13 +73,11 @@ def form(subject: Subject) -> None:
 
 @promise()
 def level(subject: Subject) -> None:
-    """A constant that is added to images, and seen in the data, is added to the reconstruction.
-
-    With an operator this is asked of what learns from images.
-    """
+    """A constant that is added to images, and seen in the data, is added to the reconstruction."""
     images = smooth_images(2, (6, 6))
     operator = pylops.Identity(images.shape[1:], dtype=images.dtype)
     _expect_levels_harmless(subject, Problem(operator, images, measured(operator, images)), _LEVELS)
+    # Without learning from images, what an operator sees of a constant is part of the image.
     if subject.learns:
         _expect_levels_harmless(subject, subject.compared_problem, _LEVELS[-1:])
 
