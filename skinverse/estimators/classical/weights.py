@@ -104,14 +104,17 @@ def least_risk(
     variables, images : callable
         From images to what is minimised over, and back.
     """
-    n, error = len(x0), _PredictionError.of(units, noise_std)
+    # In single precision rounding decides where the iteration stops, which changed images by a percent.
+    data, size, base = (_doubled(value) for value in (units.data, units.size, units.base))
+    units = replace(units, data=data, size=size, base=base)
+    n, error = len(x0), _PredictionError.of(units, None if noise_std is None else noise_std.double())
     data = torch.cat([units.data[:, None], error.perturbed()], 1)
     k = data.shape[1]
     copies = _repeated(units, data)
-    z0 = variables(x0.repeat_interleave(k, 0)).unflatten(0, (n, k))
+    z0 = variables(_doubled(x0).repeat_interleave(k, 0)).unflatten(0, (n, k))
     path = PrimalDualPath(z0, max_steps=min(max_steps, _MAX_STEPS), tol=_TOL)
-    x, found = x0.clone(), torch.zeros_like(units.size)
-    errors = found.double()[:, None].expand(n, len(_WEIGHTS)) + torch.inf
+    x, found = x0.clone(), torch.zeros_like(size)
+    errors = found[:, None].expand(n, len(_WEIGHTS)) + torch.inf
     active = torch.arange(n, device=x0.device)
     for i, weight in enumerate(_WEIGHTS):
         z = path.minimise(_Twins(objective(copies, weight), k).select(active))
@@ -120,14 +123,14 @@ def least_risk(
         errors[active, i], level = error(image, group[:, 1:])
         best = errors[active].argmin(1)
         better = best == i
-        x[active[better]], found[active[better]] = image[better], level[better].to(found.dtype)
+        x[active[better]], found[active[better]] = image[better].to(x.dtype), level[better]
         going = (i - best < _PATIENCE).nonzero()[:, 0]
         active = active[going]
         if len(active) == 0:
             break
         path.select(going)
         error = error.select(going)
-    return Choice(_vertex(errors).to(found.dtype), found, x)
+    return Choice(_vertex(errors).to(x.dtype.to_real()), found, x)
 
 
 def least_error(units: Units, noise_std: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -293,6 +296,11 @@ def _trace_share(images: Tensor, data: Tensor) -> float:
 def _n_measured(data: Tensor, others: Tensor) -> Tensor:
     """Number of data; what is zero whatever the image is, has not been measured."""
     return ((data != 0) | (others != 0)).flatten(1).sum(1).clamp_min(1).double()
+
+
+def _doubled(x: Tensor) -> Tensor:
+    """In double precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float64))
 
 
 def _repeated(units: Units, data: Tensor) -> Units:
