@@ -1023,7 +1023,7 @@ class Certain(LearnedGain):
 
 
 @breaks("weights_that_are_not_numbers", "nothing is said")
-class Discreet(LearnedGain):
+class Hushed(LearnedGain):
     def predict(self, Y_meas: Any, *, return_info: bool = False) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
