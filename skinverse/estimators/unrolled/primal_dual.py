@@ -65,6 +65,10 @@ class LearnedPrimalDual(UnrolledReconstructor):
     """
 
     not_promised = {
+        "other_sizes": (
+            "Networks that see neighbours among the data take data that have them: a list of samples is "
+            "refused."
+        ),
         "phase": (
             "The networks see real and imaginary parts as two channels: the image changes by 0.03 relative."
         ),
