@@ -55,8 +55,8 @@ def weight_parameter(doc: str) -> Any:
         doc=f"""
         Weight of the regulariser. "auto" chooses it for each image from its data alone, by Stein's risk
         estimate where ``noise_std`` is given and by generalised cross-validation where it is not; the info of
-        ``predict`` tells what was chosen. The perturbations of an image that it takes are random, in the order
-        of the pixels: a turned image has a slightly different weight. {doc}""",
+        ``predict`` tells what was chosen. It perturbs images at random, in the order of their pixels: a
+        turned image has a slightly different weight. {doc}""",
     )
 
 
