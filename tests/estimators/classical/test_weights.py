@@ -128,6 +128,7 @@ def test_cross_validation_of_tikhonov_is_the_dense_formula() -> None:
     assert np.interp(np.log(info.lam), np.log(lams[:, 0]), errors)[0] < 1.3 * errors.min()
 
 
+@ROUGHLY
 def test_complex_images_and_real_images_of_complex_data() -> None:
     images, data, A = make_problem("mri", n_samples=1, size=24, noise=0.05, random_state=0)
     noise_std = 0.05 * np.abs(A @ images[0].ravel()).mean()
