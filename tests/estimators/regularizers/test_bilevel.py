@@ -210,7 +210,8 @@ def test_hypergradients_equal_differences_in_every_tensor(form) -> None:
     found = torch.autograd.grad(upper(), tensors)
     for name, p, g in zip(names, tensors, found, strict=True):
         direction = torch.randn(p.shape, dtype=p.dtype, generator=torch.Generator().manual_seed(1))
-        start, h, values = p.detach().clone(), 1e-5, []
+        # The bound of mirrored filters bends sharply: with 1e-5 the difference is 1e-4 off, with 1e-6 2e-6.
+        start, values, h = p.detach().clone(), [], 2e-7 if name.endswith("filters") else 1e-5
         for step in (h, -h):
             p.data = start + step * direction
             values.append(upper().item())
