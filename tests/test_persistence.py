@@ -406,7 +406,7 @@ def test_nested_estimators_come_back(path: Path) -> None:
         np.longdouble(1),
         np.zeros(2, dtype=np.longdouble),
         np.ma.zeros(2, dtype=np.longdouble),
-        np.matrix([[1.0]]),
+        np.ones((1, 1)).view(np.matrix),
         np.dtype("f4,f4"),
         np.random.RandomState(np.random.PCG64(0)),
         torch.eye(2).to_sparse(),
