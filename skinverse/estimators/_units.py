@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from skinverse._tensors import expand, norm, real_like
+from skinverse.estimators._validation import double
 from skinverse.functionals import Box
 from skinverse.operators import LinearMap
 from skinverse.solvers import Solution
@@ -104,7 +105,7 @@ class Normalisation:
     def of(cls, images: Tensor) -> Self:
         """Mean and standard deviation of all values, in double precision, a few images at a time."""
         parts = images.split(max(1, _AT_ONCE // images[0].numel()))
-        level: complex = 0j if images.is_complex() else sum(float(_double(x).sum()) for x in parts)
+        level: complex = 0j if images.is_complex() else sum(float(double(x).sum()) for x in parts)
         level /= images.numel()
         return cls(level, _spread(parts, level, images))
 
@@ -142,13 +143,9 @@ def within(x: Tensor, bounds: Interval) -> Tensor:
     return x if bounds is None or bounds == (None, None) else x.clamp(*bounds)
 
 
-def _double(x: Tensor) -> Tensor:
-    return x.to(torch.complex128 if x.is_complex() else torch.float64)
-
-
 def _spread(parts: Sequence[Tensor], level: complex, images: Tensor) -> float:
     """The standard deviation; of images that do not vary the size of their values, and 1 of zeros."""
-    square = sum(float((_double(x) - level).abs().square().sum()) for x in parts) / images.numel()
+    square = sum(float((double(x) - level).abs().square().sum()) for x in parts) / images.numel()
     rounding = torch.finfo(images.dtype).eps * abs(level)
     return math.sqrt(square) if math.sqrt(square) > rounding else abs(level) or 1.0
 

@@ -215,6 +215,11 @@ def single(batch: Tensor) -> Tensor:
     return batch.to(torch.complex64 if batch.is_complex() else torch.float32)
 
 
+def double(batch: Tensor) -> Tensor:
+    """The batch in double precision."""
+    return batch.to(torch.complex128 if batch.is_complex() else torch.float64)
+
+
 def seed_of(random_state: Any) -> int:
     """A seed; of None one that nobody knows, without a draw from the global generator."""
     known = np.random.RandomState() if random_state is None else check_random_state(random_state)

@@ -79,9 +79,11 @@ def test_channels_may_move_after_the_training(method: Any, tmp_path: Any) -> Non
 @pytest.mark.parametrize("method", [DeepEquilibriumRecon, BilevelRegularizer])
 def test_noise_that_is_drawn_for_channels_does_not_depend_on_their_place(method: Any) -> None:
     x = images(2, 3, 6, 5)
-    first = fitted(method, x, channel_axis=0, patch_size=None).predict(x)
+    first = fitted(method, x, channel_axis=0, patch_size=None)
     last = fitted(method, np.moveaxis(x, 1, -1), channel_axis=-1, patch_size=None)
-    assert_allclose(np.moveaxis(last.predict(np.moveaxis(x, 1, -1)), -1, 1), first, atol=1e-4)
+    # The losses, since Adam's first steps have the length of the rate wherever a gradient is not zero.
+    losses = [[epoch["train_loss"] for epoch in model.history_] for model in (first, last)]
+    assert_allclose(*losses, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("shape", "axis"), [((2, 4, 6, 5), None), ((2, 6, 5, 3), -1), ((2, 3, 4, 5, 2), 3)])

@@ -18,7 +18,7 @@ from skinverse._parameters import Flag, Instance, Null, ParameterError, Real, fi
 from skinverse.estimators._base import BaseReconstructor, max_steps_parameter, tol_parameter
 from skinverse.estimators._learned import LearnedReconstructor, batch_size_for
 from skinverse.estimators._units import gain_of
-from skinverse.estimators._validation import seed_of, single
+from skinverse.estimators._validation import double, seed_of
 from skinverse.estimators.adaptation.objective import Objective, Prediction, Risk, misfit, stein_risk
 from skinverse.operators import LinearMap, ParametricOperator, as_torch
 from skinverse.solvers import Solution, lbfgs
@@ -76,7 +76,7 @@ class ModelAdaptation(BaseReconstructor):
     >>> images, data, A = make_problem("deblurring", n_samples=8, size=16, random_state=0)
     >>> method = LearnedGradientDescent(A, n_iterations=3, trainer=Trainer(max_epochs=2)).fit(images, data)
     >>> family = GaussianBlur((16, 16), 1.0)
-    >>> adapted = ModelAdaptation(family, estimator=method, noise_std=0.05).fit(Y_meas=data)
+    >>> adapted = ModelAdaptation(family, estimator=method, noise_std=0.05, tol=1e-3).fit(Y_meas=data)
     >>> sorted(adapted.operator_.parameters)
     ['sigma']
     >>> adapted.predict(data).shape
@@ -204,14 +204,14 @@ class ModelAdaptation(BaseReconstructor):
         self._check_estimator()
         self._check_operator()
         self.fitted_operator_, self.history_ = self.operator, []
-        module, y = copy.deepcopy(self._given().module_).to(data.device), single(data)
+        module, y = copy.deepcopy(self._given().module_).to(data.device).double(), double(data)
         family = family_of(self.operator_)
         if family is not None:
             self.operator_, solution, values = self._find_member(family, module, y)
             self._note("operator", solution, values)
         solution, values = self._adapt(module, y)
         self._note("weights", solution, values)
-        self.estimator_ = self._with(module, self.operator_)
+        self.estimator_ = self._with(module.float(), self.operator_)
         self.estimator_._describe()
 
     def _find_member(
@@ -330,9 +330,9 @@ class ModelAdaptation(BaseReconstructor):
 
     def _reconstruct_alone(self, A: LinearMap, data: Tensor) -> Solution:
         """The reconstruction with weights adapted to this image."""
-        module = copy.deepcopy(self.estimator_.module_).to(data.device)
-        search, _ = self._adapt(module, single(data))
-        solution = self._with(module, self.operator_)._reconstructed(A, data)
+        module = copy.deepcopy(self.estimator_.module_).to(data.device).double()
+        search, _ = self._adapt(module, double(data))
+        solution = self._with(module.float(), self.operator_)._reconstructed(A, data)
         converged, residual = solution.converged & search.converged, search.residual.to(solution.residual)
         return replace(solution, n_steps=search.n_steps, converged=converged, residual=residual)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from skinverse._defaults import copy_module
 from skinverse._tensors import expand
+from skinverse.estimators._validation import double
 from skinverse.estimators.generative.model import GenerativeModel
 from skinverse.estimators.generative.objectives import ChannelFidelity, LatentObjective, jacobi
 from skinverse.solvers import conjugate_gradient
@@ -85,7 +86,7 @@ def jacobian(model: GenerativeModel, z: Tensor) -> Tensor:
 
 
 def _in_double_precision(fidelity: ChannelFidelity) -> ChannelFidelity:
-    y = fidelity.y.to(torch.complex128 if fidelity.y.is_complex() else torch.float64)
+    y = double(fidelity.y)
     return ChannelFidelity(fidelity.A, y, fidelity.shape, fidelity.channel_axis, real=fidelity.real)
 
 
