@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +40,16 @@ class Energy(nn.Module, ABC):
             value = self(x)
             (gradient,) = torch.autograd.grad(value.sum(), x, create_graph=keep_graph)
         return (value if keep_graph else value.detach()), gradient
+
+    def prepared(self) -> Energy:
+        """The same energy with all filters made, to be called many times; gradients reach the weights."""
+        return self
+
+    def _with(self, energy: Energy) -> Self:
+        """A copy around another energy; it shares the rest."""
+        twin = copy.copy(self)
+        vars(twin)["energy"] = energy
+        return twin
 
     def weak_convexity(self) -> float | None:
         """Smallest ``rho`` known with ``R + rho/2 ||x||^2`` convex; None where none is known."""
@@ -128,6 +140,9 @@ class WeightedEnergy(Energy):
             (self.log_weight - 2 * self.log_scale).exp() * value,
             (self.log_weight - self.log_scale).exp() * gradient,
         )
+
+    def prepared(self) -> Energy:
+        return self._with(self.energy.prepared())
 
     def weak_convexity(self) -> float | None:
         known = self.energy.weak_convexity()

@@ -69,18 +69,14 @@ class RidgeEnergy(Energy):
         self.log_steepness = nn.Parameter(torch.full((n_filters, 1, *[1] * n_axes), math.log(5.0)))
 
     def forward(self, x: Tensor) -> Tensor:
-        beta = 1 + self.log_sharpness.exp()
-        return torch.stack(
-            [_ridges(analyse(x, beta * s * w), beta, s, self.rho)[0] for w, s in self._groups(x)]
-        ).sum(0)
+        return self.prepared()(x)
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        value, gradient = torch.zeros(len(x), dtype=x.dtype, device=x.device), torch.zeros_like(x)
+        return self.prepared().value_and_grad(x)
+
+    def prepared(self) -> Energy:
         beta = 1 + self.log_sharpness.exp()
-        for w, s in self._groups(x):
-            energy, slope = _ridges(analyse(x, beta * s * w), beta, s, self.rho)
-            value, gradient = value + energy, gradient + synthesise(slope, w / s)
-        return value, gradient
+        return _Ridges(self.normalised(), self.log_steepness.exp(), beta, self.rho)
 
     def normalised(self) -> Tensor:
         """The filters ``W``, with zero mean and ``||W|| <= 1``."""
@@ -93,13 +89,42 @@ class RidgeEnergy(Energy):
     def largest_curvature(self) -> Tensor:
         return 1 + self.log_sharpness.exp() - self.rho
 
+
+class _Ridges(Energy):
+    """The energy for filters ``W`` whose norm is known."""
+
+    def __init__(self, filters: Tensor, steepness: Tensor, beta: Tensor, rho: float) -> None:
+        super().__init__()
+        self.n_channels, self.rho = filters.shape[1], rho
+        self.filters, self.steepness, self.beta = filters, steepness, beta
+
+    def forward(self, x: Tensor) -> Tensor:
+        beta = self.beta
+        return torch.stack(
+            [_ridges(analyse(x, beta * s * w), beta, s, self.rho)[0] for w, s in self._groups(x)]
+        ).sum(0)
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        value, gradient = torch.zeros(len(x), dtype=x.dtype, device=x.device), torch.zeros_like(x)
+        beta = self.beta
+        for w, s in self._groups(x):
+            energy, slope = _ridges(analyse(x, beta * s * w), beta, s, self.rho)
+            value, gradient = value + energy, gradient + synthesise(slope, w / s)
+        return value, gradient
+
+    def weak_convexity(self) -> float:
+        return self.rho
+
+    def largest_curvature(self) -> Tensor:
+        return self.beta - self.rho
+
     def _groups(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Filters and their ``s``, in groups whose responses fit a processor's caches.
 
         They do not depend on how many images there are: with other groups sums are added in another order.
         """
         size = max(1, _GROUP // max(_PIXELS, x[0, 0].numel()))
-        return zip(self.normalised().split(size), self.log_steepness.exp().split(size), strict=True)
+        return zip(self.filters.split(size), self.steepness.split(size), strict=True)
 
 
 def _cosines(n_filters: int, n_channels: int, k: int, n_axes: int) -> Tensor:

@@ -57,6 +57,9 @@ class SmoothEnergy(Energy):
         k = self.weight()
         return k * value + self.curvature / 2 * dot(x, x), k * gradient + self.curvature * x
 
+    def prepared(self) -> Energy:
+        return self._with(self.energy.prepared())
+
     def weight(self) -> Tensor | float:
         """The factor ``k`` of ``R``, differentiable in the parameters."""
         largest, rho = self.energy.largest_curvature(), self.energy.weak_convexity()

@@ -101,10 +101,9 @@ class EnergyReconstructor(LearnedReconstructor):
         module: Any = self.module_
         if like is not None:
             module = copy_module(module).to(like.device, like.dtype.to_real())
-        if scale == 1.0:
-            return EnergyFunctional(module, self.channel_axis)
-        scaled = WeightedEnergy(module, scale=scale).to(module.log_scale)
-        return EnergyFunctional(scaled, self.channel_axis)
+        if scale != 1.0:
+            module = WeightedEnergy(module, scale=scale).to(module.log_scale)
+        return EnergyFunctional(module.prepared(), self.channel_axis)
 
     def _descend(self, objective: Functional, x0: Tensor, tol: float | None = None) -> Solution:
         """Minimise within the bounds by gradient steps."""

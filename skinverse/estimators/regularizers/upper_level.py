@@ -81,7 +81,7 @@ class UpperLevel:
 
     def __call__(self, module: Any, x: Tensor, y: Tensor, x0: Tensor, index: Tensor) -> Tensor:
         """The loss of some images, by their numbers among the training images."""
-        R = EnergyFunctional(module, self.sampler.channel_axis)
+        R = EnergyFunctional(module.prepared(), self.sampler.channel_axis)
 
         def reconstruct(y: Tensor, x0: Tensor) -> Tensor:
             return self.lower(fidelity(self.A, y), R, x0)
