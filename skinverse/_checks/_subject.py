@@ -26,7 +26,7 @@ _TIGHT, _TIGHT_LEARNED = {"tol": 1e-7, "max_steps": 5000}, {"tol": 1e-6, "max_st
 _ROUGH, _N_SOLVED = {"tol": 1e-2, "max_steps": 100}, 2
 # How comparisons train where reconstructions are part of it: at a bilevel method's own 1e-4 rounding decides
 # about the number of steps, and two trainings differ by 2e-3, at 1e-7 by 1e-6.
-_TIGHT_TRAINING = {"tol": 1e-7}
+_TIGHT_TRAINING = {"tol": 1e-6}
 # Learning rate of plain gradient steps, and noise relative to the root mean square of the data.
 _SGD_LR, _NOISE = 0.1, 0.02
 
@@ -101,10 +101,9 @@ class Subject:
 
     @cached_property
     def compared_problem(self) -> Problem:
-        """The problem of comparisons: a smaller one where images are solved for to a tight tolerance."""
-        if self.learns:
-            return self.problem
-        return self._problem(_SMALL_DIMS, _N_SMALL_MEASUREMENTS, _N_SMALL_IMAGES)
+        """The problem of comparisons: a smaller one, for images are solved for to a tight tolerance."""
+        n_images = _N_IMAGES if self.learns else _N_SMALL_IMAGES
+        return self._problem(_SMALL_DIMS, _N_SMALL_MEASUREMENTS, n_images)
 
     def _problem(self, dims: tuple[int, ...], n_measurements: int, n_images: int) -> Problem:
         operator = self.parameters.get("operator")
