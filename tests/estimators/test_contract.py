@@ -116,8 +116,12 @@ def regressors() -> Iterator[ReconstructionRegressor]:
     for method in METHODS:
         if method is not skinverse.ModelAdaptation:  # the checks' regressions have no operator to adapt to
             regressor = method(**UNTRAINED.get(method.__name__, {})).as_regressor()
-            epochs = [name for name in regressor.get_params() if name.endswith("__max_epochs")]
-            yield regressor.set_params(**dict.fromkeys(epochs, 1))
+            names = regressor.get_params()
+            epochs = {name: 1 for name in names if name.endswith("__max_epochs")}
+            if "estimator__pretraining" in names:
+                quick = {f"estimator__{name}": value for name, value in QUICK[method.__name__].items()}
+                regressor.set_params(**{**quick, "estimator__pretraining": False})
+            yield regressor.set_params(**epochs)
 
 
 @pytest.mark.filterwarnings("ignore:lam=.* sees no noise")  # the checks send numbers that are no measurements

@@ -119,7 +119,7 @@ class EnergyReconstructor(LearnedReconstructor):
         if weak_convexity == 0:
             return
         twin, y = copy.copy(self), data[:_N_MEASURED]
-        twin.max_steps, twin.tol = _N_STEPS, 0.0
+        twin.max_steps, twin.tol = min(_N_STEPS, self.max_steps), 0.0
         y = self._normalised(A, y.to(torch.promote_types(y.dtype, torch.float64)))
         rng = torch.Generator("cpu").manual_seed(0)
         noise = torch.randn(y.shape, generator=rng, dtype=y.dtype, device="cpu").to(y.device)

@@ -30,27 +30,25 @@ def problem(kind: str, noise: float, size: int = 32) -> tuple[np.ndarray, np.nda
     return images, data, A, noise * float(np.abs(clean).mean())
 
 
-@pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("kind", ["denoising", "deblurring", "ct"])
 @pytest.mark.parametrize("method", METHODS)
 @ROUGHLY
-def test_the_weight_is_nearly_the_best_one(method: type, kind: str, known: bool) -> None:
+def test_the_weight_is_nearly_the_best_one(method: type, kind: str) -> None:
     images, data, A, noise_std = problem(kind, 0.1)
-    model = method(A, noise_std=noise_std if known else None).fit()
-    x, info = model.predict(data, return_info=True)
     gain = as_torch(A).norm()
     lams = gain**2 * np.geomspace(1e-4, 1, 7) if method is Tikhonov else gain * noise_std * FACTORS
-    others = [psnr(images, method(A, lam=float(lam)).fit().predict(data))[0] for lam in lams]
+    best = max(psnr(images, method(A, lam=float(lam)).fit().predict(data))[0] for lam in lams)
+    x, info = method(A, noise_std=noise_std).fit().predict(data, return_info=True)
+    assert psnr(images, x)[0] > best - 1.5
+    assert_allclose(info.noise_std, noise_std, rtol=1e-5)
+    x, info = method(A).fit().predict(data, return_info=True)
     # Cross-validation smooths this small photograph too little, with wavelets it loses 2.9 dB.
-    assert psnr(images, x)[0] > max(others) - (1.5 if known else 3.0)
-    if known:
-        assert_allclose(info.noise_std, noise_std, rtol=1e-5)
-    elif method is not Tikhonov or kind == "ct":  # of the others it sees little or nothing of the noise
+    assert psnr(images, x)[0] > best - 3.0
+    if method is not Tikhonov or kind == "ct":  # of the others it sees little or nothing of the noise
         assert 0.5 < info.noise_std[0] / noise_std < 2
 
 
-@pytest.mark.parametrize("known", [True, False])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "known"), list(zip(METHODS, [False, True, False, True], strict=True)))
 @ROUGHLY
 def test_the_reported_weight_gives_the_same_image(method: type, known: bool) -> None:
     _, data, A, noise_std = problem("deblurring", 0.05, size=16)
@@ -60,26 +58,26 @@ def test_the_reported_weight_gives_the_same_image(method: type, known: bool) -> 
     assert_allclose(x, again, rtol=0, atol=2e-3 * np.abs(again).max())
 
 
-@pytest.mark.parametrize("factor", [1e-12, 255.0, 1e12])
 @pytest.mark.parametrize("method", METHODS)
-def test_the_choice_has_no_unit(method: type, factor: float) -> None:
+def test_the_choice_has_no_unit(method: type) -> None:
     _, data, A, _ = problem("ct", 0.05, size=16)
     data = data.astype(np.float32)
     expected, told = method(A).fit().predict(data, return_info=True)
-    found, info = method(A).fit().predict(np.float32(factor) * data, return_info=True)
-    assert found.dtype == np.float32
-    assert_allclose(found / factor, expected, rtol=0, atol=2e-3 * np.abs(expected).max())
     power = 0 if method is Tikhonov else 1  # the degrees of the penalties are two and one
-    assert_allclose(info.lam, told.lam * factor**power, rtol=0.02)
-    assert_allclose(info.noise_std, told.noise_std * factor, rtol=0.02)
+    for factor in (1e-12, 1e12):
+        found, info = method(A).fit().predict(np.float32(factor) * data, return_info=True)
+        assert found.dtype == np.float32
+        assert_allclose(found / factor, expected, rtol=0, atol=2e-3 * np.abs(expected).max())
+        assert_allclose(info.lam, told.lam * factor**power, rtol=0.02)
+        assert_allclose(info.noise_std, told.noise_std * factor, rtol=0.02)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_choice_of_an_image_does_not_depend_on_its_companions(method: type) -> None:
-    _, data, A = make_problem("deblurring", n_samples=4, size=16, noise=0.05, random_state=0)
-    data *= np.array([1.0, 100.0, 1e-3, 0.0])[:, None, None]
+    _, data, A = make_problem("deblurring", n_samples=3, size=16, noise=0.05, random_state=0)
+    data *= np.array([1.0, 100.0, 0.0])[:, None, None]
     together, info = method(A).fit().predict(data, return_info=True)
-    for i in range(4):
+    for i in range(3):
         alone, told = method(A).fit().predict(data[i : i + 1], return_info=True)
         assert_array_equal(alone[0], together[i])
         assert_array_equal(told.lam[0], info.lam[i])
@@ -130,7 +128,7 @@ def test_cross_validation_of_tikhonov_is_the_dense_formula() -> None:
 
 @ROUGHLY
 def test_complex_images_and_real_images_of_complex_data() -> None:
-    images, data, A = make_problem("mri", n_samples=1, size=24, noise=0.05, random_state=0)
+    images, data, A = make_problem("mri", n_samples=1, size=16, noise=0.05, random_state=0)
     noise_std = 0.05 * np.abs(A @ images[0].ravel()).mean()
     for method in METHODS:
         _, info = method(A).fit().predict(data, return_info=True)

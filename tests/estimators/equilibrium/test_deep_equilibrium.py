@@ -496,8 +496,7 @@ def test_bad_parameters_are_named(blurred, parameters: dict[str, Any], message: 
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-@pytest.mark.parametrize("iteration", ["admm", "proximal"])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("iteration", "dtype"), [("admm", "float32"), ("proximal", "float64")])
 def test_companions_change_nothing_where_iterations_do_not_contract(iteration: str, dtype: str) -> None:
     images, data, A = make_problem("compressive_sensing", n_samples=4, size=12, noise=0.03, random_state=0)
     images, data = images.astype(dtype), data.astype(dtype)

@@ -28,8 +28,9 @@ from skinverse.functionals import EnergyFunctional, LeastSquares
 from skinverse.operators import as_torch, gaussian_blur
 from skinverse.solvers import Hessian, Solution
 
-TINY = Trainer(max_epochs=2, lr=1e-3)
-UNSCORED = Trainer(max_epochs=2, lr=1e-3, validation_fraction=0.0)
+# Scores search for the best weight, and take longer than the rest of a brief training.
+SCORED = Trainer(max_epochs=2, lr=1e-3, score_every=2)
+TINY = Trainer(max_epochs=2, lr=1e-3, validation_fraction=0.0)
 ENERGIES = ["ridge", "convex_ridge", "conv", "convex", "lipschitz"]
 
 
@@ -42,7 +43,7 @@ def denoising() -> tuple[np.ndarray, np.ndarray, Any]:
 def trained(denoising) -> AdversarialRegularizer:
     images, data, A = denoising
     return AdversarialRegularizer(
-        A, lam="auto", trainer=Trainer(max_epochs=30, lr=1e-2, final_lr=1e-2, score_every=10)
+        A, lam="auto", trainer=Trainer(max_epochs=30, lr=1e-2, final_lr=1e-2, score_every=30)
     ).fit(images, data)
 
 
@@ -221,7 +222,7 @@ def test_training_beats_the_data(trained, denoising) -> None:
 @pytest.mark.parametrize("energy", ENERGIES)
 def test_every_energy_trains_and_reports_what_is_known(denoising, energy) -> None:
     images, data, A = denoising
-    method = AdversarialRegularizer(A, lam=0.1, energy=energy, trainer=TINY).fit(images, data)
+    method = AdversarialRegularizer(A, lam=0.1, energy=energy, trainer=SCORED).fit(images, data)
     assert method.predict(data).shape == images.shape
     assert (method.weak_convexity_ is not None) == (energy in ("ridge", "convex_ridge", "convex"))
     assert (method.lipschitz_ is not None) == (energy == "lipschitz")
@@ -233,7 +234,7 @@ def test_every_energy_trains_and_reports_what_is_known(denoising, energy) -> Non
 def test_lipschitz_bound_holds_for_the_trained_energy(denoising) -> None:
     images, data, A = denoising
     method = AdversarialRegularizer(
-        A, lam=0.1, energy="lipschitz", trainer=Trainer(max_epochs=5, lr=1e-2)
+        A, lam=0.1, energy="lipschitz", trainer=Trainer(max_epochs=5, lr=1e-2, validation_fraction=0.0)
     ).fit(images, data)
     for x in (images, data, 10 * data):
         slopes = EnergyFunctional(method.module_).grad(normalised(method, x)).flatten(1).norm(dim=1)
@@ -300,7 +301,7 @@ def test_unpaired_sets_of_different_sizes(denoising) -> None:
 )
 def test_pairs_are_recognised(denoising, change, paired) -> None:
     images, data, A = denoising
-    assert AdversarialRegularizer(A, lam=0.1, trainer=UNSCORED).fit(images, change(data)).paired_ is paired
+    assert AdversarialRegularizer(A, lam=0.1, trainer=TINY).fit(images, change(data)).paired_ is paired
 
 
 def test_noise_of_unpaired_sets_is_measured_in_high_frequencies() -> None:
@@ -347,7 +348,7 @@ def test_auto_is_the_noise_in_back_projected_data(denoising) -> None:
 def test_fit_finds_the_best_weight_and_scale(denoising, bounds) -> None:
     """No neighbour on a grid of weights and scales does better on the pairs that it saw."""
     images, data, A = denoising
-    trainer = Trainer(max_epochs=20, lr=1e-2, final_lr=1e-2, score_every=10)
+    trainer = Trainer(max_epochs=20, lr=1e-2, final_lr=1e-2, validation_fraction=0.0)
     method = AdversarialRegularizer(
         A, lam="fit", bounds=bounds, tol=1e-5, max_steps=1000, trainer=trainer
     ).fit(images, data)
@@ -393,7 +394,7 @@ class Count(Callback):
 def test_a_grid_over_lam_trains_once_per_fold(denoising, tmp_path, monkeypatch) -> None:
     images, data, A = denoising
     monkeypatch.setattr(Count, "n", 0)
-    trainer = Trainer(max_epochs=2, callbacks=[Count()])
+    trainer = Trainer(max_epochs=2, validation_fraction=0.0, callbacks=[Count()])
     method = AdversarialRegularizer(A, trainer=trainer, pretraining=False, memory=str(tmp_path))
     grid = {"lam": [0.01, 0.1], "bounds": [None, (0, 1)]}
     GridSearchCV(method, grid, cv=2, error_score="raise").fit(images, data)
@@ -422,10 +423,10 @@ def test_initial_makes_the_bad_images_and_the_start(frozen, n_data) -> None:
 def test_by_default_the_start_is_filtered_back_projection() -> None:
     """That of what the data have beside the level, which filtered back-projection does not keep exactly."""
     images, data, A = make_problem("ct", n_samples=6, size=24, noise=0.05, random_state=0)
-    method, linear = AdversarialRegularizer(A, lam=0.1, trainer=UNSCORED).fit(images, data), as_torch(A)
+    method, linear = AdversarialRegularizer(A, lam=0.1, trainer=TINY).fit(images, data), as_torch(A)
     rest = method._normalised(linear, torch.from_numpy(data))
     assert_allclose(method._start(linear, rest), linear.filtered_adjoint(rest), atol=1e-6)
-    given = AdversarialRegularizer(A, lam=0.1, initial=FilteredBackProjection(), trainer=UNSCORED)
+    given = AdversarialRegularizer(A, lam=0.1, initial=FilteredBackProjection(), trainer=TINY)
     expected = FilteredBackProjection(A).fit().predict(data)
     start = given.fit(images, data)._start(linear, rest)
     assert_allclose(given.level_ + given.spread_ * start, expected, atol=1e-5)
@@ -463,7 +464,7 @@ def test_training_images_may_have_any_unit(denoising) -> None:
     """Grey values from 0 to 255 or from 0 to 1: the same reconstruction in other units."""
     images, data, _ = denoising
     one, other = (
-        AdversarialRegularizer(lam="auto", trainer=Trainer(max_epochs=3, lr=1e-2))
+        AdversarialRegularizer(lam="auto", trainer=Trainer(max_epochs=3, lr=1e-2, validation_fraction=0.0))
         .fit(c * images, c * data)
         .predict(c * data)
         for c in (1.0, 255.0)
@@ -473,7 +474,7 @@ def test_training_images_may_have_any_unit(denoising) -> None:
 
 def test_complex_images_and_channels_are_learned_jointly() -> None:
     images, data, A = make_problem("mri", n_samples=6, size=16, noise=0.05, random_state=0)
-    method = AdversarialRegularizer(A, lam="auto", trainer=UNSCORED).fit(images, data)
+    method = AdversarialRegularizer(A, lam="auto", trainer=TINY).fit(images, data)
     assert method.n_channels_ == 2
     assert method.predict(data).dtype == np.complex64
 
@@ -483,9 +484,7 @@ def test_real_images_give_real_reconstructions_under_a_complex_operator() -> Non
     _, _, A = make_problem("mri", n_samples=1, size=16, random_state=0)
     data = (A @ images.reshape(6, -1).T).T.reshape(6, *A.dimsd).astype("c8")
     X_hat = (
-        AdversarialRegularizer(A, lam="auto", trainer=UNSCORED, noise_std=0.01)
-        .fit(images, data)
-        .predict(data)
+        AdversarialRegularizer(A, lam="auto", trainer=TINY, noise_std=0.01).fit(images, data).predict(data)
     )
     assert X_hat.dtype == np.float32
 
@@ -592,7 +591,7 @@ def uninterrupted(request) -> tuple[AdversarialRegularizer, np.ndarray, np.ndarr
     return method.fit(images, data), images, data
 
 
-@pytest.mark.parametrize("step", [2, 4, 5, 8, 11, 12])
+@pytest.mark.parametrize("step", [2, 5, 8, 11])
 def test_a_killed_training_goes_on_to_the_same_weights(uninterrupted, step, tmp_path, monkeypatch) -> None:
     whole, images, data = uninterrupted
     method = clone(whole).set_params(trainer__checkpoint=tmp_path / "training")

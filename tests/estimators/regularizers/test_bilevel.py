@@ -107,7 +107,7 @@ def test_the_risk_is_minimised_without_true_images(denoising) -> None:
 
 def test_training_beats_its_own_start() -> None:
     """The upper level improves on denoising pretraining with calibrated weight and scale."""
-    images, data, A = make_problem("denoising", n_samples=12, size=24, noise=0.2, random_state=0)
+    images, data, A = make_problem("denoising", n_samples=12, size=16, noise=0.2, random_state=0)
     pretrained = Trainer(max_epochs=20, lr=1e-2, final_lr=1e-2, validation_fraction=0.0)
     start, trained = (
         BilevelRegularizer(
@@ -173,8 +173,8 @@ def test_complex_images_are_learned_from_too() -> None:
 
 @pytest.mark.parametrize("energy", ["convex_ridge", "convex"])
 def test_solvers_find_the_same_minimum(denoising, energy) -> None:
-    images, data = (batch.astype(np.float64) for batch in denoising[:2])
-    A = gaussian_blur((24, 24), 1.0)
+    images, data = (batch[:4, :12, :12].astype(np.float64) for batch in denoising[:2])
+    A = gaussian_blur((12, 12), 1.0)
     method = BilevelRegularizer(A, energy=energy, alpha=0.1, **TINY, lam=0.1, max_steps=5000)
     method.fit(images, data).set_params(tol=1e-5)
     expected = method.predict(data)
@@ -349,7 +349,7 @@ def uninterrupted(request) -> tuple[BilevelRegularizer, list[str], np.ndarray, n
     return *fit(method, images, data), images, data
 
 
-@pytest.mark.parametrize("step", [2, 5, 7, 10, 12])
+@pytest.mark.parametrize("step", [2, 7, 10])
 def test_a_killed_training_goes_on_to_the_same_weights(uninterrupted, step, tmp_path, monkeypatch) -> None:
     """With the same warning too, which counts the reconstructions of both processes."""
     whole, warned, images, data = uninterrupted
