@@ -16,7 +16,7 @@ demo: $(VENV)/with-plot  ## reconstruct photographs with every method: a table a
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/with-test  ## tests and the examples in the docstrings
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 4
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/with-test  ## style, types, docstrings, spelling
 	$(BIN)/ruff check .

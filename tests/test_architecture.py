@@ -7,6 +7,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,8 +89,13 @@ def sources(package: Path) -> list[Path]:
 
 def nodes(package: Path) -> Iterator[tuple[Path, ast.AST]]:
     for path in sources(package):
-        for node in ast.walk(ast.parse(path.read_text())):
-            yield path, node
+        yield from ((path, node) for node in walked(path.read_text()))
+
+
+@cache
+def walked(source: str) -> tuple[ast.AST, ...]:
+    """All nodes of a file, for every rule."""
+    return tuple(ast.walk(ast.parse(source)))
 
 
 def imports(package: Path) -> Iterator[Import]:

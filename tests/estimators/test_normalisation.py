@@ -57,16 +57,14 @@ def test_the_level_is_seen_through_the_operator(blurred: Any) -> None:
     assert_allclose(normal.restored_data(found, normal.seen(linear, y)), data, rtol=1e-10)
 
 
-@pytest.mark.parametrize(("unit", "level"), [(4096.0, -1000.0), (65535.0, 0.0), (1.0, 10.0), (1e-3, 1e-2)])
 @pytest.mark.parametrize("method", [LearnedGradientDescent, PostProcessor])
-def test_trained_in_any_unit_and_at_any_level_the_gain_is_the_same(
-    method: Any, unit: float, level: float, blurred: Any
-) -> None:
+def test_trained_in_any_unit_and_at_any_level_the_gain_is_the_same(method: Any, blurred: Any) -> None:
     images, data, A, seen = blurred
     expected = method(A, trainer=BRIEF).fit(images[:8], data[:8]).predict(data[8:])
-    model = method(A, trainer=BRIEF).fit(unit * images[:8] + level, unit * data[:8] + level * seen)
-    found = model.predict(unit * data[8:] + level * seen)
-    assert_allclose((found - level) / unit, expected, atol=1e-3 * expected.std())
+    for unit, level in ((4096.0, -1000.0), (65535.0, 0.0), (1e-3, 1e-2)):
+        model = method(A, trainer=BRIEF).fit(unit * images[:8] + level, unit * data[:8] + level * seen)
+        found = model.predict(unit * data[8:] + level * seen)
+        assert_allclose((found - level) / unit, expected, atol=1e-3 * expected.std())
 
 
 def test_the_first_method_gets_the_data_in_their_own_units(blurred: Any) -> None:

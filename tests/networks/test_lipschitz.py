@@ -140,9 +140,8 @@ def test_lipschitz_networks_are_1_lipschitz(
 ) -> None:
     net = wild(made(lambda: LipschitzCNN(n_channels, n_features=4, n_layers=3)), seed, scales)
     assert net.lipschitz == 1
-    for i in range(3):
-        x = 10.0**log_image * draw(1, n_channels, *size, seed=seed + i)
-        assert jacobian_norm(net, x) <= 1 + 1e-9
+    x = 10.0**log_image * draw(1, n_channels, *size, seed=seed)
+    assert jacobian_norm(net, x) <= 1 + 1e-9
 
 
 @settings(max_examples=10)

@@ -80,12 +80,12 @@ def x(energy: Energy, y: Tensor) -> Tensor:
 
 def solved(energy: Energy, y: Tensor, start: Tensor | None = None, *, n: int = 300) -> Tensor:
     x0 = torch.zeros(N, *DIMS, dtype=y.dtype) if start is None else start
-    return accelerated_gradient(objective(energy, y.detach()), x0, max_steps=n, tol=1e-15).x
+    return accelerated_gradient(objective(energy.prepared(), y.detach()), x0, max_steps=n, tol=1e-15).x
 
 
 def solved_anew(energy: Energy, y: Tensor, start: Tensor, box: Box | None, n: int = 300) -> Tensor:
     """By another solver, with or without bounds."""
-    f = objective(energy, y.detach())
+    f = objective(energy.prepared(), y.detach())
     return proximal_gradient(f if box is None else f + box, start, max_steps=n, tol=1e-15).x
 
 

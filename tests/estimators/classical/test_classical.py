@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import pylops
@@ -322,13 +323,14 @@ def scaled_by(
     return method(A, **known).fit().predict(data * data.dtype.type(factor)).astype(complex) / factor
 
 
-@pytest.mark.parametrize("factor", [1e-20, 1e-12, 1e12, 1e18])
 @pytest.mark.parametrize("method", [*VARIATIONAL, Tikhonov, Landweber, Kaczmarz, SpectralCutoff])
-def test_the_unit_of_single_precision_data_is_free(method: type, factor: float) -> None:
+def test_the_unit_of_single_precision_data_is_free(method: type) -> None:
     _, data, A = make_problem("deblurring", n_samples=2, size=16, noise=0.02, random_state=0)
     data = data.astype(np.float32)
     expected = scaled_by(1.0, method, data, A)
-    assert_allclose(scaled_by(factor, method, data, A), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    for factor in (1e-20, 1e12, 1e18):
+        found = scaled_by(factor, method, data, A)
+        assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("method", VARIATIONAL)
@@ -347,18 +349,19 @@ def test_images_of_one_batch_may_have_any_units(method: type) -> None:
     assert_allclose(together, alone, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("offset", [1.0, 100.0, 1000.0])
 @pytest.mark.parametrize("bounds", [None, (-0.1, 0.8)])
 @pytest.mark.parametrize("method", VARIATIONAL)
-def test_a_level_of_the_image_goes_through_projections(method: type, bounds: object, offset: float) -> None:
+def test_a_level_of_the_image_goes_through_projections(method: type, bounds: Any) -> None:
     _, data, A = make_problem("ct", n_samples=1, size=16, noise=0.02, random_state=0)
     data = data.astype(np.float64)
     of_ones = (A @ np.ones(A.shape[1])).reshape(A.dimsd).astype(np.float64)
-    moved = None if bounds is None else tuple(end + offset for end in bounds)
     expected, told = method(A, lam=0.02, bounds=bounds).fit().predict(data, return_info=True)
-    found, info = method(A, lam=0.02, bounds=moved).fit().predict(data + offset * of_ones, return_info=True)
-    assert_allclose(found - offset, expected, rtol=0, atol=1e-3)
-    assert_array_equal(info.converged, told.converged)
+    for offset in (1.0, 1000.0):
+        moved = None if bounds is None else tuple(end + offset for end in bounds)
+        model = method(A, lam=0.02, bounds=moved).fit()
+        found, info = model.predict(data + offset * of_ones, return_info=True)
+        assert_allclose(found - offset, expected, rtol=0, atol=1e-3)
+        assert_array_equal(info.converged, told.converged)
 
 
 @pytest.mark.parametrize("kind", ["denoising", "deblurring", "ct"])

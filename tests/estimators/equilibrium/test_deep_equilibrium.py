@@ -316,7 +316,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(iteration: str, tmp_path:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         whole = method().fit(images, data)
-    for n_files in range(1, 8):
+    for n_files in (1, 2, 4, 7):
         path = tmp_path / str(n_files)
         with monkeypatch.context() as patch, pytest.raises(Interrupted):
             interrupt_after(n_files, patch)

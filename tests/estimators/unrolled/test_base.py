@@ -21,6 +21,7 @@ from skinverse import (
     LISTA,
     LearnedGradientDescent,
     LearnedPrimalDual,
+    Tikhonov,
     TotalVariationRecon,
     Trainer,
     VariationalNetwork,
@@ -249,14 +250,14 @@ def test_a_frozen_start_is_used_as_it_is(
 ) -> None:
     images, data, A = tomography
     images, data = images[:8], data[:8]
-    start = TotalVariationRecon(A, lam=0.01).fit()
-    renewed = method(A, initial=TotalVariationRecon(lam=0.01), **SMALL[method], trainer=trainer(1))
+    start = Tikhonov(A, lam=0.01).fit()
+    renewed = method(A, initial=Tikhonov(lam=0.01), **SMALL[method], trainer=trainer(1))
     expected = renewed.fit(images, data).predict(data)
 
     def refuse(*_: Any) -> None:
         raise AssertionError("the start was fitted again")
 
-    monkeypatch.setattr(TotalVariationRecon, "fit", refuse)
+    monkeypatch.setattr(Tikhonov, "fit", refuse)
     frozen = FrozenEstimator(start)
     model = method(A, initial=frozen, **SMALL[method], trainer=trainer(1)).fit(images, data)
     assert model.initial_ is start
