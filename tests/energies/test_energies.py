@@ -147,6 +147,29 @@ def differences(loss: Callable[[], Tensor], p: Tensor, h: float = 1e-6) -> Tenso
     return torch.stack(slopes).reshape(p.shape)
 
 
+def test_prepared_energies_are_the_same_and_reach_the_weights(energy: Energy, x: Tensor) -> None:
+    ready = energy.prepared()
+    for ours, theirs in zip(ready.value_and_grad(x), energy.value_and_grad(x), strict=True):
+        assert_close(ours, theirs, rtol=0, atol=0)
+    assert_close(ready(x), energy(x), rtol=0, atol=0)
+    assert (ready.n_channels, ready.weak_convexity()) == (energy.n_channels, energy.weak_convexity())
+    weights = list(energy.parameters())
+    found, expected = (grad(e(x).sum(), weights, materialize_grads=True) for e in (ready, energy))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_the_filters_of_prepared_ridges_are_made_once(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    ready = made("smooth ridge").prepared()
+
+    def refuse(_: RidgeEnergy) -> Tensor:
+        raise AssertionError("the filters were made again")
+
+    monkeypatch.setattr(RidgeEnergy, "normalised", refuse)
+    ready(x)
+    ready.value_and_grad(x)
+
+
 def test_gradients_carry_a_graph_exactly_when_enabled(energy: Energy, x: Tensor) -> None:
     value, gradient = energy.value_and_grad(x)
     assert value.requires_grad
