@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -45,10 +45,10 @@ class Energy(nn.Module, ABC):
         """The same energy with all filters made, to be called many times; gradients reach the weights."""
         return self
 
-    def _with(self, energy: Energy) -> Self:
-        """A copy around another energy; it shares the rest."""
+    def _with(self, **parts: Any) -> Self:
+        """A copy with other parts; it shares the rest."""
         twin = copy.copy(self)
-        vars(twin)["energy"] = energy
+        vars(twin).update(parts)
         return twin
 
     def weak_convexity(self) -> float | None:
@@ -142,7 +142,7 @@ class WeightedEnergy(Energy):
         )
 
     def prepared(self) -> Energy:
-        return self._with(self.energy.prepared())
+        return self._with(energy=self.energy.prepared())
 
     def weak_convexity(self) -> float | None:
         known = self.energy.weak_convexity()

@@ -11,7 +11,29 @@ from skinverse._tensors import dot
 from skinverse.energies._base import Energy
 
 
-class NetworkEnergy(Energy):
+class _OfNetwork(Energy):
+    """A formula of a network, which makes its kernels when it is asked to, or at every call."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network, self.n_channels = network, network.n_channels
+
+    def prepared(self) -> Energy:
+        return self._with(network=_Ready(self.network)) if hasattr(self.network, "prepared") else self
+
+
+class _Ready:
+    """A network of ours with its kernels made."""
+
+    def __init__(self, network: Any) -> None:
+        self.images, self.lipschitz = network.prepared(), network.lipschitz
+
+    def __call__(self, x: Tensor) -> Tensor:
+        images: Tensor = self.images(x)
+        return images
+
+
+class NetworkEnergy(_OfNetwork):
     """Smoothed 1-norm of what a network sees, ``R(x) = sum_i sqrt(1 + N(x)_i^2) - 1``.
 
     Parameters
@@ -33,10 +55,6 @@ class NetworkEnergy(Energy):
     torch.Size([2])
     """
 
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        self.network, self.n_channels = network, network.n_channels
-
     def forward(self, x: Tensor) -> Tensor:
         return ((1 + self.network(x).square()).sqrt() - 1).flatten(1).sum(1)
 
@@ -46,7 +64,7 @@ class NetworkEnergy(Energy):
         return None if known is None else known * math.sqrt(n_pixels)
 
 
-class REDEnergy(Energy):
+class REDEnergy(_OfNetwork):
     """Regularisation by denoising, ``R(x) = 1/2 <x, x - h(x)>`` with a network ``h``.
 
     The gradient is exact. It equals the ``x - h(x)`` of the literature only for networks that are homogeneous
@@ -71,15 +89,11 @@ class REDEnergy(Energy):
     torch.Size([2])
     """
 
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        self.network, self.n_channels = network, network.n_channels
-
     def forward(self, x: Tensor) -> Tensor:
         return dot(x, x - self.network(x)) / 2
 
 
-class GradientStepEnergy(Energy):
+class GradientStepEnergy(_OfNetwork):
     """Energy of the gradient-step denoiser, ``R(x) = 1/2 ||x - h(x)||^2`` with a network ``h``.
 
     Parameters
@@ -99,10 +113,6 @@ class GradientStepEnergy(Energy):
     >>> GradientStepEnergy(DnCNN())(torch.zeros(2, 1, 8, 8)).shape
     torch.Size([2])
     """
-
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        self.network, self.n_channels = network, network.n_channels
 
     def forward(self, x: Tensor) -> Tensor:
         rest = x - self.network(x)

@@ -152,7 +152,8 @@ def test_prepared_energies_are_the_same_and_reach_the_weights(energy: Energy, x:
     for ours, theirs in zip(ready.value_and_grad(x), energy.value_and_grad(x), strict=True):
         assert_close(ours, theirs, rtol=0, atol=0)
     assert_close(ready(x), energy(x), rtol=0, atol=0)
-    assert (ready.n_channels, ready.weak_convexity()) == (energy.n_channels, energy.weak_convexity())
+    for known in (lambda e: e.n_channels, lambda e: e.weak_convexity(), lambda e: e.lipschitz(9)):
+        assert known(ready) == known(energy)
     weights = list(energy.parameters())
     found, expected = (grad(e(x).sum(), weights, materialize_grads=True) for e in (ready, energy))
     for ours, theirs in zip(found, expected, strict=True):

@@ -28,8 +28,6 @@ from skinverse.functionals import EnergyFunctional, LeastSquares
 from skinverse.operators import as_torch, gaussian_blur
 from skinverse.solvers import Hessian, Solution
 
-# Scores search for the best weight, and take longer than the rest of a brief training.
-SCORED = Trainer(max_epochs=2, lr=1e-3, score_every=2)
 TINY = Trainer(max_epochs=2, lr=1e-3, validation_fraction=0.0)
 ENERGIES = ["ridge", "convex_ridge", "conv", "convex", "lipschitz"]
 
@@ -222,13 +220,19 @@ def test_training_beats_the_data(trained, denoising) -> None:
 @pytest.mark.parametrize("energy", ENERGIES)
 def test_every_energy_trains_and_reports_what_is_known(denoising, energy) -> None:
     images, data, A = denoising
-    method = AdversarialRegularizer(A, lam=0.1, energy=energy, trainer=SCORED).fit(images, data)
+    method = AdversarialRegularizer(A, lam=0.1, energy=energy, trainer=TINY).fit(images, data)
     assert method.predict(data).shape == images.shape
     assert (method.weak_convexity_ is not None) == (energy in ("ridge", "convex_ridge", "convex"))
     assert (method.lipschitz_ is not None) == (energy == "lipschitz")
     phases = {epoch["phase"] for epoch in method.history_}
     assert phases == ({"adversarial"} if energy == "lipschitz" else {"pretraining", "adversarial"})
-    assert {"train_loss", "valid_loss", "valid_score"} <= set(method.history_[-1])
+
+
+def test_losses_and_scores_are_told(denoising) -> None:
+    images, data, A = denoising
+    # Scores search for the best weight, and take longer than the rest of a brief training.
+    method = AdversarialRegularizer(A, lam=0.1, trainer=Trainer(max_epochs=2, score_every=2))
+    assert {"train_loss", "valid_loss", "valid_score"} <= set(method.fit(images, data).history_[-1])
 
 
 def test_lipschitz_bound_holds_for_the_trained_energy(denoising) -> None:
@@ -269,7 +273,7 @@ def test_slope_at_bad_images_is_one_per_pixel(trained, denoising) -> None:
 
 def test_penalty_holds_the_slope_of_a_patch_near_one(denoising) -> None:
     images, data, A = denoising
-    trainer = Trainer(max_epochs=40, lr=1e-2, final_lr=1e-2, validation_fraction=0.0)
+    trainer = Trainer(max_epochs=20, lr=1e-2, final_lr=1e-2, validation_fraction=0.0)
     loose, firm = (
         AdversarialRegularizer(A, trainer=trainer, gradient_penalty=mu, pretraining=False, patch_size=None)
         .fit(images, data)
@@ -591,7 +595,7 @@ def uninterrupted(request) -> tuple[AdversarialRegularizer, np.ndarray, np.ndarr
     return method.fit(images, data), images, data
 
 
-@pytest.mark.parametrize("step", [2, 5, 8, 11])
+@pytest.mark.parametrize("step", [2, 7, 11])
 def test_a_killed_training_goes_on_to_the_same_weights(uninterrupted, step, tmp_path, monkeypatch) -> None:
     whole, images, data = uninterrupted
     method = clone(whole).set_params(trainer__checkpoint=tmp_path / "training")
