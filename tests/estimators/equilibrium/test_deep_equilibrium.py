@@ -34,7 +34,7 @@ ITERATIONS = ("proximal", "gradient", "admm", "contractive")
 ONCE = Trainer(max_epochs=1, validation_fraction=0.0)
 TINY: dict[str, Any] = {"trainer": ONCE, "pretrainer": ONCE}
 BRIEF: dict[str, Any] = {
-    "pretrainer": Trainer(max_epochs=60, lr=2e-3),
+    "pretrainer": Trainer(max_epochs=30, lr=2e-3),
     "trainer": Trainer(max_epochs=4, lr=1e-3, max_grad_norm=1.0),
 }
 
