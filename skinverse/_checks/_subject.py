@@ -25,7 +25,8 @@ _SMALL_DIMS, _N_SMALL_MEASUREMENTS, _N_SMALL_IMAGES = (8, 6), 36, 2
 _TIGHT, _TIGHT_LEARNED = {"tol": 1e-7, "max_steps": 5000}, {"tol": 1e-6, "max_steps": 1000}
 _ROUGH, _N_SOLVED = {"tol": 1e-2, "max_steps": 100}, 2
 # How comparisons train where reconstructions are part of it: at a bilevel method's own 1e-4 rounding decides
-# about the number of steps, and two trainings differ by 2e-3, at 1e-7 by 1e-6.
+# about the number of steps, and two trainings differ by 2e-3; at 1e-6 by 1e-6 where the objective is
+# strongly convex.
 _TIGHT_TRAINING = {"tol": 1e-6}
 # Learning rate of plain gradient steps, and noise relative to the root mean square of the data.
 _SGD_LR, _NOISE = 0.1, 0.02

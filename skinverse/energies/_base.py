@@ -45,10 +45,10 @@ class Energy(nn.Module, ABC):
         """The same energy with all filters made, to be called many times; gradients reach the weights."""
         return self
 
-    def _with(self, **parts: Any) -> Self:
-        """A copy with other parts; it shares the rest."""
+    def _with(self, name: str, part: Any) -> Self:
+        """A copy with another part; it shares the rest."""
         twin = copy.copy(self)
-        vars(twin).update(parts)
+        vars(twin)[name] = part
         return twin
 
     def weak_convexity(self) -> float | None:
@@ -142,7 +142,7 @@ class WeightedEnergy(Energy):
         )
 
     def prepared(self) -> Energy:
-        return self._with(energy=self.energy.prepared())
+        return self._with("energy", self.energy.prepared())
 
     def weak_convexity(self) -> float | None:
         known = self.energy.weak_convexity()

@@ -19,7 +19,7 @@ class _OfNetwork(Energy):
         self.network, self.n_channels = network, network.n_channels
 
     def prepared(self) -> Energy:
-        return self._with(network=_Ready(self.network)) if hasattr(self.network, "prepared") else self
+        return self._with("network", _Ready(self.network)) if hasattr(self.network, "prepared") else self
 
 
 class _Ready:

@@ -58,7 +58,7 @@ class SmoothEnergy(Energy):
         return k * value + self.curvature / 2 * dot(x, x), k * gradient + self.curvature * x
 
     def prepared(self) -> Energy:
-        return self._with(energy=self.energy.prepared())
+        return self._with("energy", self.energy.prepared())
 
     def weight(self) -> Tensor | float:
         """The factor ``k`` of ``R``, differentiable in the parameters."""

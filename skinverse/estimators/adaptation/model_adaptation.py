@@ -204,6 +204,7 @@ class ModelAdaptation(BaseReconstructor):
         self._check_estimator()
         self._check_operator()
         self.fitted_operator_, self.history_ = self.operator, []
+        # In double precision: a line search that sees the rounding of single precision does not end.
         module, y = copy.deepcopy(self._given().module_).to(data.device).double(), double(data)
         family = family_of(self.operator_)
         if family is not None:

@@ -97,13 +97,15 @@ class EnergyReconstructor(LearnedReconstructor):
         return replace(solution, x=within(solution.x, self.bounds))
 
     def _regularizer(self, scale: float = 1.0, *, like: Tensor | None = None) -> Functional:
-        """``R(s x) / s^2``, in the precision and on the device of the images."""
+        """``R(s x) / s^2``, for reconstructions, in the precision and on the device of the images."""
         module: Any = self.module_
         if like is not None:
             module = copy_module(module).to(like.device, like.dtype.to_real())
         if scale != 1.0:
             module = WeightedEnergy(module, scale=scale).to(module.log_scale)
-        return EnergyFunctional(module.prepared(), self.channel_axis)
+        with torch.no_grad():  # or each Hessian would also be one of the filters
+            energy = module.prepared()
+        return EnergyFunctional(energy, self.channel_axis)
 
     def _descend(self, objective: Functional, x0: Tensor, tol: float | None = None) -> Solution:
         """Minimise within the bounds by gradient steps."""
