@@ -80,7 +80,7 @@ def main() -> None:
     unknown = GaussianBlur((SIZE, SIZE), BEFORE)
     for name, operator in (("adapted, width known", known), ("adapted, width unknown", unknown)):
         start = time.perf_counter()
-        ways[name] = ModelAdaptation(operator, estimator=before, noise_std=NOISE).fit(Y_meas=y)
+        ways[name] = ModelAdaptation(operator, estimator=before, noise=NOISE).fit(Y_meas=y)
         seconds[name] = time.perf_counter() - start
     shown = {name: method.predict(y_test) for name, method in ways.items()}
     judged = {name: quality(x_test, image) for name, image in shown.items()}

@@ -78,7 +78,7 @@ def measured(case: Case, method: type) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     known = np.concatenate(
         [
-            method(case.operator, noise_std=float(unit * std)).fit().predict(y[None])
+            method(case.operator, noise=float(unit * std)).fit().predict(y[None])
             for y, unit, std in zip(data, units, case.noise_stds, strict=True)
         ]
     )

@@ -130,7 +130,7 @@ def reconstructed(
     for name, method in trained.items():
         constraints = [{}] if name == "supervised" else [{"constraint": c} for c in CONSTRAINTS]
         for chosen in constraints:
-            known = {} if name == "supervised" else {"noise_std": noise}
+            known = {} if name == "supervised" else {"noise": noise}
             start = time.perf_counter()
             x = method.set_params(operator=operator, **known, **chosen).predict(data)
             found[", ".join([name, *chosen.values()])] = x, time.perf_counter() - start

@@ -116,7 +116,7 @@ def learned(priors: dict[str, GenerativeCovariancePrior], test: np.ndarray, m: i
     operator, data = sensed(test, m, sigma)
     found: Found = {}
     for covariance, prior in priors.items():
-        prior.set_params(operator=operator, noise_std=sigma, constraint="soft")
+        prior.set_params(operator=operator, noise=sigma, constraint="soft")
         found[covariance] = reconstructed(prior, test, data)
     for constraint in ("encoded", "range", "sparse", "adapted"):
         found[constraint] = reconstructed(priors["full"].set_params(constraint=constraint), test, data)
@@ -160,7 +160,7 @@ def main() -> None:
             m, sigma = setting
             figures[f"M={m}, sigma={sigma}"] = together(runs[setting]) | controls[setting]
         operator, data = sensed(test, 150, 0.05)
-        full = priors["full"].set_params(operator=operator, noise_std=0.05)
+        full = priors["full"].set_params(operator=operator, noise=0.05)
         figures["within_two_std"].append(coverage(full, test, data))
         write("generative_mnist", figures, seeds=SEEDS, finished=seed == SEEDS[-1])
     draw(priors, test)

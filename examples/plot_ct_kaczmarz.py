@@ -33,7 +33,7 @@ noise_std = 0.05 * np.abs(data).mean()
 reconstructions, sweeps = {}, {}
 for method in (Landweber(A, max_steps=500), Kaczmarz(A, max_steps=100, relaxation=0.3)):
     name = type(method).__name__
-    stopped = method.set_params(noise_std=noise_std).fit()
+    stopped = method.set_params(noise=noise_std).fit()
     reconstructions[name], info = stopped.predict(data, return_info=True)
     sweeps[name] = info.n_steps
 ReconstructionDisplay.from_predictions(images, reconstructions, Y_meas=data)

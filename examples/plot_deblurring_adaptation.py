@@ -46,7 +46,7 @@ ideal = LearnedGradientDescent(today, trainer=trainer, **settings).fit(X_train, 
 # takes the width with the least risk. Stein's estimate of the risk needs the noise level, but no true
 # image.
 family = GaussianBlur((SIZE, SIZE), 1.6)
-adapted = ModelAdaptation(family, estimator=trained, noise_std=NOISE).fit(Y_meas=Y_new)
+adapted = ModelAdaptation(family, estimator=trained, noise=NOISE).fit(Y_meas=Y_new)
 width = float(adapted.operator_.parameters["sigma"])
 print(f"width found: {width:.2f}, truth: 2.4")
 

@@ -17,7 +17,7 @@ from skinverse.displays import ReconstructionDisplay
 
 images, data, A = make_problem("deblurring", n_samples=2, size=32, noise=0.02, random_state=0)
 noise_std = 0.02 * np.abs(data).mean()
-model = SpectralCutoff(A, lam="discrepancy", noise_std=noise_std).fit()
+model = SpectralCutoff(A, lam="discrepancy", noise=noise_std).fit()
 X_hat, info = model.predict(data, return_info=True)
 
 # %%

@@ -23,7 +23,7 @@ search = GridSearchCV(Tikhonov(A), {"lam": lams}, cv=4, error_score="raise").fit
 
 # %%
 # The discrepancy principle chooses a weight for each image.
-by_noise = Tikhonov(A, lam="discrepancy", noise_std=noise_std).fit()
+by_noise = Tikhonov(A, lam="discrepancy", noise=noise_std).fit()
 X_hat, info = by_noise.predict(data, return_info=True)
 
 figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")

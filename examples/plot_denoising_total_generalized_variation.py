@@ -25,8 +25,8 @@ Y_meas = X_true + 0.08 * np.random.default_rng(0).normal(size=X_true.shape)
 # Without an operator the problem is denoising. The noise level chooses the amount of regularisation in
 # both methods.
 X_hat = {
-    "TV": TotalVariationRecon(lam="discrepancy", noise_std=0.08).fit().predict(Y_meas),
-    "TGV": TotalGeneralizedVariationRecon(lam="discrepancy", noise_std=0.08).fit().predict(Y_meas),
+    "TV": TotalVariationRecon(lam="discrepancy", noise=0.08).fit().predict(Y_meas),
+    "TGV": TotalGeneralizedVariationRecon(lam="discrepancy", noise=0.08).fit().predict(Y_meas),
 }
 ReconstructionDisplay.from_predictions(X_true, X_hat, Y_meas=Y_meas)
 

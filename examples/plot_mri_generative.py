@@ -46,7 +46,7 @@ X_train, X_test = heads[:-4], heads[-4:]
 trainer = Trainer(
     max_epochs=10, batch_size=32, lr=2e-3, final_lr=2e-4, max_grad_norm=10.0, validation_fraction=0.0
 )
-prior = GenerativeCovariancePrior(n_latent=12, noise_std=NOISE, trainer=trainer, verbose=1).fit(X_train)
+prior = GenerativeCovariancePrior(n_latent=12, noise=NOISE, trainer=trainer, verbose=1).fit(X_train)
 
 # %%
 # The first picture shows images that the model draws. The second one shows the covariance of one pixel of

@@ -146,6 +146,12 @@ def missing(rows: Rows) -> np.ndarray[Any, Any] | None:
     return None
 
 
+def masked(rows: Rows, mask: np.ndarray[Any, Any]) -> Rows:
+    """The rows with the values under a mask of one row masked in all of them, too."""
+    values = to_batch(rows).cpu().numpy() if isinstance(rows, Tensor) else rows
+    return np.ma.array(values, mask=np.ma.getmaskarray(values) | mask.reshape(rows.shape[1:]))
+
+
 def _working(name: str, is_complex: bool) -> str:
     """Name of the type of numbers that is computed with."""
     return _SINGLE.get(name, "complex128" if is_complex else "float64")

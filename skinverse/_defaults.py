@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 Function = Callable[..., Any]
 Module = TypeVar("Module", bound=nn.Module)
+RandomState = int | np.random.Generator | np.random.RandomState | None
 
 _STANDARD = torch.float32
 
@@ -220,3 +222,10 @@ def _note_fork() -> None:
 
 if hasattr(os, "register_at_fork"):  # not on Windows, where processes are not forked
     os.register_at_fork(after_in_child=_note_fork)
+
+
+def numpy_generator(random_state: RandomState) -> np.random.Generator:
+    """Turn a seed or a source of randomness into a generator; the global one is left alone."""
+    if isinstance(random_state, np.random.RandomState):
+        return np.random.default_rng(random_state.randint(2**32, size=4, dtype=np.uint32))
+    return np.random.default_rng(random_state)

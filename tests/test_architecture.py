@@ -35,6 +35,7 @@ ROOT = [
 MAY_IMPORT = {
     "operators": set(),
     "functionals": set(),
+    "noise": {"functionals"},
     "energies": set(),
     "networks": set(),
     "solvers": set(),
@@ -47,6 +48,7 @@ MAY_IMPORT = {
         "functionals",
         "metrics",
         "networks",
+        "noise",
         "operators",
         "persistence",
         "skinverse",  # the version is part of the key of a cached training

@@ -40,12 +40,12 @@ MASK[0], MASK[4] = False, MASK[2]  # a complete one, and two that are alike
 
 METHODS = [
     Tikhonov(A, lam=0.1),
-    Tikhonov(A, lam="discrepancy", noise_std=0.5, tol=1e-8),
+    Tikhonov(A, lam="discrepancy", noise=0.5, tol=1e-8),
     TotalVariationRecon(A, lam=0.5, max_steps=200),
-    TotalVariationRecon(A, lam="discrepancy", noise_std=0.5, max_steps=200),
+    TotalVariationRecon(A, lam="discrepancy", noise=0.5, max_steps=200),
     TotalGeneralizedVariationRecon(A, lam=0.5, max_steps=100),
     WaveletRecon(A, lam=0.5, max_steps=100),
-    Landweber(A, max_steps=20, noise_std=0.5),
+    Landweber(A, max_steps=20, noise=0.5),
     Kaczmarz(A, n_blocks=5),
     SpectralCutoff(A, lam=1.0),
     AdversarialRegularizer(A, lam=0.1, trainer=Trainer(n_steps=1), max_steps=5),

@@ -129,7 +129,7 @@ def _expect_factors_harmless(
     first, second = _FACTORS
     small, weighted = scaled(first), isinstance(subject.parameters.get("lam"), (int, float))
     models, changes = {}, {}
-    for power in (0, 1, 2) if weighted else (0,):
+    for power in (0, 1, 2, -1, -2) if weighted else (0,):
         models[power] = fitted(small, first, power)
         changes[power] = change(models[power], small, first, roughly=True)
         if changes[power] <= _allowed(subject):
@@ -178,12 +178,13 @@ def _allowed(subject: Subject) -> float:
 def _rescaled(subject: Subject, factor: float, power: int) -> dict[str, Any]:
     """Parameters with units in the new ones."""
     known = subject.parameters
-    weight, noise_std, bounds = (known.get(name) for name in ("lam", "noise_std", "bounds"))
+    weight, bounds = known.get("lam"), known.get("bounds")
     scaled: dict[str, Any] = {}
     if isinstance(weight, (int, float)):
         scaled["lam"] = weight * factor**power
-    if noise_std is not None:
-        scaled["noise_std"] = noise_std * factor
+    for name in ("noise", "noise__gain", "noise__std", "noise__background", "noise__offset"):
+        if isinstance(known.get(name), (int, float, np.ndarray)):
+            scaled[name] = known[name] * factor
     if bounds is not None:
         scaled["bounds"] = tuple(end if end is None else end * factor for end in bounds)
     return scaled

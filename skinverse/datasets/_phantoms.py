@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from skinverse.datasets._random import RandomState, generator, positive
+from skinverse._defaults import RandomState, numpy_generator
+from skinverse.datasets._sizes import positive
 
 Array = NDArray[Any]
 
@@ -108,7 +109,7 @@ def make_ellipses(
     >>> make_ellipses(3, 64, random_state=0).shape
     (3, 64, 64)
     """
-    rng, size = generator(random_state), positive(size, "size")
+    rng, size = numpy_generator(random_state), positive(size, "size")
     return np.stack([_ellipses(size, rng) for _ in range(positive(n_samples, "n_samples"))]).astype(dtype)
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from skinverse.datasets._random import RandomState, generator, positive
+from skinverse._defaults import RandomState, numpy_generator
+from skinverse.datasets._sizes import positive
 
 Array = NDArray[Any]
 
@@ -95,7 +96,7 @@ def load_photographs(
     if n_patches is None:
         squares = [_central_square(photograph) for photograph in photographs]
     else:
-        rng = generator(random_state)
+        rng = numpy_generator(random_state)
         chosen = rng.integers(len(photographs), size=positive(n_patches, "n_patches"))
         squares = [_random_square(photographs[i], size, rng) for i in chosen]
     images = np.stack([_reduced(square, size) for square in squares]).astype(dtype)

@@ -11,10 +11,11 @@ import pylops
 import torch
 from numpy.typing import NDArray
 
+from skinverse._defaults import RandomState, numpy_generator
 from skinverse import operators
 from skinverse.datasets._phantoms import grid, make_ellipses
 from skinverse.datasets._photographs import load_photographs
-from skinverse.datasets._random import RandomState, generator, positive
+from skinverse.datasets._sizes import positive
 
 Array = NDArray[Any]
 
@@ -100,7 +101,7 @@ def make_problem(
     if not noise >= 0:
         raise ValueError(f"noise: expected a number that is not negative, got {noise!r}")
     draw, make_operator = _PROBLEMS[name]
-    rng = generator(random_state)
+    rng = numpy_generator(random_state)
     if images is None:
         images = draw(positive(n_samples, "n_samples"), positive(size, "size"), rng)
     if images.ndim != 3 or images.shape[1] != images.shape[2]:

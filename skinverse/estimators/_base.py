@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import os
 import warnings
@@ -13,7 +14,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import pylops
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Tags
@@ -22,7 +23,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from skinverse import persistence
-from skinverse._arrays import Rows, as_rows, check_complete, check_finite, missing, to_batch
+from skinverse._arrays import Rows, as_rows, check_complete, check_finite, in_parts, masked, missing, to_batch
 from skinverse._defaults import copy_module, standard_defaults, survive_fork
 from skinverse._parameters import (
     Bounds,
@@ -54,10 +55,12 @@ from skinverse.estimators._validation import (
     warn_of_doubts,
 )
 from skinverse.metrics import mean_score, psnr
+from skinverse.noise import NoiseModel, noise_model
 from skinverse.operators import LinearMap, as_torch, local_copy, note_sent
 from skinverse.solvers import Solution
 
-Reconstruct = Callable[[LinearMap, Tensor], Solution]
+# A method, an operator and data of it to images.
+Reconstruct = Callable[[Any, LinearMap, Tensor], Solution]
 # Numbers in each variable of a solver: what a processor's caches hold; a GPU wants more work at a time.
 _CHUNK = {"cpu": 2**20, "cuda": 2**24}
 # What to do about bad measurements.
@@ -84,25 +87,59 @@ class _Device(Constraint):
 
 
 # ---------------------------------------------------------------------- parameters that several methods have
-def noise_std_parameter(purpose: str) -> Any:
-    """Declare the standard deviation of the noise, and what it is for."""
+class _Noise(Constraint):
+    """A noise model of some kind, or a number that stands for one."""
+
+    def __init__(self, kind: type[NoiseModel]) -> None:
+        self.model = kind
+
+    @property
+    def kind(self) -> str:
+        return 'float > 0, "poisson", noise model or None' if self._any else "float > 0, Gaussian or None"
+
+    @property
+    def expected(self) -> str:
+        poisson = '"poisson", a model of skinverse.noise' if self._any else "Gaussian noise"
+        return f"a standard deviation > 0, {poisson} or None"
+
+    def allows(self, value: Any) -> bool:
+        if isinstance(value, str):
+            return self._any and value == "poisson"
+        return value is None or isinstance(value, self.model) or Real(gt=0).allows(value)
+
+    @property
+    def _any(self) -> bool:
+        return self.model is NoiseModel
+
+
+def noise_parameter(purpose: str = "", *, kind: type[NoiseModel] = NoiseModel) -> Any:
+    """Declare the noise of measurements, and what it is for."""
+    if kind is NoiseModel:
+        models = """
+        Noise of the measurements: a model of :mod:`skinverse.noise`, ``"poisson"`` for counts, or the
+        standard deviation of Gaussian noise in data units, of complex data that of the real part and of the
+        imaginary part, each. The fidelity ``D`` is its negative log-likelihood. None is Gaussian noise of
+        unknown strength, with ``D = 1/2 ||A x - y||^2``."""
+    else:
+        models = """
+        Noise of the measurements: its standard deviation in data units, of complex data that of the real part
+        and of the imaginary part, each, or a :class:`~skinverse.noise.Gaussian` with weights. None is noise of
+        unknown strength."""
     return parameter(
         default=None,
-        allowed=Real(gt=0) | Null(),
-        doc=f"""
-        Standard deviation of the noise in one measurement, of complex noise in absolute value; None where it
-        is unknown. {purpose}""",
+        allowed=_Noise(kind),
+        doc=f"{inspect.cleandoc(models)} {inspect.cleandoc(purpose)}".strip(),
     )
 
 
-def bounds_parameter() -> Any:
-    """Declare an interval that the values of images keep to."""
+def bounds_parameter(otherwise: str = "None is no bound.") -> Any:
+    """Declare an interval that the values of images keep to, and what None is."""
     return parameter(
         default=None,
         allowed=Bounds() | Null(),
-        doc="""
+        doc=f"""
         Interval to which the values of the images are confined, None for a side without bound;
-        ``(0, None)`` is non-negativity.""",
+        ``(0, None)`` is non-negativity. {otherwise}""",
     )
 
 
@@ -134,6 +171,8 @@ class BaseReconstructor(Parametrized, ABC):
     _complete: ClassVar[bool] = False
     # How many numbers a step holds at once for each one of an image.
     _load: ClassVar[int] = 1
+    # What is known of the noise, where a method makes it a parameter.
+    noise: Any = None
 
     __metadata_request__fit: ClassVar[dict[str, str]] = {"X_true": UNUSED, "Y_meas": UNUSED}
     __metadata_request__predict: ClassVar[dict[str, str]] = {"Y_meas": UNUSED, "return_info": UNUSED}
@@ -246,7 +285,7 @@ class BaseReconstructor(Parametrized, ABC):
         ConvergenceWarning
             If images stopped before the tolerance was met, or are not finite; the message counts them.
         """
-        solution = self._predicted(Y_meas, self._reconstruct)
+        solution = self._predicted(Y_meas, type(self)._reconstructed)
         X_hat = same_kind(solution.x, Y_meas)
         return (X_hat, information(solution)) if return_info else X_hat
 
@@ -310,8 +349,13 @@ class BaseReconstructor(Parametrized, ABC):
 
     # ------------------------------------------------------------------ private
     def _reconstructed(self, A: LinearMap, data: Tensor) -> Solution:
-        """The reconstruction in the units of the images, for another method that starts from it."""
+        """The reconstruction in the units of the images, also for another method that starts from it."""
         return self._reconstruct(A, data)
+
+    @property
+    def _noise_model(self) -> NoiseModel:
+        """The noise of the measurements."""
+        return noise_model(self.noise)
 
     def _unfitted(self) -> Self:
         """A shallow copy without what an earlier ``fit`` has found."""
@@ -332,9 +376,18 @@ class BaseReconstructor(Parametrized, ABC):
             self._check_images(tuple(operator.dims))
             images = None if images is None else per_sample(images, operator.dims, "X_true", "operator.dims")
             data = None if data is None else per_sample(data, operator.dimsd, "Y_meas", "operator.dimsd")
+            self._noise_model.check_shape(tuple(operator.dimsd))
         self._check_pairs(images, data)
-        if measured is not None and missing(measured) is not None:
-            data = None  # what is known of them is their shape
+        masks = None if measured is None else missing(measured)
+        if masks is None or "Y_meas" not in self._needs:
+            self._learn_from(operator, images, None if masks is not None else data)
+        else:
+            self._learn_from_measured(operator, images, data, _common(masks, type(self).__name__))
+
+    def _learn_from(
+        self, operator: pylops.LinearOperator | None, images: Tensor | None, data: Tensor | None
+    ) -> None:
+        """Learn from complete measurements, or without them."""
         self.operator_ = operator
         A = None if operator is None else as_torch(operator)
         if A is not None and images is not None and data is not None and self._paired:
@@ -343,13 +396,34 @@ class BaseReconstructor(Parametrized, ABC):
             warn_of_doubts(A, data)
         self._fit(A, images, data)
 
+    def _learn_from_measured(
+        self, operator: Any, images: Tensor | None, data: Any, kept: NDArray[np.intp]
+    ) -> None:
+        """Learn from the same part of the measurements of every image, and of their operator."""
+        noise, self.noise = self.noise, self._noise_model.restricted(kept)
+        self._learn_from(_rows_of(operator, kept), images, data.flatten(1)[:, kept])
+        self.operator_, self.noise = operator, noise
+
     def _measurements(self, Y_meas: Any) -> Rows:
-        """Finite measurements, complete where something is learned from them."""
-        rows = as_rows(Y_meas, "Y_meas")
+        """Finite measurements, complete where a method learns from each one in its place."""
+        rows = self._measured(Y_meas)
         check_finite(rows, "Y_meas", _TO_MASK)
-        if "Y_meas" in self._needs:
+        self._check_noise(rows)
+        if "Y_meas" in self._needs and self._complete:
             check_complete(rows, "Y_meas", f": {type(self).__name__}.fit learns from complete measurements")
         return rows
+
+    def _check_noise(self, rows: Rows) -> None:
+        """Refuse data that the noise model cannot give."""
+        for part in in_parts(rows):
+            self._noise_model.check_data(to_batch(part))
+
+    def _measured(self, Y_meas: Any) -> Rows:
+        """The measurements, those of weight zero masked."""
+        rows, unmeasured = as_rows(Y_meas, "Y_meas"), self._noise_model.unmeasured()
+        if unmeasured is None or unmeasured.size != math.prod(rows.shape[1:]):  # which is refused later
+            return rows
+        return masked(rows, unmeasured)
 
     def _check_given(self, X_true: Any, Y_meas: Any) -> None:
         given = {"X_true": X_true, "Y_meas": Y_meas}
@@ -392,14 +466,16 @@ class BaseReconstructor(Parametrized, ABC):
         check_is_fitted(self)
         self.check_parameters()
         with standard_defaults():
-            rows = as_rows(Y_meas, "Y_meas")
+            rows = self._measured(Y_meas)
             self._check_axes(tuple(rows.shape))
             operator: Any = self._operator_for(None, to_batch(rows[:1]))
             if operator is not self.operator_:
                 check_operator(operator, self.check_operator)
             self._check_images(tuple(operator.dims))
             check_dims(tuple(rows.shape), tuple(operator.dimsd), "Y_meas", "operator.dimsd")
+            self._noise_model.check_shape(tuple(operator.dimsd))
             check_finite(rows, "Y_meas", _TO_MASK)
+            self._check_noise(rows)
             self._check_measured(rows)
             A = as_torch(operator)
             if missing(rows) is None:
@@ -453,7 +529,13 @@ class BaseReconstructor(Parametrized, ABC):
         for members, kept, B in _problems(A, rows):
             for index in np.split(members, range(size, len(members), size)):
                 data = to_batch(rows[index], device).flatten(1)[:, kept].reshape(-1, *B.dimsd)
-                yield index, reconstruct(B, data)
+                yield index, reconstruct(self if B is A else self._restricted_to(kept), B, data)
+
+    def _restricted_to(self, kept: NDArray[np.intp]) -> Self:
+        """The method for a part of the measurements, which has its part of the noise."""
+        twin = copy.copy(self)
+        twin.noise = self._noise_model.restricted(kept)
+        return twin
 
     def _warn(self, solution: Solution) -> None:
         lost = int((~are_finite(solution.x)).sum())
@@ -542,3 +624,25 @@ def _problems(A: LinearMap, rows: Rows) -> Iterator[tuple[np.ndarray, Any, Linea
         kept = np.flatnonzero(~masks[members[0]])
         complete = len(kept) == masks[0].size
         yield members, kept, A if complete else as_torch(pylops.Restriction(masks[0].size, kept)) @ A
+
+
+def _rows_of(operator: Any, kept: NDArray[np.intp]) -> pylops.LinearOperator:
+    """The operator to a part of its data."""
+    dtype = np.dtype(operator.dtype).name
+    return pylops.Restriction(operator.shape[0], kept, dtype=dtype) @ operator
+
+
+def _common(masks: NDArray[np.bool_], name: str) -> NDArray[np.intp]:
+    """Indices of the values that are measured of every image.
+
+    Raises
+    ------
+    ValueError
+        If images differ in what is measured of them.
+    """
+    if bool((masks != masks[0]).any()):
+        raise ValueError(
+            f"Y_meas: {name}.fit learns from measurements of one operator, got masks that differ from image to "
+            "image"
+        )
+    return np.flatnonzero(~masks[0])

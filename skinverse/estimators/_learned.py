@@ -25,10 +25,10 @@ from skinverse._defaults import seeded
 from skinverse._hashing import Unhashable, digest
 from skinverse._parameters import Constraint, Flag, Instance, Integer, Null, Real, declared, fitted, parameter
 from skinverse._tensors import as_channels, spatial_axes
-from skinverse.estimators._base import BaseReconstructor, Reconstruct
-from skinverse.estimators._units import Normalisation, without_gain
+from skinverse.estimators._base import BaseReconstructor
+from skinverse.estimators._units import Normalisation, NormalisedFidelity, without_gain
 from skinverse.estimators._validation import seed_of, single
-from skinverse.functionals import Functional, LeastSquares, SquaredNorm
+from skinverse.functionals import LeastSquares, SquaredNorm
 from skinverse.metrics import mean_score, psnr
 from skinverse.operators import LinearMap
 from skinverse.solvers import Solution, conjugate_gradient, implicit, pseudo_inverse
@@ -160,7 +160,7 @@ class LearnedReconstructor(BaseReconstructor):
     # ------------------------------------------------------------------ units and level
     @property
     def _normalisation(self) -> Normalisation:
-        return Normalisation(self.level_, self.spread_)
+        return Normalisation(self.level_, self.spread_, self._noise_model.dark)
 
     def _normalised(self, A: LinearMap, data: Tensor) -> Tensor:
         """The data of normalised images."""
@@ -175,15 +175,14 @@ class LearnedReconstructor(BaseReconstructor):
             in_batches(lambda y: single(normal.of_data(y, seen)), A, data),
         )
 
+    def _fidelity(self, A: LinearMap) -> NormalisedFidelity:
+        """The fidelity of normalised data of an operator."""
+        return NormalisedFidelity(A, self._noise_model, self._normalisation)
+
     def _restored(self, solution: Solution) -> Solution:
         """What was found for the normalised problem, in the units of the images."""
         objective = solution.objective.double() * self.spread_**2
         return replace(solution, x=self._normalisation.restored(solution.x), objective=objective)
-
-    def _predicted(self, Y_meas: Any, reconstruct: Reconstruct) -> Solution:
-        return super()._predicted(
-            Y_meas, lambda A, data: self._restored(reconstruct(A, self._normalised(A, data)))
-        )
 
     def _reconstructed(self, A: LinearMap, data: Tensor) -> Solution:
         return self._restored(self._reconstruct(A, self._normalised(A, data)))
@@ -414,12 +413,6 @@ class Failures:
 
 
 # ---------------------------------------------------------------------- data and starts
-def fidelity(A: LinearMap, data: Tensor) -> Functional:
-    """``1/2 ||A x - y||^2 / ||A||^2``, whose gradient is that of the images whatever the operator's unit."""
-    normed, y, _ = without_gain(A, data)
-    return LeastSquares(None if A.identity else normed, y)
-
-
 def analytic_inverse(A: LinearMap, data: Tensor) -> Tensor:
     """Filtered back-projection or zero filling where there is one, else ``A^* (A A^* + delta)^-1 y``.
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
+import pylops
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from skinverse._tensors import expand, norm, real_like
-from skinverse.estimators._validation import double
-from skinverse.functionals import Box
-from skinverse.operators import LinearMap
+from skinverse.estimators._validation import double, single
+from skinverse.functionals import Box, Functional, KullbackLeibler, LeastSquares
+from skinverse.noise import NoiseModel, expected_divergence
+from skinverse.operators import LinearMap, as_torch
 from skinverse.solvers import Solution
 
 # Lowest and highest value of a pixel, None without bound.
@@ -33,6 +36,9 @@ class Units:
     mean square one. What is solved is then the same in any units, and no square can over- or underflow. A
     method whose objective does not see constants takes out the level ``b`` as well, so that accuracies are
     relative to what varies. No number of an image depends on its companions.
+
+    Rows are weighted such that the fidelity is ``factor`` times least squares, or times the divergence of
+    counts where there is a ``background``.
     """
 
     A: LinearMap
@@ -40,18 +46,27 @@ class Units:
     gain: float
     size: Tensor  # (n,)
     base: Tensor  # (n,), in the units of the images
+    factor: float = 1.0
+    noise_std: Tensor | None = None  # of white noise, (n,)
+    background: Tensor | None = None  # of counts, (n, *dimsd) or (n, 1, ...)
 
     @classmethod
-    def of(cls, A: LinearMap, data: Tensor) -> Self:
+    def of(cls, A: LinearMap, data: Tensor, noise: NoiseModel) -> Self:
         """The problem in its own units."""
-        size = size_of(data)
-        normed, _, gain = without_gain(A, data[:0])
-        return cls(normed, data / expand(size, data), gain, size, base=torch.zeros_like(size))
+        known = noise.reduced(data)
+        size = size_of(known.data)
+        normed, _, gain = without_gain(weighted(noise.rows, A), known.data[:0])
+        std = None if known.std is None else deviation(known.std, data) / size
+        background = None if known.background is None else known.background / expand(size, data)
+        base = torch.zeros_like(size)
+        return cls(normed, known.data / expand(size, data), gain, size, base, noise.factor, std, background)
 
     @classmethod
-    def without_level(cls, A: LinearMap, data: Tensor) -> Self:
-        """The same without the constant image that explains most of the data."""
-        whole = cls.of(A, data)
+    def without_level(cls, A: LinearMap, data: Tensor, noise: NoiseModel) -> Self:
+        """The same without the constant image that explains most of the data, where that changes nothing."""
+        whole = cls.of(A, data, noise)
+        if whole.background is not None:  # the noise of counts grows with the level
+            return whole
         ones = torch.ones_like(whole.A.adjoint(whole.data[:1]))
         of_ones = whole.A(ones)
         level = _coefficient(of_ones, whole.data, real=not ones.is_complex())
@@ -59,21 +74,54 @@ class Units:
         level = torch.where(known, level, 0)
         rest = whole.data - expand(level, whole.data) * of_ones
         size = size_of(rest)
-        base = level * whole.size / whole.gain
-        return cls(whole.A, rest / expand(size, rest), whole.gain, whole.size * size, base)
+        std = None if whole.noise_std is None else whole.noise_std / size
+        return replace(
+            whole,
+            data=rest / expand(size, rest),
+            size=whole.size * size,
+            base=level * whole.size / whole.gain,
+            noise_std=std,
+        )
 
     @property
     def unit(self) -> Tensor:
         """One unit of ``x'`` in those of the images, ``c/s``."""
         return self.size / self.gain
 
-    def weight(self, lam: float) -> Tensor:
-        """The weight of a functional of degree one, ``lam / (c s)``, one per image."""
-        return (lam / (self.size.double() * self.gain)).to(self.size.dtype)
+    @property
+    def linear(self) -> LinearMap | None:
+        """``A'``; None for the identity, for which there are formulas."""
+        return None if self.A.identity else self.A
 
-    def of_data(self, value: float | Tensor) -> Tensor:
-        """A length in the space of data, such as a noise level."""
-        return value / self.size
+    def fidelity(self) -> Functional:
+        """``1/2 ||A' x' - y'||^2``, or the divergence of counts."""
+        if self.background is None:
+            return LeastSquares(self.linear, self.data)
+        return KullbackLeibler(self.linear, self.data, background=self.background)
+
+    def expected_fidelity(self, x: Tensor) -> Tensor:
+        """What the fidelity of counts is on average, if they are those of the images."""
+        assert self.background is not None
+        one = self.factor * self.size  # count in these units
+        means = expand(one, self.data) * (self.A(x) + self.background).clamp_min(0)
+        return expected_divergence(means).flatten(1).sum(1) / one
+
+    @property
+    def discrepancy(self) -> Tensor:
+        """Expected norm of white noise, ``sqrt(n_measurements)`` times its standard deviation."""
+        assert self.noise_std is not None  # check_noise_known
+        return math.sqrt(self.data[0].numel()) * self.noise_std
+
+    def weight(self, lam: float) -> Tensor:
+        """The weight of a functional of degree one beside that fidelity, one per image.
+
+        ``lam / (c s)`` over the factor; ``lam / s`` over it for counts, of which the fidelity has degree one.
+        """
+        return (lam / self._unit_of_weight).to(self.size.dtype)
+
+    def restored_weight(self, weight: Tensor) -> Tensor:
+        """The ``lam`` that such a weight stands for."""
+        return weight * self._unit_of_weight
 
     def box(self, bounds: tuple[float | None, float | None]) -> Box:
         """The bounds of the values."""
@@ -84,8 +132,21 @@ class Units:
         """What was found, in the units of images and data; the bounds hold exactly, in spite of rounding."""
         x = expand(self.unit, solution.x) * solution.x + expand(self.base, solution.x)
         # Squares of single precision reach from 1e-38 to 1e38 only.
-        objective = solution.objective.double() * self.size.double().square()
+        objective = solution.objective.double() * self.factor * self._scale * self.size.double()
         return replace(solution, x=within(x, bounds), objective=objective)
+
+    def restored_std(self, noise_std: Tensor, data: Tensor) -> Tensor:
+        """A standard deviation of white noise as a parameter ``noise`` tells it."""
+        return noise_std.double() * self.size.double() / deviation(1.0, data)
+
+    @property
+    def _scale(self) -> Tensor | float:
+        """The fidelity is this times ``factor c`` in units of the data."""
+        return self.size.double() if self.background is None else 1.0
+
+    @property
+    def _unit_of_weight(self) -> Tensor:
+        return self.gain * self.factor * self._scale * torch.ones_like(self.size, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -93,13 +154,14 @@ class Normalisation:
     """Images of mean zero and standard deviation one, and the problem that these are the solution of.
 
     Where ``y = A x``, the images ``x' = (x - level) / spread`` solve ``y' = A x'`` with
-    ``y' = (y - A level) / spread``. What is learned of this problem knows neither the units of the images nor
+    ``y' = (y - A level) / spread``, from which the data without an image are taken out, too. What is learned of this problem knows neither the units of the images nor
     their level, which may be many times as large as what varies. The level of complex images is zero: their
     phase is arbitrary, and a constant taken out of them would make the result depend on it.
     """
 
     level: complex
     spread: float
+    dark: Any = 0.0  # mean of the data without an image, a number or an array of their shape
 
     @classmethod
     def of(cls, images: Tensor) -> Self:
@@ -110,9 +172,16 @@ class Normalisation:
         return cls(level, _spread(parts, level, images))
 
     def seen(self, A: LinearMap, like: Tensor) -> Tensor:
-        """What the data of the level are, (1, *A.dimsd)."""
+        """What the data of the level are, and without an image: (1, *A.dimsd), of denoising a number."""
+        dark = torch.as_tensor(self.dark, dtype=like.dtype.to_real(), device=like.device)
+        return self.of_level(A, like) + (dark.reshape(A.dimsd) if dark.ndim else dark)
+
+    def of_level(self, A: LinearMap, like: Tensor) -> Tensor:
+        """``A level``; of denoising, also of parts of images, the level."""
         kind = like.dtype.to_complex() if isinstance(self.level, complex) else like.dtype.to_real()
-        return real_like(A(torch.full((1, *A.dims), self.level, dtype=kind, device=like.device)), like)
+        sizes = () if A.identity else (1, *A.dims)
+        level = torch.full(sizes, self.level, dtype=kind, device=like.device)
+        return real_like(level if A.identity else A(level), like)
 
     def of_images(self, x: Tensor) -> Tensor:
         """``x'``."""
@@ -138,6 +207,61 @@ class Normalisation:
         return self.spread * y + seen
 
 
+class NormalisedFidelity:
+    """The fidelity of normalised images, ``D(A x, y) = unit F(x')``, whose gradient is of the size of images.
+
+    ``F`` is ``1/2 ||A x' - y'||^2 / ||A||^2``, with weights in ``A`` and ``y'`` where the noise has some. Of
+    counts it is their divergence over ``||A||``.
+
+    Parameters
+    ----------
+    A : LinearMap
+        The operator.
+    noise : NoiseModel
+        The noise of the data.
+    normal : Normalisation
+        How images are normalised.
+    """
+
+    def __init__(self, A: LinearMap, noise: NoiseModel, normal: Normalisation) -> None:
+        self.A, self._plain, self._noise, self._normal = weighted(noise.rows, A), A, noise, normal
+        self.counted = noise.counted
+        gain, factor = gain_of(self.A), noise.factor
+        self.unit = factor * normal.spread * gain * (1.0 if self.counted else normal.spread * gain)
+
+    @property
+    def unit_of_weight(self) -> float:
+        """The ``lam`` that weighs the energy of normalised images by one beside ``F``."""
+        return self.unit / self._normal.spread
+
+    def weighted_data(self, data: Tensor) -> Tensor:
+        """Normalised data with the weights of the operator ``A`` of this fidelity."""
+        rows = self._noise.rows
+        return data if rows is None else torch.from_numpy(rows.reshape(data.shape[1:])).to(data) * data
+
+    def drawn(self, images: Tensor, seed: int) -> Tensor:
+        """Data of normalised images with noise, the strength of which must be known."""
+        normal = self._normal
+        clean = self._plain(normal.restored(double(images)))
+        noisy = self._noise.sample(clean.clamp_min(0) if self.counted else clean, seed)
+        y = normal.of_data(noisy, normal.seen(self._plain, noisy))
+        return single(y) if images.dtype.to_real() == torch.float32 else y
+
+    def __call__(self, data: Tensor) -> Functional:
+        """``F``, given the data of normalised images."""
+        if not self.counted:
+            normed, y, _ = without_gain(self.A, self.weighted_data(data))
+            return LeastSquares(None if self.A.identity else normed, y)
+        normal, A = self._normal, self.A
+        known = self._noise.reduced(normal.restored_data(data, normal.seen(self._plain, data)))
+        assert known.background is not None  # of counts
+        background = normal.of_level(A, data) + known.background  # of normalised images that are zero
+        divergence = KullbackLeibler(
+            None if A.identity else A, known.data / normal.spread, background=background / normal.spread
+        )
+        return (1 / gain_of(A)) * divergence
+
+
 def within(x: Tensor, bounds: Interval) -> Tensor:
     """The images with their values moved to the nearest ones within the bounds."""
     return x if bounds is None or bounds == (None, None) else x.clamp(*bounds)
@@ -154,6 +278,16 @@ def without_gain(A: LinearMap, data: Tensor) -> tuple[LinearMap, Tensor, float]:
     """``A / s``, ``y / s`` and the gain ``s``; the identity, for which there are formulas, remains one."""
     gain = gain_of(A)
     return (A, data, gain) if A.identity else (_Divided(A, gain), data / gain, gain)
+
+
+def weighted(rows: NDArray[Any] | None, A: LinearMap) -> LinearMap:
+    """The operator with its data multiplied by ``rows``; None is one."""
+    return A if rows is None else as_torch(pylops.Diagonal(rows.reshape(A.dimsd))) @ A
+
+
+def deviation(std: float, data: Tensor) -> float:
+    """Standard deviation of the absolute value of noise; of complex noise ``std`` is that of each part."""
+    return math.sqrt(2) * std if data.is_complex() else std
 
 
 def gain_of(A: LinearMap) -> float:

@@ -16,6 +16,7 @@ from skinverse._arrays import as_rows, check_complete, check_finite, to_batch
 from skinverse._hashing import digest
 from skinverse._parameters import ParameterError
 from skinverse._tensors import norm
+from skinverse.noise import noise_model
 from skinverse.operators import LinearMap, dot_test
 from skinverse.solvers import Solution
 
@@ -162,23 +163,37 @@ def information(solution: Solution) -> Bunch:
     return Bunch(**{name: value.cpu().numpy() for name, value in (fields | solution.extra).items()})
 
 
-def check_noise_known(lam: Any, noise_std: float | None) -> None:
+def check_noise_known(lam: Any, noise: Any) -> None:
     """Refuse the discrepancy principle without a noise level.
 
     Raises
     ------
     ParameterError
-        If ``lam="discrepancy"`` and ``noise_std`` is None.
+        If ``lam="discrepancy"`` and the strength of the noise is unknown.
     """
-    if isinstance(lam, str) and lam == "discrepancy" and noise_std is None:
-        raise ParameterError('lam="discrepancy" matches the residual to the noise: noise_std is missing')
+    if isinstance(lam, str) and lam == "discrepancy" and not noise_model(noise).known:
+        raise ParameterError(
+            f'lam="discrepancy" matches the residual to the noise: expected its standard deviation, got '
+            f"noise={noise!r}"
+        )
 
 
-def discrepancy_level(noise_std: float | None, data: Tensor) -> Tensor:
-    """Expected norm of the noise, ``sqrt(n_measurements) * noise_std``, one per image."""
-    assert noise_std is not None  # check_noise_known
-    level = math.sqrt(data[0].numel()) * noise_std
-    return torch.full((len(data),), level, dtype=data.dtype.to_real(), device=data.device)
+def white_std(noise: Any, method: str, data: Tensor) -> float | None:
+    """Standard deviation of white noise, of complex noise in absolute value; None where it is unknown.
+
+    Raises
+    ------
+    ParameterError
+        If the noise has weights.
+    """
+    model = noise_model(noise)
+    if model.counted or not model.uniform:
+        raise ParameterError(
+            f"noise: {method} treats white noise only: expected one standard deviation, got noise that differs "
+            "from one measurement to another"
+        )
+    std = model.reduced(data[:0]).std
+    return None if std is None else math.sqrt(2 if data.is_complex() else 1) * std
 
 
 def check_not_swapped(A: LinearMap, images: Tensor, data: Tensor) -> None:

@@ -115,7 +115,7 @@ class _SquaredDistance(Functional):
 
 
 class KullbackLeibler(_Fidelity):
-    """Kullback-Leibler divergence, ``sum_i (Ax+b)_i - y_i + y_i log(y_i / (Ax+b)_i)``: Poisson counts.
+    """Kullback-Leibler divergence, ``sum_i w_i (v_i - y_i + y_i log(y_i / v_i))`` with ``v = A x + b``: counts.
 
     It is infinite where ``A x + b`` is negative, or zero under a positive count.
 
@@ -127,11 +127,13 @@ class KullbackLeibler(_Fidelity):
         Counts, real and non-negative.
     background : float or Tensor, default=0.0
         Expected background ``b >= 0``, for example scatter and randoms in PET.
+    weights : Tensor of shape (n, *dimsd) or broadcastable to it, or float, default=1.0
+        Positive weights ``w``, for example one over the data units per count.
 
     Raises
     ------
     ValueError
-        If a count or the background is negative or complex.
+        If a count or the background is negative or complex, or a weight is not positive.
 
     References
     ----------
@@ -146,49 +148,61 @@ class KullbackLeibler(_Fidelity):
     tensor([1.])
     """
 
-    def __init__(self, A: LinearMap | None, y: Tensor, *, background: Tensor | float = 0.0) -> None:
+    def __init__(
+        self,
+        A: LinearMap | None,
+        y: Tensor,
+        *,
+        background: Tensor | float = 0.0,
+        weights: Tensor | float = 1.0,
+    ) -> None:
         if y.is_complex() or bool((y < 0).any()):
             raise ValueError("KullbackLeibler: expected real counts y >= 0, got negative or complex values")
         if bool((as_numbers(background) < 0).any()):
             raise ValueError("KullbackLeibler: expected a background >= 0, got negative values")
-        super().__init__(A, _PoissonDistance(y, background))
-        self.y, self.background = y, background
+        if not bool((as_numbers(weights) > 0).all()):
+            raise ValueError("KullbackLeibler: expected weights > 0, got others")
+        super().__init__(A, _PoissonDistance(y, background, weights))
+        self.y, self.background, self.weights = y, background, weights
 
     def select(self, index: Tensor) -> Functional:
-        return KullbackLeibler(self.A, self.y[index], background=_pick(self.background, index, self.y.shape))
+        background, weights = (_pick(v, index, self.y.shape) for v in (self.background, self.weights))
+        return KullbackLeibler(self.A, self.y[index], background=background, weights=weights)
 
 
 class _PoissonDistance(Functional):
-    """``sum_i v_i - y_i + y_i log(y_i / v_i)`` at ``v = u + b``."""
+    """``sum_i w_i (v_i - y_i + y_i log(y_i / v_i))`` at ``v = u + b``."""
 
     smooth = proximable = True
 
-    def __init__(self, y: Tensor, background: Tensor | float) -> None:
-        self.y, self.background = y, background
+    def __init__(self, y: Tensor, background: Tensor | float, weights: Tensor | float) -> None:
+        self.y, self.background, self.w = y, background, weights
 
     def __call__(self, u: Tensor) -> Tensor:
         v, xlogy = u + self.background, torch.special.xlogy
         divergence = xlogy(self.y, self.y) - xlogy(self.y, self._counted(v).clamp_min(0)) + v - self.y
-        return torch.where(v < 0, torch.inf, divergence).flatten(1).sum(1)
+        return torch.where(v < 0, torch.inf, self.w * divergence).flatten(1).sum(1)
 
     def value_and_grad(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        return self(u), 1 - self.y / self._counted(u + self.background)
+        return self(u), self.w * (1 - self.y / self._counted(u + self.background))
 
     def prox(self, u: Tensor, step: Tensor | float) -> Tensor:
         # The root v >= 0 of v^2 - p v - s y = 0 with p = u + b - s. Where p is negative its formula would
         # cancel; there it comes from the other root, since the product of both is -s y.
-        s = expand(step, u)
+        s = expand(step, u) * self.w
         p = u + self.background - s
         far = (p.abs() + (p.square() + 4 * s * self.y).sqrt()) / 2  # modulus of the root far from zero
         near = s * self.y / far.clamp_min(torch.finfo(p.dtype).tiny)
         return torch.where(p < 0, near, far) - self.background
 
     def conjugate(self, u: Tensor) -> Tensor | None:
-        value = -torch.special.xlogy(self.y, (1 - u).clamp_min(0)) - self.background * u
-        return torch.where(u > 1, torch.inf, value).flatten(1).sum(1)
+        c = u / self.w
+        value = -self.w * torch.special.xlogy(self.y, (1 - c).clamp_min(0)) - self.background * u
+        return torch.where(c > 1, torch.inf, value).flatten(1).sum(1)
 
     def select(self, index: Tensor) -> Functional:
-        return _PoissonDistance(self.y[index], _pick(self.background, index, self.y.shape))
+        background, weights = (_pick(v, index, self.y.shape) for v in (self.background, self.w))
+        return _PoissonDistance(self.y[index], background, weights)
 
     def _counted(self, v: Tensor) -> Tensor:
         """The means ``v``, but one where nothing was counted: there ``v`` may be zero, and 0/0 is NaN."""

@@ -128,7 +128,7 @@ def test_direct_inversion_gives_volumes_and_colours() -> None:
 def test_a_prior_of_colours_has_them_where_the_images_have_them() -> None:
     x = images(8, 3, 6, 6)
     priors = [
-        GenerativeCovariancePrior(n_latent=2, noise_std=0.1, channel_axis=axis, trainer=BRIEF).fit(z)
+        GenerativeCovariancePrior(n_latent=2, noise=0.1, channel_axis=axis, trainer=BRIEF).fit(z)
         for axis, z in ((0, x), (-1, np.moveaxis(x, 1, -1)))
     ]
     first, last = (prior.sample(2, random_state=0) for prior in priors)

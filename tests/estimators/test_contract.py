@@ -43,7 +43,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "LearnedPrimalDual": {"n_iterations": 2},
     "ModelAdaptation": {"max_steps": 5},
     # With an unknown noise level it leaves images without operator as they are, and their level too.
-    "Tikhonov": {"noise_std": 0.02},
+    "Tikhonov": {"noise": 0.02},
     "TotalGeneralizedVariationRecon": {"lam": 0.1, "tol": 1e-2, "max_steps": 50},
     "TotalVariationRecon": {"lam": 0.1, "tol": 1e-2, "max_steps": 50},
     "VariationalNetwork": {"n_iterations": 2},

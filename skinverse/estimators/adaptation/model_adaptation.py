@@ -15,11 +15,17 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from torch import Tensor, nn
 
 from skinverse._parameters import Flag, Instance, Null, ParameterError, Real, fitted, parameter
-from skinverse.estimators._base import BaseReconstructor, max_steps_parameter, tol_parameter
+from skinverse.estimators._base import (
+    BaseReconstructor,
+    max_steps_parameter,
+    noise_parameter,
+    tol_parameter,
+)
 from skinverse.estimators._learned import LearnedReconstructor, batch_size_for
 from skinverse.estimators._units import gain_of
-from skinverse.estimators._validation import double, seed_of
+from skinverse.estimators._validation import double, seed_of, white_std
 from skinverse.estimators.adaptation.objective import Objective, Prediction, Risk, misfit, stein_risk
+from skinverse.noise import Gaussian
 from skinverse.operators import LinearMap, ParametricOperator, as_torch
 from skinverse.solvers import Solution, lbfgs
 
@@ -33,13 +39,13 @@ class ModelAdaptation(BaseReconstructor):
     With the reconstruction ``f(y; theta, B)`` of the method, ``fit`` minimises, from the weights ``theta_0``
     that were learned,
 
-    ``max(mean_i ||y_i - B f(y_i; theta, B)||^2 - m noise_std^2, 0) + mu ||theta - theta_0||^2``
+    ``max(mean_i ||y_i - B f(y_i; theta, B)||^2 - m std^2, 0) + mu ||theta - theta_0||^2``
 
     with the number ``m`` of measurements of an image: what the noise explains is not fitted.
 
     If ``B`` is a :class:`~skinverse.operators.ParametricOperator`, its parameters are sought first, with the
     weights ``theta_0``. They minimise the risk ``E ||B x - B f(y; theta_0, B)||^2``, which Stein's unbiased
-    estimate tells without the image ``x``, or ``||y - B f(y)||^2`` where ``noise_std`` is unknown. Weights
+    estimate tells without the image ``x``, or ``||y - B f(y)||^2`` where the ``noise`` is unknown. Weights
     and parameters are not sought together, because the weights can explain the data under any operator, and
     the objective alone prefers operators under which too little of the image is lost.
 
@@ -76,7 +82,7 @@ class ModelAdaptation(BaseReconstructor):
     >>> images, data, A = make_problem("deblurring", n_samples=8, size=16, random_state=0)
     >>> method = LearnedGradientDescent(A, n_iterations=3, trainer=Trainer(max_epochs=2)).fit(images, data)
     >>> family = GaussianBlur((16, 16), 1.0)
-    >>> adapted = ModelAdaptation(family, estimator=method, noise_std=0.05, tol=1e-3).fit(Y_meas=data)
+    >>> adapted = ModelAdaptation(family, estimator=method, noise=0.05, tol=1e-3).fit(Y_meas=data)
     >>> sorted(adapted.operator_.parameters)
     ['sigma']
     >>> adapted.predict(data).shape
@@ -138,12 +144,10 @@ class ModelAdaptation(BaseReconstructor):
         parameters of the operator are sought. Squared norms are sums over all measurements, in units in which
         the training images have a standard deviation of 1 and ``B`` has the norm 1, and over all weights.""",
     )
-    noise_std: float | None = parameter(
-        default=None,
-        allowed=Real(ge=0) | Null(),
-        doc="""
-        Standard deviation of the noise in one measurement, of complex noise in absolute value; None takes it
-        as zero, so that the weights are adapted to the noise too.""",
+    noise: Gaussian | float | None = noise_parameter(
+        """It must be alike in all measurements. Where it is unknown it is taken for zero, and the weights are
+        adapted to the noise, too.""",
+        kind=Gaussian,
     )
     per_image: bool = parameter(
         default=False,
@@ -220,7 +224,7 @@ class ModelAdaptation(BaseReconstructor):
     ) -> tuple[ParametricOperator, Solution, list[float]]:
         """The member of the family that predicts the data best, with the weights as they are."""
         unknown = {name: v.to(data.device).clone().requires_grad_() for name, v in family.parameters.items()}
-        method, noise_std = self._with(module, family), self.noise_std or None
+        method, noise_std = self._with(module, family), self._noise_std(data)
         risks = self._risks(family.at(unknown), method, data, noise_std, self._unit())
         solution, values = self._minimise(Objective(risks, len(data), list(unknown.values())))
         member = family.with_parameters({name: value.detach() for name, value in unknown.items()})
@@ -234,7 +238,7 @@ class ModelAdaptation(BaseReconstructor):
         method = self._with(module, self.operator_)
         unit = self._unit()
         risks = self._risks(as_torch(self.operator_), method, data, None, unit)
-        level = data[0].numel() * ((self.noise_std or 0.0) / unit) ** 2
+        level = data[0].numel() * ((self._noise_std(data) or 0.0) / unit) ** 2
         return self._minimise(Objective(risks, len(data), weights, mu=self.mu, level=level))
 
     def _risks(
@@ -247,6 +251,10 @@ class ModelAdaptation(BaseReconstructor):
             return [misfit(predict, y, unit) for y in parts]
         generator = torch.Generator().manual_seed(seed_of(self.random_state))
         return [stein_risk(predict, y, noise_std, unit, generator) for y in parts]
+
+    def _noise_std(self, data: Tensor) -> float | None:
+        """Standard deviation of the noise, of complex noise in absolute value."""
+        return white_std(self.noise, "ModelAdaptation", data)
 
     def _unit(self) -> float:
         """The unit of data of images with a standard deviation of 1, under an operator of norm 1."""
@@ -274,7 +282,7 @@ class ModelAdaptation(BaseReconstructor):
             change = float(solution.residual.max())
             warnings.warn(
                 f"ModelAdaptation: the search for the {phase} did not converge in {self.max_steps} steps "
-                f"(last change {change:.1e}): raise max_steps or tol, or give noise_std",
+                f"(last change {change:.1e}): raise max_steps or tol, or give noise",
                 ConvergenceWarning,
                 stacklevel=5,
             )

@@ -16,15 +16,17 @@ from skinverse.estimators._base import (
     BaseReconstructor,
     bounds_parameter,
     max_steps_parameter,
-    noise_std_parameter,
+    noise_parameter,
 )
 from skinverse.estimators._units import Interval, Units
-from skinverse.estimators._validation import discrepancy_level, operator_digest, seed_of
+from skinverse.estimators._validation import operator_digest, seed_of
+from skinverse.noise import Gaussian
 from skinverse.operators import LinearMap
 from skinverse.solvers import Solution
 
 _STOPS = (
-    "If given, an image stops after the first {} with ``||A x - y|| <= sqrt(n_measurements) * noise_std``."
+    "Where its strength is known, an image stops after the first {} with "
+    "``||A x - y|| <= sqrt(n_measurements) * std``."
 )
 Project = Callable[[Tensor], Tensor]
 # One sweep: images, their data, their residual ``y - A x`` and the projection to the bounds to better images.
@@ -59,23 +61,23 @@ class Landweber(BaseReconstructor):
     """
 
     max_steps: int = max_steps_parameter(
-        100, "Number of steps; with ``noise_std`` the largest number of steps."
+        100, "Number of steps; with a known ``noise`` the largest number of steps."
     )
     relaxation: float = parameter(
         default=1.0,
         allowed=Real(gt=0, lt=2),
         doc="Step size in units of ``1 / ||A||^2``.",
     )
-    noise_std: float | None = noise_std_parameter(_STOPS.format("iterate"))
+    noise: Gaussian | float | None = noise_parameter(_STOPS.format("iterate"), kind=Gaussian)
     bounds: tuple[float | None, float | None] | None = bounds_parameter()
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
-        units = Units.of(A, data)
+        units = Units.of(A, data, self._noise_model)
 
         def sweep(x: Tensor, _: Tensor, residual: Tensor, project: Project) -> Tensor:
             return project(x + self.relaxation * units.A.adjoint(residual))  # the norm of A is one
 
-        return _sweep_until_discrepancy(sweep, units, self.noise_std, self.max_steps, self.bounds)
+        return _sweep_until_discrepancy(sweep, units, self.max_steps, self.bounds)
 
 
 class Kaczmarz(BaseReconstructor):
@@ -101,7 +103,7 @@ class Kaczmarz(BaseReconstructor):
     """
 
     max_steps: int = max_steps_parameter(
-        10, "Number of sweeps; with ``noise_std`` the largest number of sweeps."
+        10, "Number of sweeps; with a known ``noise`` the largest number of sweeps."
     )
     n_blocks: int | None = parameter(
         default=None,
@@ -120,7 +122,7 @@ class Kaczmarz(BaseReconstructor):
         allowed=Real(gt=0, lt=2),
         doc="Step size in units of ``1 / ||A_b||^2``; noisy data want less than 1.",
     )
-    noise_std: float | None = noise_std_parameter(_STOPS.format("sweep"))
+    noise: Gaussian | float | None = noise_parameter(_STOPS.format("sweep"), kind=Gaussian)
     bounds: tuple[float | None, float | None] | None = bounds_parameter()
     random_state: Any = parameter(
         default=0,
@@ -145,10 +147,9 @@ class Kaczmarz(BaseReconstructor):
             self.block_norms_ = self._norms(A)
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
-        units, edges = Units.of(A, data), self._edges(A)
+        units, edges = Units.of(A, data, self._noise_model), self._edges(A)
         blocks = [units.A.block(start, stop) for start, stop in edges]
-        norms = self.block_norms_ if self._knows_norms(A, len(blocks)) else self._norms(A)
-        squares = (norms / units.gain) ** 2
+        squares = self._squares(A, units, len(blocks))
         random = np.random.default_rng(self.seed_)
 
         def sweep(x: Tensor, y: Tensor, _: Tensor, project: Project) -> Tensor:
@@ -157,7 +158,13 @@ class Kaczmarz(BaseReconstructor):
                 x = project(x + self.relaxation / squares[b] * blocks[b].adjoint(residual))
             return x
 
-        return _sweep_until_discrepancy(sweep, units, self.noise_std, self.max_steps, self.bounds)
+        return _sweep_until_discrepancy(sweep, units, self.max_steps, self.bounds)
+
+    def _squares(self, A: LinearMap, units: Units, n_blocks: int) -> np.ndarray:
+        """``||A_b||^2`` of the problem without units, where weights of the noise count."""
+        if self._noise_model.uniform and self._knows_norms(A, n_blocks):
+            return np.square(self.block_norms_ / units.gain)
+        return np.square(self._norms(units.A))
 
     def _knows_norms(self, A: LinearMap, n_blocks: int) -> bool:
         """Whether ``block_norms_`` are those of this operator, as it is now, and of so many blocks."""
@@ -186,13 +193,11 @@ class Kaczmarz(BaseReconstructor):
         )
 
 
-def _sweep_until_discrepancy(
-    sweep: Sweep, units: Units, noise_std: float | None, max_steps: int, bounds: Interval
-) -> Solution:
+def _sweep_until_discrepancy(sweep: Sweep, units: Units, max_steps: int, bounds: Interval) -> Solution:
     """Sweep from zero; an image whose residual is down to the noise leaves."""
     A, data = units.A, units.data
     x = torch.zeros_like(A.adjoint(data))
-    level = -units.size if noise_std is None else units.of_data(discrepancy_level(noise_std, data))
+    level = -units.size if units.noise_std is None else units.discrepancy
     n_steps = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     active, residual = torch.arange(len(x), device=x.device), data - A(x)
     for _ in range(max_steps):
@@ -205,7 +210,7 @@ def _sweep_until_discrepancy(
         n_steps[active] += 1
         residual = data[active] - A(x[active])
     final = norm(data - A(x))
-    met = torch.isfinite(final) if noise_std is None else final <= level
+    met = torch.isfinite(final) if units.noise_std is None else final <= level
     return units.restored(Solution(x, n_steps, met, units.size * final, final.square() / 2), bounds)
 
 

@@ -14,14 +14,15 @@ from torch import Tensor
 
 from skinverse._parameters import Array, Instance, Integer, Null, OneOf, Real, fitted, parameter
 from skinverse._tensors import expand, norm
-from skinverse.estimators._base import BaseReconstructor, noise_std_parameter
+from skinverse.estimators._base import BaseReconstructor, noise_parameter
 from skinverse.estimators._units import size_of
 from skinverse.estimators._validation import (
     check_noise_known,
-    discrepancy_level,
     operator_digest,
     seed_of,
+    white_std,
 )
+from skinverse.noise import Gaussian
 from skinverse.operators import LinearMap
 from skinverse.solvers import Solution
 
@@ -60,9 +61,11 @@ class SpectralCutoff(BaseReconstructor):
         allowed=Real(ge=0) | OneOf("discrepancy"),
         doc="""
         Smallest squared singular value kept. "discrepancy" keeps, per image, as few as bring
-        ``||A x - y||`` down to ``sqrt(n_measurements) * noise_std``.""",
+        ``||A x - y||`` down to ``sqrt(n_measurements) * std``.""",
     )
-    noise_std: float | None = noise_std_parameter('It is needed by ``lam="discrepancy"``.')
+    noise: Gaussian | float | None = noise_parameter(
+        'It is used by ``lam="discrepancy"``, and must be alike in all measurements.', kind=Gaussian
+    )
     n_components: int | None = parameter(
         default=None,
         allowed=Integer(ge=1) | Null(),
@@ -99,7 +102,7 @@ class SpectralCutoff(BaseReconstructor):
     )
 
     def _check_combination(self) -> None:
-        check_noise_known(self.lam, self.noise_std)
+        check_noise_known(self.lam, self.noise)
 
     def _check_fitted(self) -> None:
         operator = getattr(self, "operator_", None)
@@ -154,7 +157,8 @@ class SpectralCutoff(BaseReconstructor):
         usable = s > s[0] * torch.finfo(s.dtype).eps * len(s)
         if self.lam != "discrepancy":
             return (usable & (s.double().square() >= float(self.lam))).expand_as(coefficients)
-        level = discrepancy_level(self.noise_std, data) / size
+        noise_std: Any = white_std(self.noise, "SpectralCutoff", data)  # check_noise_known
+        level = math.sqrt(data[0].numel()) * noise_std / size
         removed = coefficients.square().cumsum(1) - coefficients.square()
         residual = norm(data).square()[:, None] - removed  # before component i is added
         return usable & (residual > level.square()[:, None])

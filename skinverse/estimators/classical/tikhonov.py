@@ -12,12 +12,13 @@ from skinverse._tensors import expand, norm
 from skinverse.estimators._base import (
     BaseReconstructor,
     max_steps_parameter,
-    noise_std_parameter,
+    noise_parameter,
     tol_parameter,
 )
 from skinverse.estimators._units import Units
-from skinverse.estimators._validation import check_noise_known, discrepancy_level
+from skinverse.estimators._validation import check_noise_known
 from skinverse.estimators.classical.weights import least_error, weight_parameter
+from skinverse.noise import Gaussian
 from skinverse.operators import LinearMap
 from skinverse.solvers import Solution, conjugate_gradient
 
@@ -28,8 +29,10 @@ _N_BISECTIONS = 14
 class Tikhonov(BaseReconstructor):
     """Tikhonov regularisation: the classical baseline for any linear operator.
 
-    Minimises, for each image, ``1/2 ||A x - y||^2 + lam/2 ||x||^2``, whose solution
-    ``(A^* A + lam I)^-1 A^* y = A^* (A A^* + lam I)^-1 y`` is computed by conjugate gradients.
+    Minimises, for each image, ``D(A x, y) + lam/2 ||x||^2`` with ``D = 1/2 ||A x - y||^2``, or with
+    ``D = 1/2 ||W (A x - y)||^2`` where the noise has weights ``W^2`` or is known, so that it has the deviation
+    1 after that. The solution ``(A^* A + lam I)^-1 A^* y = A^* (A A^* + lam I)^-1 y``, with ``W A`` and ``W y``
+    in the place of ``A`` and ``y``, is computed by conjugate gradients.
 
     Notes
     -----
@@ -57,10 +60,11 @@ class Tikhonov(BaseReconstructor):
 
     lam: float | str = weight_parameter(
         """
-        "discrepancy" chooses it such that ``||A x - y|| = sqrt(n_measurements) * noise_std``.""",
+        "discrepancy" chooses it such that ``||A x - y|| = sqrt(n_measurements) * std``.""",
     )
-    noise_std: float | None = noise_std_parameter(
-        '``lam="discrepancy"`` needs it, "auto" uses it where it is given.'
+    noise: Gaussian | float | None = noise_parameter(
+        '``lam="discrepancy"`` needs to know how strong it is, "auto" uses it where it is known.',
+        kind=Gaussian,
     )
     max_steps: int = max_steps_parameter(1000, "Largest number of conjugate gradient steps.")
     tol: float = tol_parameter(
@@ -69,22 +73,20 @@ class Tikhonov(BaseReconstructor):
     )
 
     def _check_combination(self) -> None:
-        check_noise_known(self.lam, self.noise_std)
+        check_noise_known(self.lam, self.noise)
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
-        units, told = Units.of(A, data), {}
+        units, told = Units.of(A, data, self._noise_model), {}
         if self.lam == "discrepancy":
-            level = units.of_data(discrepancy_level(self.noise_std, units.data))
-            solution = self._by_discrepancy(units.A, units.data, level)
+            solution = self._by_discrepancy(units.A, units.data, units.discrepancy)
         elif self.lam == "auto":
-            known = None if self.noise_std is None else units.of_data(self.noise_std)
-            lam, noise_std = least_error(units, known)
+            lam, noise_std = least_error(units)
             solution = self._solve(units.A, units.data, lam)
-            told = {"noise_std": noise_std.double() * units.size.double()}
+            told = {"noise_std": units.restored_std(noise_std, data)}
         else:
-            lam = torch.full_like(units.size, float(self.lam) / units.gain**2)
+            lam = torch.full_like(units.size, float(self.lam) / units.factor / units.gain**2)
             solution = self._solve(units.A, units.data, lam)
-        weights = solution.extra["lam"].double() * units.gain**2
+        weights = solution.extra["lam"].double() * units.factor * units.gain**2
         return units.restored(replace(solution, extra={"lam": weights} | told))
 
     def _solve(self, A: LinearMap, data: Tensor, lam: Tensor, x0: Tensor | None = None) -> Solution:

@@ -1,4 +1,4 @@
-"""Classical variational reconstruction: least squares plus a regulariser that is no network."""
+"""Classical variational reconstruction: a fidelity plus a regulariser that is no network."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from skinverse.estimators._base import (
     BaseReconstructor,
     bounds_parameter,
     max_steps_parameter,
-    noise_std_parameter,
+    noise_parameter,
     tol_parameter,
 )
-from skinverse.estimators._units import Units
-from skinverse.estimators._validation import check_noise_known, discrepancy_level
-from skinverse.estimators.classical.weights import least_risk, weight_parameter
+from skinverse.estimators._units import Interval, Units
+from skinverse.estimators._validation import check_noise_known
+from skinverse.estimators.classical.weights import least_risk, weight_of_discrepancy, weight_parameter
 from skinverse.functionals import (
     DataBall,
     Functional,
-    LeastSquares,
     TotalGeneralizedVariation,
     TotalVariation,
     WaveletSparsity,
 )
+from skinverse.noise import NoiseModel
 from skinverse.operators import LinearMap
 from skinverse.solvers import Solution, accelerated_gradient, primal_dual, proximal_gradient
 
 
 class VariationalReconstructor(BaseReconstructor):
-    """A method that minimises least squares plus ``lam`` times a regulariser of degree one.
+    """A method that minimises a fidelity plus ``lam`` times a regulariser of degree one.
 
     A method gives :meth:`_regularizer`; one that minimises over more than the image also :meth:`_lift`,
     :meth:`_variables` and :meth:`_images`.
@@ -53,33 +53,32 @@ class VariationalReconstructor(BaseReconstructor):
 
     lam: float | str = weight_parameter(
         """
-        "discrepancy" minimises the regulariser among all images that explain the data,
-        ``||A x - y|| <= sqrt(n_measurements) * noise_std``.""",
+        "discrepancy" makes the fidelity of the image what it is of the true image on average: of Gaussian
+        noise it minimises the regulariser among all images that explain the data,
+        ``||A x - y|| <= sqrt(n_measurements) * std``; of counts the weight is bisected.""",
     )
-    bounds: tuple[float | None, float | None] | None = bounds_parameter()
-    noise_std: float | None = noise_std_parameter(
-        '``lam="discrepancy"`` needs it, "auto" uses it where it is given.'
+    bounds: tuple[float | None, float | None] | None = bounds_parameter(
+        "None is no bound, but non-negativity where the noise is that of counts; ``(None, None)`` is none there."
+    )
+    noise: NoiseModel | str | float | None = noise_parameter(
+        '``lam="discrepancy"`` needs to know how strong it is, "auto" uses it where it is known.'
     )
 
     def _check_combination(self) -> None:
-        check_noise_known(self.lam, self.noise_std)
+        check_noise_known(self.lam, self.noise)
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
-        units = Units.without_level(A, data)
+        units = Units.without_level(A, data, self._noise_model)
         x0 = _back_projection(units.A, units.data)
         if self.lam == "auto":
             return self._by_least_risk(units, x0)
         if self.lam == "discrepancy":
-            level = units.of_data(discrepancy_level(self.noise_std, units.data))
-            objective = self._objective(units, DataBall(_linear(units), units.data, level), 1.0)
-        else:
-            objective = self._penalised(units, units.weight(float(self.lam)))
-        return self._solution(units, objective, x0)
+            return self._by_discrepancy(units, x0)
+        return self._solution(units, self._penalised(units, units.weight(float(self.lam))), x0)
 
     def _by_least_risk(self, units: Units, x0: Tensor) -> Solution:
         found = least_risk(
             units,
-            None if self.noise_std is None else units.of_data(self.noise_std),
             x0,
             max_steps=self.max_steps,
             objective=self._penalised,
@@ -87,23 +86,43 @@ class VariationalReconstructor(BaseReconstructor):
             images=self._images,
         )
         solution = self._solution(units, self._penalised(units, found.weight), found.x)
-        size = units.size.double()
-        told = {"lam": found.weight * size * units.gain, "noise_std": found.noise_std * size}
+        told = {"lam": units.restored_weight(found.weight)}
+        if units.background is None:
+            told["noise_std"] = units.restored_std(found.noise_std, units.data)
         return replace(solution, extra=solution.extra | told)
+
+    def _by_discrepancy(self, units: Units, x0: Tensor) -> Solution:
+        if units.background is None:
+            ball = DataBall(units.linear, units.data, units.discrepancy)
+            return self._solution(units, self._objective(units, ball, 1.0), x0)
+        weight, met = weight_of_discrepancy(
+            units,
+            x0,
+            max_steps=self.max_steps,
+            objective=self._penalised,
+            variables=partial(self._variables, units.A),
+            images=self._images,
+        )
+        solution = self._solution(units, self._penalised(units, weight), x0)
+        told = solution.extra | {"lam": units.restored_weight(weight)}
+        return replace(solution, converged=solution.converged & met, extra=told)
 
     def _solution(self, units: Units, objective: Functional, x0: Tensor) -> Solution:
         solution = self._minimise(objective, self._variables(units.A, x0))
-        return units.restored(replace(solution, x=self._images(solution.x)), self.bounds)
+        return units.restored(replace(solution, x=self._images(solution.x)), self._interval(units))
 
     def _penalised(self, units: Units, weight: float | Tensor) -> Functional:
-        """Least squares plus the weighted regulariser."""
-        return self._objective(units, LeastSquares(_linear(units), units.data), weight)
+        """The fidelity plus the weighted regulariser."""
+        return self._objective(units, units.fidelity(), weight)
 
     def _objective(self, units: Units, fidelity: Functional, weight: float | Tensor) -> Functional:
         objective = self._lift(units.A, fidelity) + weight * self._regularizer(units.A)
-        if self.bounds is None:
-            return objective
-        return objective + self._lift(units.A, units.box(self.bounds))
+        bounds = self._interval(units)
+        return objective if bounds is None else objective + self._lift(units.A, units.box(bounds))
+
+    def _interval(self, units: Units) -> Interval:
+        """The bounds: those of counts are non-negative where nobody says."""
+        return (0.0, None) if self.bounds is None and units.background is not None else self.bounds
 
     # ------------------------------------------------------------------ hooks
     @abstractmethod
@@ -129,7 +148,7 @@ class VariationalReconstructor(BaseReconstructor):
 class TotalVariationRecon(VariationalReconstructor):
     """Total variation regularisation (Rudin, Osher and Fatemi).
 
-    Minimises, for each image, ``1/2 ||A x - y||^2 + lam TV(x)`` with ``TV(x) = sum_pixels |grad x|`` by a
+    Minimises, for each image, ``D(A x, y) + lam TV(x)`` with ``TV(x) = sum_pixels |grad x|`` by a
     primal-dual method. The variations of channels add up.
 
     See Also
@@ -178,7 +197,7 @@ class TotalVariationRecon(VariationalReconstructor):
 class TotalGeneralizedVariationRecon(VariationalReconstructor):
     """Total generalised variation regularisation: edges and slopes, without stairs.
 
-    Minimises, for each image, ``1/2 ||A x - y||^2 + lam TGV(x)`` with
+    Minimises, for each image, ``D(A x, y) + lam TGV(x)`` with
     ``TGV(x) = min_v sum_pixels |grad x - v| + alpha |E v|``, jointly in image and field, by a primal-dual
     method. The variations of channels add up.
 
@@ -286,11 +305,6 @@ class WaveletRecon(VariationalReconstructor):
 
 
 _ITERATIONS = {"fista": accelerated_gradient, "ista": proximal_gradient}
-
-
-def _linear(units: Units) -> LinearMap | None:
-    """The operator; None for the identity, for which there are formulas."""
-    return None if units.A.identity else units.A
 
 
 def _back_projection(A: LinearMap, data: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ G. H. Golub, M. Heath and G. Wahba, Generalized cross-validation as a method for
 parameter, Technometrics 21, 1979.
 S. Ramani, T. Blu and M. Unser, Monte-Carlo SURE: a black-box optimization of regularization parameters for
 general denoising algorithms, IEEE Transactions on Image Processing 17, 2008.
+F. Luisier, T. Blu and M. Unser, Image denoising in mixed Poisson-Gaussian noise, IEEE Transactions on Image
+Processing 20, 2011.
 G. H. Golub and U. von Matt, Generalized cross-validation for large-scale problems, Journal of Computational
 and Graphical Statistics 6, 1997.
 """
@@ -33,6 +35,8 @@ _WEIGHTS = tuple(4 * 2.0**-k for k in range(22))
 _PATIENCE = 2
 # Steps and tolerance for each weight. With 30 steps, CT at 1 % of noise lost 8 dB against the best weight.
 _MAX_STEPS, _TOL = 100, 1e-3
+# Bisections of the logarithm of a weight that is known to an octave: it is found to 2 %.
+_N_BISECTIONS = 5
 # Length of the perturbation: data have a mean square of one.
 _STEP = 1e-3
 # The weights of Tikhonov's penalty, ten for each decade, the dimension of the Krylov spaces, and the images
@@ -54,8 +58,8 @@ def weight_parameter(doc: str) -> Any:
         allowed=Real(ge=0) | OneOf("auto", "discrepancy"),
         doc=f"""
         Weight of the regulariser. "auto" chooses it for each image from its data alone, by Stein's risk
-        estimate where ``noise_std`` is given and by generalised cross-validation where it is not; the info of
-        ``predict`` tells what was chosen. It perturbs images at random, in the order of their pixels: a
+        estimate where the strength of the ``noise`` is known and by generalised cross-validation where it is not;
+        the info of ``predict`` tells what was chosen. It perturbs images at random, in the order of their pixels: a
         turned image has a slightly different weight. {doc}""",
     )
 
@@ -71,7 +75,6 @@ class Choice:
 
 def least_risk(
     units: Units,
-    noise_std: Tensor | None,
     x0: Tensor,
     *,
     max_steps: int,
@@ -85,6 +88,8 @@ def least_risk(
     is known (Stein, 1981) and by ``m RSS / (m - df)^2`` where it is not (Golub, Heath and Wahba, 1979), with
     the residual sum of squares and the degrees of freedom ``df = tr d(A x)/dy``. Random perturbations of
     the data measure this trace (Ramani, Blu and Unser, 2008): each image is solved for together with twins.
+    Of counts, whose variance is their mean, the error is ``(RSS + 2 tr y d(A x)/dy) / m`` up to a constant
+    (Luisier, Blu and Unser, 2011).
 
     Weights fall by octaves until the estimate rises. From above, because solutions for large weights are
     found quickly and lead to the next ones, and because cross-validation has another, spurious minimum where
@@ -93,9 +98,7 @@ def least_risk(
     Parameters
     ----------
     units : Units
-        The problem.
-    noise_std : Tensor of shape (n,) or None
-        Standard deviation of the noise in its data.
+        The problem, with what is known of its noise.
     x0 : Tensor of shape (n, *dims)
         Starting points.
     max_steps : int
@@ -106,9 +109,8 @@ def least_risk(
         From images to what is minimised over, and back.
     """
     # In single precision rounding decides where the iteration stops, which changed images by a percent.
-    data, size, base = (_doubled(value) for value in (units.data, units.size, units.base))
-    units = replace(units, data=data, size=size, base=base)
-    n, error = len(x0), _PredictionError.of(units, None if noise_std is None else noise_std.double())
+    units, size = _in_double_precision(units), units.size.double()
+    n, error = len(x0), _PredictionError.of(units)
     data = torch.cat([units.data[:, None], error.perturbed()], 1)
     k = data.shape[1]
     copies = _repeated(units, data)
@@ -134,7 +136,52 @@ def least_risk(
     return Choice(_vertex(errors).to(x.dtype.to_real()), found, x)
 
 
-def least_error(units: Units, noise_std: Tensor | None) -> tuple[Tensor, Tensor]:
+def weight_of_discrepancy(
+    units: Units,
+    x0: Tensor,
+    *,
+    max_steps: int,
+    objective: Callable[[Units, float | Tensor], Functional],
+    variables: Callable[[Tensor], Tensor],
+    images: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """The weight at which the fidelity is what it is of the true image on average, for each image.
+
+    The fidelity grows with the weight. Weights fall by octaves until it is small enough; then their logarithms
+    are bisected.
+
+    Returns
+    -------
+    weight : Tensor of shape (n,)
+        The weights; the largest one where the flattest image explains the data.
+    met : Tensor of shape (n,), bool
+        Whether the fidelity came down to what was expected.
+    """
+    units = _in_double_precision(units)
+    fidelity, z0 = units.fidelity(), variables(_doubled(x0))
+    path = PrimalDualPath(z0, max_steps=min(max_steps, _MAX_STEPS), tol=_TOL)
+
+    def excess(weight: float | Tensor) -> Tensor:
+        x = images(path.minimise(objective(units, weight)))
+        return fidelity(x) / units.expected_fidelity(x) - 1
+
+    low, high = torch.full_like(units.size, _WEIGHTS[-1]), torch.full_like(units.size, _WEIGHTS[0])
+    found = torch.zeros_like(low, dtype=torch.bool)
+    for weight in _WEIGHTS:
+        enough = excess(weight) <= 0
+        low = torch.where(enough & ~found, weight, low)
+        found = found | enough
+        if bool(found.all()):
+            break
+    high = torch.minimum(high, 2 * low)
+    for _ in range(_N_BISECTIONS):
+        middle = (low * high).sqrt()
+        enough = excess(middle) <= 0
+        low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
+    return low.to(x0.dtype), found
+
+
+def least_error(units: Units) -> tuple[Tensor, Tensor]:
     """The weight of ``1/2 ||x||^2`` at which the image is best, and the noise level, for each image.
 
     All is known for all weights at once from a Krylov space of the data and one of a random image (Golub and
@@ -153,7 +200,7 @@ def least_error(units: Units, noise_std: Tensor | None) -> tuple[Tensor, Tensor]
     nodes, mass = spectral_measure(units.A, moved[:1], max_steps=_N_KRYLOV)
     trace = _Form(nodes, _trace_share(probe, units.data) * mass)
     form = _Form(*spectral_measure(units.A, units.data, max_steps=_N_KRYLOV))
-    variance = None if noise_std is None else noise_std.double().square()
+    variance = None if units.noise_std is None else units.noise_std.double().square()
     found = [
         _least_error(
             form.select(part), trace, n_data[part, None], None if variance is None else variance[part, None]
@@ -227,12 +274,19 @@ class _PredictionError:
     probes: Tensor  # (n, n_probes, *dims)
     n_data: Tensor
     noise_std: Tensor | None
+    variances: Tensor | None  # of counts, relative to the largest one of an image
+    largest: Tensor  # the largest one
 
     @classmethod
-    def of(cls, units: Units, noise_std: Tensor | None) -> Self:
+    def of(cls, units: Units) -> Self:
         n_probes = min(_MOST_PROBES, math.ceil(_ENOUGH / math.prod(units.A.dims)))
         probes = torch.stack([_probe(units, seed) for seed in range(n_probes)], 1)
-        return cls(units.A, units.data, probes, _n_measured(units.data, units.A(probes[:, 0])), noise_std)
+        largest = units.data.abs().flatten(1).amax(1)
+        counted = units.background is not None
+        variances = units.data / expand(largest, units.data) if counted else None
+        measured = _n_measured(units.data, units.A(probes[:, 0]))
+        one_count = units.factor * units.size
+        return cls(units.A, units.data, probes, measured, units.noise_std, variances, largest / one_count)
 
     def select(self, index: Tensor) -> Self:
         noise_std = None if self.noise_std is None else self.noise_std[index]
@@ -242,12 +296,16 @@ class _PredictionError:
             probes=self.probes[index],
             n_data=self.n_data[index],
             noise_std=noise_std,
+            variances=None if self.variances is None else self.variances[index],
+            largest=self.largest[index],
         )
 
     def perturbed(self) -> Tensor:
-        """The data of the twins."""
+        """The data of the twins; counts are moved in proportion to their variances, and remain positive."""
         moved = self.A(self.probes.flatten(0, 1)).unflatten(0, self.probes.shape[:2])
-        return self.data[:, None] + _STEP * moved
+        if self.variances is None:
+            return self.data[:, None] + _STEP * moved
+        return (self.data[:, None] + _STEP * self.variances[:, None] * moved).clamp_min(0)
 
     def __call__(self, image: Tensor, twins: Tensor) -> tuple[Tensor, Tensor]:
         """The logarithm of the error, and the noise level."""
@@ -255,6 +313,8 @@ class _PredictionError:
         moved = dot(self.probes, twins - image[:, None]).double() / (_STEP * twins.shape[1])
         df = _trace_share(image, self.data) * moved
         floor = torch.finfo(self.data.dtype).eps ** 2  # of noise-free data
+        if self.variances is not None:
+            return ((rss + 2 * self.largest * df) / m).clamp_min(floor).log(), self.largest.sqrt()
         if self.noise_std is not None:
             error = (rss + 2 * self.noise_std.double().square() * df) / m
             return error.clamp_min(floor).log(), self.noise_std
@@ -304,10 +364,28 @@ def _doubled(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float64))
 
 
+def _in_double_precision(units: Units) -> Units:
+    """The same problem."""
+    return replace(
+        units,
+        data=_doubled(units.data),
+        size=_doubled(units.size),
+        base=_doubled(units.base),
+        noise_std=None if units.noise_std is None else _doubled(units.noise_std),
+        background=None if units.background is None else _doubled(units.background),
+    )
+
+
 def _repeated(units: Units, data: Tensor) -> Units:
     """The problem for several data of each image, (n, k, *dimsd)."""
-    size, base = (value.repeat_interleave(data.shape[1]) for value in (units.size, units.base))
-    return replace(units, data=data.flatten(0, 1), size=size, base=base)
+    k, background = data.shape[1], units.background
+    return replace(
+        units,
+        data=data.flatten(0, 1),
+        size=units.size.repeat_interleave(k),
+        base=units.base.repeat_interleave(k),
+        background=None if background is None else background.repeat_interleave(k, 0),
+    )
 
 
 class _Twins(Functional):

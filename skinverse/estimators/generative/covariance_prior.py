@@ -30,9 +30,9 @@ from skinverse._parameters import (
     parameter,
 )
 from skinverse._tensors import from_channels
-from skinverse.estimators._base import max_steps_parameter, noise_std_parameter, tol_parameter
+from skinverse.estimators._base import max_steps_parameter, noise_parameter, tol_parameter
 from skinverse.estimators._learned import LearnedReconstructor, analytic_inverse
-from skinverse.estimators._units import gain_of, without_gain
+from skinverse.estimators._units import deviation, gain_of, without_gain
 from skinverse.estimators._validation import (
     as_batch,
     check_noise_known,
@@ -49,6 +49,7 @@ from skinverse.estimators.generative.losses import covariance_loss, evidence_bou
 from skinverse.estimators.generative.model import GenerativeModel, window_for
 from skinverse.estimators.generative.objectives import ChannelFidelity, LatentObjective
 from skinverse.estimators.generative.uncertainty import posterior_std
+from skinverse.noise import Gaussian
 from skinverse.operators import LinearMap, as_torch
 from skinverse.solvers import Solution
 from skinverse.training import Phase
@@ -82,7 +83,7 @@ class GenerativeCovariancePrior(LearnedReconstructor):
     from 1e-3 to 5e-5, gradients are shortened to norm 10, and nothing is held out.
 
     What is learned is the density of normalised images, ``(x - level_) / spread_``, and ``G``, ``Sigma`` and
-    ``R`` are theirs; ``lam`` and ``noise_std`` are in the units of the data. Trained on images times a number
+    ``R`` are theirs; ``lam`` and ``noise`` are in the units of the data. Trained on images times a number
     or with a constant added, with data to match, the reconstructions are the same times it, or with it added.
     A trained model knows one unit and one level.
 
@@ -101,7 +102,7 @@ class GenerativeCovariancePrior(LearnedReconstructor):
     >>> from skinverse import GenerativeCovariancePrior, Trainer
     >>> from skinverse.datasets import make_problem
     >>> images, data, A = make_problem("deblurring", n_samples=8, size=16, random_state=0)
-    >>> prior = GenerativeCovariancePrior(A, n_latent=2, noise_std=0.01, trainer=Trainer(max_epochs=2))
+    >>> prior = GenerativeCovariancePrior(A, n_latent=2, noise=0.01, trainer=Trainer(max_epochs=2))
     >>> x, std = prior.fit(images).predict(data[:2], return_std=True)
     >>> x.shape, std.shape, prior.sample(3).shape
     ((2, 16, 16), (2, 16, 16), (3, 16, 16))
@@ -121,7 +122,7 @@ class GenerativeCovariancePrior(LearnedReconstructor):
     _reconstruction_params: ClassVar[tuple[str, ...]] = (
         "operator",
         "lam",
-        "noise_std",
+        "noise",
         "constraint",
         "n_restarts",
         "max_steps",
@@ -166,13 +167,14 @@ class GenerativeCovariancePrior(LearnedReconstructor):
         default="auto",
         allowed=Real(ge=0) | OneOf("auto", "discrepancy"),
         doc="""
-        Weight of ``R``. "auto" makes the minimiser the most probable image: it is ``noise_std**2``, for
-        complex data half of it. "discrepancy" makes ``||A x - y||`` the norm of the noise, and warns where it
+        Weight of ``R``. "auto" makes the minimiser the most probable image: it is 1 where the strength of the
+        noise is known, and else the variance that is taken for it. "discrepancy" makes ``||A x - y||`` the norm of the noise, and warns where it
         cannot.""",
     )
-    noise_std: float | None = noise_std_parameter(
+    noise: Gaussian | float | None = noise_parameter(
         "Then 5 % of the root mean square of an image's data are taken, without what the level of the "
-        'training images gives in them; "discrepancy" needs a number.'
+        'training images gives in them; "discrepancy" needs to know it.',
+        kind=Gaussian,
     )
     n_restarts: int = parameter(
         default=4,
@@ -217,7 +219,7 @@ class GenerativeCovariancePrior(LearnedReconstructor):
     real_: bool = fitted(allowed=Flag(), doc="Whether the images of ``fit`` were real.")
 
     def _check_combination(self) -> None:
-        check_noise_known(self.lam, self.noise_std)
+        check_noise_known(self.lam, self.noise)
         if self.generator is None:
             return
         if self.covariance != "identity":
@@ -278,7 +280,7 @@ class GenerativeCovariancePrior(LearnedReconstructor):
             module.covariance_decoder.requires_grad_(True)
             yield Phase("covariance", covariance_loss, (x,), trainer)
         module.requires_grad_(False).eval()
-        measure_deviation(module, self._fidelity(A, images[:_N_MEASURED]))
+        measure_deviation(module, self._channel_fidelity(A, images[:_N_MEASURED]))
 
     # ------------------------------------------------------------------ reconstruction
     def predict(
@@ -321,7 +323,8 @@ class GenerativeCovariancePrior(LearnedReconstructor):
             raise ValueError(
                 f'return_std: only "soft" and "encoded" have a covariance of pixels, not {self.constraint!r}'
             )
-        solution = self._predicted(Y_meas, self._reconstruct_with_std if return_std else self._reconstruct)
+        ways = GenerativeCovariancePrior._reconstructed, GenerativeCovariancePrior._reconstructed_with_std
+        solution = self._predicted(Y_meas, ways[return_std])
         std = [solution.extra.pop("std")] if return_std else []
         arrays = [same_kind(x, Y_meas) for x in (solution.x, *std)]
         results = [*arrays, information(solution)] if return_info else arrays
@@ -338,28 +341,29 @@ class GenerativeCovariancePrior(LearnedReconstructor):
             return self._with_gain(A, solution)
         return self._with_gain(A, _with_image(objective, latent))
 
-    def _reconstruct_with_std(self, A: LinearMap, data: Tensor) -> Solution:
-        objective, latent = self._infer_latent(A, data)
+    def _reconstructed_with_std(self, A: LinearMap, data: Tensor) -> Solution:
+        objective, latent = self._infer_latent(A, self._normalised(A, data))
         solution, (std, converged) = _with_image(objective, latent), posterior_std(objective, latent.x)
-        solution = self._with_gain(A, solution)
+        solution = self._restored(self._with_gain(A, solution))
         solution.extra["std"] = self.spread_ * objective.fidelity.image(std).abs()
         return replace(solution, converged=solution.converged & converged)
 
-    def _fidelity(self, A: LinearMap, data: Tensor) -> ChannelFidelity:
+    def _channel_fidelity(self, A: LinearMap, data: Tensor) -> ChannelFidelity:
         return ChannelFidelity(A, data, self.shape_, self.channel_axis, real=self.real_)
 
     def _infer_latent(self, A: LinearMap, data: Tensor) -> tuple[LatentObjective, Solution]:
         _check_size(A, self.dims_)
         model = copy.deepcopy(self.module_).to(data.device, data.dtype.to_real())
-        normed, y, gain = without_gain(A, data)
-        fidelity = self._fidelity(normed, y)
+        likelihood = self._fidelity(A)
+        normed, y, _ = without_gain(likelihood.A, likelihood.weighted_data(data))
+        fidelity = self._channel_fidelity(normed, y)
         first = fidelity.channels(data if A.identity else analytic_inverse(A, data))
         return infer_latent(
             model,
             fidelity,
             model.starts(first, 1 if self.constraint == "encoded" else self.n_restarts),
             constraint=self.constraint,
-            lam=self.lam if isinstance(self.lam, str) else self.lam / (gain * self.spread_) ** 2,
+            lam=self.lam if isinstance(self.lam, str) else self.lam / likelihood.unit,
             noise_std=self._noise_level(A, y),
             max_steps=self.max_steps,
             tol=self.tol,
@@ -367,15 +371,15 @@ class GenerativeCovariancePrior(LearnedReconstructor):
 
     def _noise_level(self, A: LinearMap, y: Tensor) -> Tensor:
         """Standard deviation of the noise in normalised data, those of an operator of norm 1."""
-        return noise_level(
-            y, None if self.noise_std is None else self.noise_std / (gain_of(A) * self.spread_)
-        )
+        std = self._noise_model.reduced(y[:0]).std
+        gain = gain_of(self._fidelity(A).A)
+        return noise_level(y, None if std is None else deviation(std, y) / (gain * self.spread_))
 
     def _with_gain(self, A: LinearMap, solution: Solution) -> Solution:
-        """Objective and weights in the unit of the operator, and the weights in that of the images too."""
-        square = gain_of(A) ** 2
-        lam = solution.extra["lam"].double() * square * self.spread_**2
-        return replace(solution, objective=solution.objective.double() * square, extra={"lam": lam})
+        """Objective and weights in the unit of the fidelity, the objective but for the spread of images."""
+        unit = self._fidelity(A).unit
+        lam, objective = (v.double() * unit for v in (solution.extra["lam"], solution.objective))
+        return replace(solution, objective=objective / self.spread_**2, extra={"lam": lam})
 
     # ------------------------------------------------------------------ what the model says of images
     def sample(

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from skinverse._parameters import Instance, Integer, Null, OneOf, Real, fitted, parameter
 from skinverse._tensors import spatial_axes
 from skinverse.energies import WeightedEnergy
-from skinverse.estimators._base import BaseReconstructor, noise_std_parameter
-from skinverse.estimators._learned import fidelity, fit_initial, in_batches
-from skinverse.estimators._units import gain_of
+from skinverse.estimators._base import BaseReconstructor, noise_parameter
+from skinverse.estimators._learned import fit_initial, in_batches
 from skinverse.estimators._validation import check_not_swapped
 from skinverse.estimators.regularizers.base import EnergyReconstructor
 from skinverse.estimators.regularizers.data import are_pairs, noise_in_images
@@ -27,6 +26,7 @@ from skinverse.estimators.regularizers.losses import (
     separation,
 )
 from skinverse.estimators.regularizers.weights import BestWeight, fit_weight, normalise
+from skinverse.noise import NoiseModel
 from skinverse.operators import LinearMap
 from skinverse.solvers import Solution, accelerated_gradient
 from skinverse.training import Loss, Phase, Score, Trainer, crop, random_patches
@@ -47,7 +47,7 @@ _PARTIAL = 10
 class AdversarialRegularizer(EnergyReconstructor):
     """Regulariser that is trained to tell true images from bad reconstructions, without pairs.
 
-    Reconstruction minimises, for each image, ``1/2 ||A x - y||^2 + lam R(x)``. Before that the energy ``R``,
+    Reconstruction minimises, for each image, ``D(A x, y) + lam R(x)``. Before that the energy ``R``,
     called the critic in the literature, minimises
     ``E R(x) - E R(x_bad) + mu E (||grad R(x_mix)|| - 1)_+^2`` over true images ``x`` and bad ones
     ``x_bad = A_delta^+ y``, with ``x_mix`` at random between the two. The optimal 1-Lipschitz ``R`` measures
@@ -92,7 +92,7 @@ class AdversarialRegularizer(EnergyReconstructor):
 
     _paired: ClassVar[bool] = False
     _reconstruction_params: ClassVar[tuple[str, ...]] = (
-        "lam", "bounds", "solver", "noise_std", "max_steps", "tol", "verbose", "device",
+        "lam", "bounds", "solver", "noise", "max_steps", "tol", "verbose", "device",
     )  # fmt: skip
 
     lam: float | str = parameter(
@@ -148,8 +148,8 @@ class AdversarialRegularizer(EnergyReconstructor):
         allowed=OneOf("accelerated", "gradient"),
         doc="Gradient descent with momentum or without, both with line search.",
     )
-    noise_std: float | None = noise_std_parameter(
-        """Used by ``lam="auto"``; None measures the noise, directly on pairs, and otherwise, as if it were
+    noise: NoiseModel | str | float | None = noise_parameter(
+        """``lam="auto"`` asks how strong it is; where that is unknown, it measures the noise, directly on pairs, and otherwise, as if it were
         white, by what ``A^* y`` has in high frequencies and ``A^* A x`` has not."""
     )
 
@@ -195,23 +195,26 @@ class AdversarialRegularizer(EnergyReconstructor):
         if not isinstance(self.lam, str):
             return float(self.lam), 1.0
         x, y = self._normalised_rows(A, images, data)
-        rule, unit = self._noise(A, x, y), self._unit_of_weight(A)
+        fidelity = self._fidelity(A)
+        rule, unit = self._noise(A, x, y), fidelity.unit_of_weight
         if rule == 0 or self.lam == "auto" or not self.paired_:
             return unit * rule, 1.0
         x, y = x[:_N_CALIBRATION], y[:_N_CALIBRATION]
-        if A.identity:
+        if self._measures_pixels(A):
             x, y = crop(x, y, self._spatial_axes(A))
         x0, bounds = self._start(A, y), self._normalised_bounds
-        lam, scale = fit_weight(fidelity(A, y), self._regularizer, self._descend, x0, x, bounds)
+        lam, scale = fit_weight(fidelity(y), self._regularizer, self._descend, x0, x, bounds)
         return unit * lam, scale
 
-    def _unit_of_weight(self, A: LinearMap) -> float:
-        """The ``lam`` that weighs the normalised energy by one."""
-        return gain_of(A) ** 2 * self.spread_
-
     def _noise(self, A: LinearMap, images: Tensor, data: Tensor) -> float:
-        noise_std = None if self.noise_std is None else self.noise_std / self.spread_
-        return noise_in_images(A, images, data, noise_std, self._spatial_axes(A), paired=self.paired_)
+        return noise_in_images(
+            self._fidelity(A),
+            images,
+            data,
+            self._spatial_axes(A),
+            known=self._noise_model.known,
+            paired=self.paired_,
+        )
 
     # ------------------------------------------------------------------ training
     def _make_module(self) -> nn.Module:
@@ -251,10 +254,10 @@ class AdversarialRegularizer(EnergyReconstructor):
 
     def _partial(self, A: LinearMap, images: Tensor, data: Tensor) -> Tensor:
         """Reconstructions after a few steps, with the energy as it is now, as real channels."""
-        lam = self._noise(A, images, data)
+        lam, fidelity = self._noise(A, images, data), self._fidelity(A)
 
         def a_few_steps(y: Tensor) -> Tensor:
-            objective = fidelity(A, y) + lam * self._regularizer()
+            objective = fidelity(y) + lam * self._regularizer()
             return accelerated_gradient(objective, self._start(A, y), max_steps=_PARTIAL, tol=0.0).x
 
         return self._channels(in_batches(a_few_steps, A, data))
@@ -263,11 +266,12 @@ class AdversarialRegularizer(EnergyReconstructor):
         """What tells better epochs from worse ones: reconstructions of pairs, or the separation."""
         if not self.paired_:
             return lambda x, versions: separation(self.module_, self._channels(x), versions[:, 0])
-        n = _N_SCORED if A.identity else _N_SCORED // 2
+        fidelity, cropped = self._fidelity(A), self._measures_pixels(A)
+        n = _N_SCORED if cropped else _N_SCORED // 2
 
         def psnr_at_best_weight(x: Tensor, _: Tensor, y: Tensor) -> float:
-            x, y = crop(x[:n], y[:n], self._spatial_axes(A) if A.identity else ())
-            return best.search(fidelity(A, y), self._regularizer, self._start(A, y), x)
+            x, y = crop(x[:n], y[:n], self._spatial_axes(A) if cropped else ())
+            return best.search(fidelity(y), self._regularizer, self._start(A, y), x)
 
         return psnr_at_best_weight
 
@@ -279,6 +283,7 @@ class AdversarialRegularizer(EnergyReconstructor):
         self._check_rule()
         by_rule = isinstance(self.lam, str)
         lam, scale = (self.lam_, self.scale_) if by_rule else (float(self.lam), 1.0)
-        x0, weight = self._start(A, data), lam / self._unit_of_weight(A)
-        solution = self._descend(fidelity(A, data) + weight * self._regularizer(scale, like=x0), x0)
-        return replace(solution, objective=solution.objective.double() * gain_of(A) ** 2)
+        x0, fidelity = self._start(A, data), self._fidelity(A)
+        weight = lam / fidelity.unit_of_weight
+        solution = self._descend(fidelity(data) + weight * self._regularizer(scale, like=x0), x0)
+        return replace(solution, objective=solution.objective.double() * fidelity.unit / self.spread_**2)

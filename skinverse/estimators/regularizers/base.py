@@ -28,7 +28,7 @@ _CHANGE, _N_MEASURED, _N_STEPS, _CHAOS = 1e-6, 2, 50, 1e3
 
 
 class EnergyReconstructor(LearnedReconstructor):
-    """A learned energy as regulariser: minimises ``1/2 ||A x - y||^2 + lam R(x)`` by gradient steps.
+    """A learned energy as regulariser: minimises ``D(A x, y) + lam R(x)`` by gradient steps.
 
     The energy that is learned sees normalised images, and the fidelity is divided by ``||A||^2``.
 
@@ -53,7 +53,9 @@ class EnergyReconstructor(LearnedReconstructor):
         Side of the patches to train on, in pixels, which are flipped and transposed at random; None trains on
         whole images as they are.""",
     )
-    bounds: tuple[float | None, float | None] | None = bounds_parameter()
+    bounds: tuple[float | None, float | None] | None = bounds_parameter(
+        "None is no bound, but non-negativity where the noise is that of counts; ``(None, None)`` is none there."
+    )
     max_steps: int = max_steps_parameter(500, "Largest number of iterations of a reconstruction.")
     tol: float = tol_parameter(1e-4, "Relative change by one step at which an image stops.")
 
@@ -88,13 +90,22 @@ class EnergyReconstructor(LearnedReconstructor):
         """``A_delta^+ y``, where a reconstruction starts."""
         return self._first_images(A, data, None, real=self.real_ and not A.identity).x
 
+    def _measures_pixels(self, A: LinearMap) -> bool:
+        """Whether each pixel is measured by itself, and all of them alike: then patches are like images."""
+        return A.identity and self._noise_model.uniform
+
+    @property
+    def _interval(self) -> Interval:
+        """The bounds: images that are counted are non-negative where nobody says."""
+        return (0.0, None) if self.bounds is None and self._noise_model.counted else self.bounds
+
     @property
     def _normalised_bounds(self) -> Interval:
-        return self._normalisation.of_bounds(self.bounds)
+        return self._normalisation.of_bounds(self._interval)
 
     def _restored(self, solution: Solution) -> Solution:
         solution = super()._restored(solution)
-        return replace(solution, x=within(solution.x, self.bounds))
+        return replace(solution, x=within(solution.x, self._interval))
 
     def _regularizer(self, scale: float = 1.0, *, like: Tensor | None = None) -> Functional:
         """``R(s x) / s^2``, for reconstructions, in the precision and on the device of the images."""

@@ -23,9 +23,10 @@ from skinverse._parameters import (
 )
 from skinverse._tensors import rms
 from skinverse.energies import SmoothEnergy, WeightedEnergy
-from skinverse.estimators._base import noise_std_parameter
-from skinverse.estimators._learned import fidelity, held_out_psnr, in_batches
+from skinverse.estimators._base import noise_parameter
+from skinverse.estimators._learned import held_out_psnr, in_batches
 from skinverse.estimators._units import gain_of
+from skinverse.estimators._validation import white_std
 from skinverse.estimators.regularizers.base import EnergyReconstructor
 from skinverse.estimators.regularizers.data import back_projection
 from skinverse.estimators.regularizers.energies import untrained
@@ -43,12 +44,15 @@ from skinverse.estimators.regularizers.upper_level import (
 )
 from skinverse.estimators.regularizers.weights import fit_weight
 from skinverse.functionals import Functional
+from skinverse.noise import NoiseModel
 from skinverse.operators import LinearMap
 from skinverse.solvers import Solution, proximal_gradient
 from skinverse.training import Phase, Score, Trainer, crop
 
 # Held-out images to score, images to measure the curvature at.
 _N_SCORED, _N_MEASURED = 6, 4
+# Data that are not complex.
+_REAL = torch.empty(0, device="cpu")
 # In place of a weight of zero, which has no logarithm.
 _SMALLEST_WEIGHT = 1e-30
 
@@ -56,7 +60,7 @@ _SMALLEST_WEIGHT = 1e-30
 class BilevelRegularizer(EnergyReconstructor):
     """Regulariser trained through the reconstruction, with its weight: bilevel learning.
 
-    Reconstruction minimises, for each image, ``1/2 ||A x - y||^2 + lam r(x)`` with
+    Reconstruction minimises, for each image, ``D(A x, y) + lam r(x)`` with
     ``r(x) = (1 + alpha)/2 ||x||^2 - s(x)``. Training minimises, over the parameters of ``s`` and ``lam``,
     ``sum ||x_hat - x||^2 + xi (Lip(grad s) - beta)_+`` where ``x_hat`` is that reconstruction. The derivative
     of ``x_hat`` comes from the implicit function theorem, whatever solver found it and in however many steps.
@@ -153,7 +157,7 @@ class BilevelRegularizer(EnergyReconstructor):
         allowed=OneOf("l2", "l1", "sure"),
         doc="""
         Quality of a reconstruction in the training: squared or absolute error, or, from measurements alone,
-        Stein's unbiased estimate of ``||A x_hat - A x||^2`` with one random probe. "sure" needs ``noise_std``
+        Stein's unbiased estimate of ``||A x_hat - A x||^2`` with one random probe. "sure" needs ``noise``
         and no ``X_true``; if there are true images, they serve the pretraining, the first weight and the
         score.""",
     )
@@ -176,7 +180,7 @@ class BilevelRegularizer(EnergyReconstructor):
         Gradient descent with momentum or without, or proximal gradient steps, ``x <- prox(x - t grad r(x))``
         with the prox of the data term (conjugate gradients); all with line search.""",
     )
-    noise_std: float | None = noise_std_parameter('Needed by ``loss="sure"``.')
+    noise: NoiseModel | str | float | None = noise_parameter('``loss="sure"`` needs one standard deviation.')
 
     module_: WeightedEnergy = fitted(kind="nn.Module", doc="The trained energy ``lam r``.")
     supervised_: bool = fitted(allowed=Flag(), doc="Whether ``fit`` had true images.")
@@ -195,10 +199,12 @@ class BilevelRegularizer(EnergyReconstructor):
 
     # ------------------------------------------------------------------ fit
     def _check_combination(self) -> None:
-        if self.loss == "sure" and self.noise_std is None:
-            raise ParameterError('loss="sure" estimates the risk from the noise level: noise_std is missing')
-        if self.solver == "proximal" and self.bounds is not None:
+        if self.loss == "sure" and white_std(self.noise, 'loss="sure"', _REAL) is None:
+            raise ParameterError('loss="sure" estimates the risk from the noise level: noise is missing')
+        if self.solver == "proximal" and self._interval is not None:
             raise ParameterError('solver="proximal" has the prox of the data term only: bounds must be None')
+        if self.solver == "proximal" and self._noise_model.counted:
+            raise ParameterError('solver="proximal" has the prox of squares only: expected Gaussian noise')
 
     def _check_given(self, X_true: Any, Y_meas: Any) -> None:
         if self.loss != "sure":
@@ -212,7 +218,7 @@ class BilevelRegularizer(EnergyReconstructor):
         if images is None:
             images = in_batches(lambda y: self._start(A, y), A, data)
         super()._fit(A, images, data)
-        learned = gain_of(A) ** 2 * self._trained_weight()
+        learned = self._unit(A) * self._trained_weight()
         self.lam_ = learned if isinstance(self.lam, str) else float(self.lam)
         few = self._channels(self._normalisation.of_images(images[:_N_MEASURED]))
         # The Hessian of r(x) = spread^2 r'(x') is that of r'.
@@ -236,7 +242,7 @@ class BilevelRegularizer(EnergyReconstructor):
             )
         with torch.no_grad():
             if not isinstance(self.lam, str):
-                module.log_weight.fill_(math.log(max(self.lam / gain_of(A) ** 2, _SMALLEST_WEIGHT)))
+                module.log_weight.fill_(math.log(max(self.lam / self._unit(A), _SMALLEST_WEIGHT)))
             elif fresh:
                 self._set_first_weight(module, A, images, data, starts)
 
@@ -253,12 +259,12 @@ class BilevelRegularizer(EnergyReconstructor):
     ) -> None:
         """Calibrate weight and scale on a few pairs; without true images the weight follows a rule."""
         x, y, x0 = images[:_N_SCORED], data[:_N_SCORED], starts[:_N_SCORED]
-        if A.identity:
+        if self._measures_pixels(A):
             x, y = crop(x, y, self._spatial_axes(A))
             x0 = y
         if self.supervised_:
             bounds = self._normalised_bounds
-            lam, scale = fit_weight(fidelity(A, y), self._regularizer, self._descend, x0, x, bounds)
+            lam, scale = fit_weight(self._fidelity(A)(y), self._regularizer, self._descend, x0, x, bounds)
         else:
             lam, scale = self._weight_by_rule(A, y, x0), 1.0
         module.log_scale.add_(math.log(scale))
@@ -266,7 +272,7 @@ class BilevelRegularizer(EnergyReconstructor):
 
     def _weight_by_rule(self, A: LinearMap, data: Tensor, x0: Tensor) -> float:
         """``rms(A^* noise) / rms(grad r(x_0))``: both gradients of the objective are of one size."""
-        noise = self._normalised_noise * rms(back_projection(A, torch.randn_like(data), x0))
+        noise = self._normalised_noise(data) * rms(back_projection(A, torch.randn_like(data), x0))
         slope = rms(self._regularizer().grad(x0))
         return noise / slope if slope > 1e-6 * noise else 1.0
 
@@ -277,7 +283,7 @@ class BilevelRegularizer(EnergyReconstructor):
         assert trainer.batch_size is not None  # filled in
         lower = LowerLevel(
             self._minimise,
-            choose_linear_solver(self.hypergradient, smooth, denoising=A.identity),
+            choose_linear_solver(self.hypergradient, smooth, denoising=self._measures_pixels(A)),
             self._normalised_bounds,
             max_steps=self.max_steps,
             tol=self.tol,
@@ -287,24 +293,27 @@ class BilevelRegularizer(EnergyReconstructor):
         if self.beta is not None and not smooth.certified and self.smoothness_weight > 0:
             smoothness = Smoothness(n, self.smoothness_weight, self.beta, self.patch_size)
         axis = self.channel_axis
-        sampler = Patches(self.patch_size, axis) if A.identity else WholeImages(starts, axis)
-        return UpperLevel(A, lower, self._upper_loss(A, data), sampler, smoothness)
+        sampler = Patches(self.patch_size, axis) if self._measures_pixels(A) else WholeImages(starts, axis)
+        return UpperLevel(self._fidelity(A), lower, self._upper_loss(A, data), sampler, smoothness)
 
     def _upper_loss(self, A: LinearMap, data: Tensor) -> UpperLoss:
         if self.loss == "sure":
-            return stein_risk(A, self._normalised_noise, gain_of(A), complex_data=data.is_complex())
+            return stein_risk(A, self._normalised_noise(data), gain_of(A), complex_data=data.is_complex())
         return squared_error if self.loss == "l2" else absolute_error
 
-    @property
-    def _normalised_noise(self) -> float:
-        assert self.noise_std is not None  # _check_combination
-        return self.noise_std / self.spread_
+    def _normalised_noise(self, data: Tensor) -> float:
+        std: Any = white_std(self.noise, 'loss="sure"', data)  # _check_combination
+        return std / self.spread_
+
+    def _unit(self, A: LinearMap) -> float:
+        """The ``lam`` that weighs the normalised regulariser by one."""
+        return self._fidelity(A).unit / self.spread_**2
 
     def _score(self, A: LinearMap, module: Any, upper: UpperLevel) -> Score:
         """PSNR of held-out reconstructions, or minus their risk where there are no true images."""
         if not self.supervised_:
             return lambda *rows: -upper.risk(module, *rows)
-        cropped = self._spatial_axes(A) if A.identity else ()
+        cropped = self._spatial_axes(A) if self._measures_pixels(A) else ()
         return held_out_psnr(lambda y: self._solution(A, y).x, n_images=_N_SCORED, cropped=cropped)
 
     # ------------------------------------------------------------------ reconstruction
@@ -316,7 +325,7 @@ class BilevelRegularizer(EnergyReconstructor):
     def _solution(self, A: LinearMap, data: Tensor, relative: float = 1.0) -> Solution:
         """Reconstructions with a weight relative to the one that the trained energy has in it."""
         x0 = self._start(A, data)
-        return self._minimise(fidelity(A, data), relative * self._regularizer(like=x0), x0, self.tol)
+        return self._minimise(self._fidelity(A)(data), relative * self._regularizer(like=x0), x0, self.tol)
 
     def _trained_weight(self) -> float:
         return math.exp(self.module_.log_weight.item())
@@ -324,5 +333,5 @@ class BilevelRegularizer(EnergyReconstructor):
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
         self._check_rule()
         lam = self.lam_ if isinstance(self.lam, str) else float(self.lam)
-        solution = self._solution(A, data, lam / (gain_of(A) ** 2 * self._trained_weight()))
-        return replace(solution, objective=solution.objective.double() * gain_of(A) ** 2)
+        solution = self._solution(A, data, lam / (self._unit(A) * self._trained_weight()))
+        return replace(solution, objective=solution.objective.double() * self._unit(A))

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from skinverse._tensors import norm, real_like, rms
-from skinverse.estimators._learned import batch_size_for, fidelity, in_batches
-from skinverse.estimators._units import without_gain
+from skinverse.estimators._learned import batch_size_for, in_batches
+from skinverse.estimators._units import NormalisedFidelity, without_gain
 from skinverse.operators import LinearMap
 
 # Images with which the data of one are compared, its own among them.
@@ -34,28 +34,35 @@ def are_pairs(A: LinearMap, images: Tensor, data: Tensor) -> bool:
 
 
 def noise_in_images(
-    A: LinearMap,
+    fidelity: NormalisedFidelity,
     images: Tensor,
     data: Tensor,
-    noise_std: float | None,
     axes: tuple[int, ...],
     *,
+    known: bool,
     paired: bool,
 ) -> float:
-    """Root mean square of ``A^* noise / ||A||^2`` per pixel; ``axes`` are the spatial ones.
+    """Root mean square, per pixel, of the gradient of the fidelity at true images: ``A^* noise / ||A||^2``.
 
     Where the noise is unknown, pairs show it as ``A^* (A x - y)``; of other sets it is taken for white.
+    ``axes`` are the spatial ones.
     """
-    size = batch_size_for(A)
-    if noise_std is None and paired:
+    size = batch_size_for(fidelity.A)
+    if known:
+        noisy = ((fidelity.drawn(x, seed), x) for seed, x in enumerate(images.split(size)))
+        return _rms(fidelity(y).grad(x) for y, x in noisy)
+    if paired:
         pairs = zip(images.split(size), data.split(size), strict=True)
-        return _rms(fidelity(A, y).grad(x) for x, y in pairs)
-    if noise_std is None:
-        noisy = (back_projection(A, y, images) for y in data.split(size))
-        exact = (back_projection(A, A(x), images) for x in images.split(size))
-        noise_std = _white_noise(noisy, exact, _unit_noise(A, images, data), axes)
+        return _rms(fidelity(y).grad(x) for x, y in pairs)
+    A, weighted = fidelity.A, fidelity.weighted_data
+    noise_std = _white_noise(
+        (back_projection(A, weighted(y), images) for y in data.split(size)),
+        (back_projection(A, A(x), images) for x in images.split(size)),
+        _unit_noise(A, images, data),
+        axes,
+    )
     if noise_std == 0:
-        message = 'lam="auto" sees no noise in Y_meas: lam is 0; pass noise_std or lam'
+        message = 'lam="auto" sees no noise in Y_meas: lam is 0; pass noise or lam'
         warnings.warn(message, stacklevel=7)
     return noise_std * _rms(_unit_noise(A, images, data))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from skinverse._tensors import as_channels, dot, norm
-from skinverse.estimators._learned import fidelity
+from skinverse.estimators._units import NormalisedFidelity
 from skinverse.estimators.regularizers.lower_level import LowerLevel
 from skinverse.estimators.regularizers.smoothness import Smoothness
 from skinverse.functionals import EnergyFunctional
@@ -50,8 +50,8 @@ class UpperLevel:
 
     Parameters
     ----------
-    A : LinearMap
-        The operator.
+    fidelity : NormalisedFidelity
+        Of data: the fidelity of their reconstructions.
     lower : LowerLevel
         Makes the reconstructions ``x_hat``.
     loss : callable
@@ -64,13 +64,13 @@ class UpperLevel:
 
     def __init__(
         self,
-        A: LinearMap,
+        fidelity: NormalisedFidelity,
         lower: LowerLevel,
         loss: UpperLoss,
         sampler: Sampler,
         smoothness: Smoothness | None,
     ) -> None:
-        self.A, self.lower, self.loss = A, lower, loss
+        self.fidelity, self.lower, self.loss = fidelity, lower, loss
         self.sampler, self.smoothness = sampler, smoothness
 
     @property
@@ -84,7 +84,7 @@ class UpperLevel:
         R = EnergyFunctional(module.prepared(), self.sampler.channel_axis)
 
         def reconstruct(y: Tensor, x0: Tensor) -> Tensor:
-            return self.lower(fidelity(self.A, y), R, x0)
+            return self.lower(self.fidelity(y), R, x0)
 
         if module.training:
             self.lower.advance()

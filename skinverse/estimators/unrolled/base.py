@@ -82,7 +82,7 @@ class UnrolledReconstructor(LearnedReconstructor):
         iterator of ndarray or Tensor of shape (n_samples, *operator.dims)
             The images after the first, second, ... iteration; the last ones are those of ``predict``.
         """
-        stages = self._predicted(Y_meas, self._staged).x
+        stages = self._predicted(Y_meas, type(self)._staged).x
         return (same_kind(x, Y_meas) for x in stages.unbind(1))
 
     # ------------------------------------------------------------------ hooks
@@ -124,9 +124,10 @@ class UnrolledReconstructor(LearnedReconstructor):
 
     # ------------------------------------------------------------------ private
     def _staged(self, A: LinearMap, data: Tensor) -> Solution:
-        """The images after all iterations, (n, n_iterations, *dims)."""
+        """The images after all iterations in their own units, (n, n_iterations, *dims)."""
+        data = self._normalised(A, data)
         first = self._first_images(A, data, self.initial_, real=self.real_)
-        return after(first, torch.stack(list(self._stages(A, data, first.x)), 1))
+        return self._restored(after(first, torch.stack(list(self._stages(A, data, first.x)), 1)))
 
     def _stages(self, A: LinearMap, data: Tensor, start: Tensor) -> Iterator[Tensor]:
         """Yield the images after each iteration."""

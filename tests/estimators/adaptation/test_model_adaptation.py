@@ -167,7 +167,7 @@ def test_the_objective_of_the_last_step_is_the_formula(name: str, explained: flo
     """With a noise that explains nothing, or a tenth of what is left over."""
     method, operator = fitted[name], A if name == "direct" else B
     level = explained * left_over(method, operator, ELSEWHERE)
-    settings: dict[str, Any] = {"mu": 0.1, "noise_std": level**0.5 / SIZE, "max_steps": 2}
+    settings: dict[str, Any] = {"mu": 0.1, "noise": level**0.5 / SIZE, "max_steps": 2}
     model = ModelAdaptation(operator, estimator=method, **settings).fit(Y_meas=ELSEWHERE)
     expected = max(left_over(model.estimator_, operator, ELSEWHERE) - level, 0)
     expected /= unit_of(method, operator) ** 2
@@ -216,11 +216,11 @@ def test_the_risk_is_estimated_without_bias(fitted: Any) -> None:
 
 def test_what_the_noise_explains_is_not_fitted(fitted: Any) -> None:
     method = fitted["post-processing"]
-    loud = ModelAdaptation(B, estimator=method, noise_std=10.0).fit(Y_meas=ELSEWHERE)
+    loud = ModelAdaptation(B, estimator=method, noise=10.0).fit(Y_meas=ELSEWHERE)
     assert_array_equal(weights(loud.estimator_), weights(method))
     noise_std = 0.9 * np.sqrt(left_over(method, B, ELSEWHERE)) / SIZE
     settings: dict[str, Any] = {"estimator": method, "mu": 1e-8, "max_steps": 60}
-    quiet = ModelAdaptation(B, noise_std=noise_std, **settings).fit(Y_meas=ELSEWHERE)
+    quiet = ModelAdaptation(B, noise=noise_std, **settings).fit(Y_meas=ELSEWHERE)
     deaf = ModelAdaptation(B, **settings).fit(Y_meas=ELSEWHERE)
     level = SIZE**2 * noise_std**2
     assert left_over(deaf.estimator_, B, ELSEWHERE) < 0.9 * level
@@ -268,7 +268,7 @@ def test_the_offset_of_the_detector_is_found_from_zero(wrong: float) -> None:
     trained.fit(images, measured(images, views))
     # An image of its own: of many random ones none tells how it stood.
     data = measured(images[:4], DetectorOffset(views, 2 * wrong), 0.05)
-    model = ModelAdaptation(DetectorOffset(views), estimator=trained, mu=np.inf, noise_std=0.05)
+    model = ModelAdaptation(DetectorOffset(views), estimator=trained, mu=np.inf, noise=0.05)
     model.fit(Y_meas=data)
     assert float(model.operator_.parameters["shift"]) == pytest.approx(2 * wrong, abs=0.1)
 
@@ -288,7 +288,7 @@ def test_a_shift_of_the_detector_is_found() -> None:
         tomograph, n_iterations=3, n_features=8, n_states=2, trainer=Trainer(max_epochs=20, lr=3e-3)
     ).fit(images, measured(images, tomograph))
     elsewhere = measured(images, DetectorOffset(tomograph, 0.8), 0.01)
-    model = ModelAdaptation(DetectorOffset(tomograph), estimator=method, mu=np.inf, noise_std=0.01)
+    model = ModelAdaptation(DetectorOffset(tomograph), estimator=method, mu=np.inf, noise=0.01)
     model.fit(Y_meas=elsewhere)
     # Not exactly: a shift by half a pixel smooths, and the projections of another image may do so too.
     assert float(model.operator_.parameters["shift"]) == pytest.approx(0.8, abs=0.2)
@@ -376,8 +376,8 @@ def test_without_arguments_only_fit_refuses() -> None:
         ({"mu": -1.0}, "mu: expected a number >= 0, got -1.0"),
         ({"mu": "auto"}, "mu: expected a number >= 0, got 'auto'"),
         ({"max_steps": 0}, "max_steps: expected a whole number >= 1"),
-        ({"noise_std": -1.0}, "noise_std: expected a number >= 0"),
-        ({"noise_std": np.inf}, "noise_std: expected a number >= 0"),
+        ({"noise": -1.0}, "noise: expected a standard deviation > 0"),
+        ({"noise": np.inf}, "noise: expected a standard deviation > 0"),
         ({"per_image": "yes"}, "per_image: expected True or False"),
     ],
 )
@@ -405,7 +405,7 @@ def test_another_operator_needs_another_fit(fitted: Any) -> None:
 def test_no_noise_is_noise_of_level_zero(fitted: Any) -> None:
     family = GaussianBlur((SIZE, SIZE), OLD)
     found = [
-        ModelAdaptation(family, estimator=fitted["gradient descent"], mu=np.inf, noise_std=level)
+        ModelAdaptation(family, estimator=fitted["gradient descent"], mu=np.inf, noise=level)
         .fit(Y_meas=ELSEWHERE)
         .operator_.parameters["sigma"]
         for level in (None, 0.0)

@@ -55,7 +55,7 @@ def test_tikhonov_meets_the_discrepancy(dense) -> None:
     matrix, _, A = dense
     rng = np.random.default_rng(1)
     Y = rng.normal(size=(5, 10)) @ matrix.T + 0.1 * rng.normal(size=(5, 15))
-    x, info = Tikhonov(A, lam="discrepancy", noise_std=0.1).fit().predict(Y, return_info=True)
+    x, info = Tikhonov(A, lam="discrepancy", noise=0.1).fit().predict(Y, return_info=True)
     assert_allclose(np.linalg.norm(x @ matrix.T - Y, axis=1), 0.1 * np.sqrt(15), rtol=0.01)
     assert np.all(info.lam > 0)
 
@@ -63,7 +63,7 @@ def test_tikhonov_meets_the_discrepancy(dense) -> None:
 def test_a_discrepancy_out_of_reach_is_reported() -> None:
     A = pylops.MatrixMult(np.array([[1.0], [1.0]]))
     with pytest.warns(ConvergenceWarning, match="1 of 1 images"):
-        Tikhonov(A, lam="discrepancy", noise_std=1e-3).fit().predict(np.array([[1.0, -1.0]]))
+        Tikhonov(A, lam="discrepancy", noise=1e-3).fit().predict(np.array([[1.0, -1.0]]))
 
 
 # ---------------------------------------------------------------- spectral cut-off
@@ -84,7 +84,7 @@ def test_spectral_cutoff_without_cut_is_the_pseudo_inverse(dense) -> None:
 def test_spectral_cutoff_stops_at_the_noise(dense) -> None:
     matrix, Y, A = dense
     noise = 0.6 * np.linalg.norm(Y[0]) / np.sqrt(15)
-    x, info = SpectralCutoff(A, lam="discrepancy", noise_std=noise).fit().predict(Y[:1], return_info=True)
+    x, info = SpectralCutoff(A, lam="discrepancy", noise=noise).fit().predict(Y[:1], return_info=True)
     u, s, vt = np.linalg.svd(matrix, full_matrices=False)
     residuals = [np.linalg.norm(Y[0] - u[:, :k] @ (u[:, :k].T @ Y[0])) for k in range(11)]
     smallest = next((k for k in range(11) if residuals[k] <= noise * np.sqrt(15)), 10)
@@ -134,7 +134,7 @@ def test_iterative_methods_stop_at_the_noise_image_by_image(method) -> None:
     Y = np.array([[1.0], [5.0], [25.0]]) * (rng.normal(size=(3, 10)) @ matrix.T) + 0.1 * rng.normal(
         size=(3, 15)
     )
-    x, info = method(A, max_steps=5000, noise_std=0.1, relaxation=0.3).fit().predict(Y, return_info=True)
+    x, info = method(A, max_steps=5000, noise=0.1, relaxation=0.3).fit().predict(Y, return_info=True)
     assert np.all(np.linalg.norm(x @ matrix.T - Y, axis=1) <= 0.1 * np.sqrt(15))
     assert len(set(info.n_steps)) == 3
 
@@ -255,7 +255,7 @@ def test_wavelet_denoising_is_soft_thresholding() -> None:
 def test_discrepancy_is_met_image_by_image(method) -> None:
     images, data, A = make_problem("deblurring", n_samples=3, size=24, noise=0.05, random_state=0)
     noise_std = 0.05 * float(np.abs(data).mean())
-    x = method(A, lam="discrepancy", noise_std=noise_std, max_steps=5000).fit().predict(data)
+    x = method(A, lam="discrepancy", noise=noise_std, max_steps=5000).fit().predict(data)
     residual = np.array([np.linalg.norm(A @ xi.ravel() - yi.ravel()) for xi, yi in zip(x, data, strict=True)])
     assert_allclose(residual, noise_std * np.sqrt(data[0].size), rtol=0.02)
 
@@ -284,8 +284,8 @@ def test_too_few_steps_are_reported_with_the_number_of_images(method) -> None:
         ({"lam": "Auto"}, "lam: expected a number >= 0"),
         ({"lam": None}, "lam: expected a number >= 0"),
         ({"lam": float("inf")}, "lam: expected a number >= 0"),
-        ({"lam": "discrepancy"}, "noise_std is missing"),
-        ({"lam": "discrepancy", "noise_std": 0.0}, "noise_std: expected"),
+        ({"lam": "discrepancy"}, "expected its standard deviation"),
+        ({"lam": "discrepancy", "noise": 0.0}, "noise: expected"),
     ],
 )
 def test_bad_weights_are_refused(method, params, says) -> None:
@@ -318,7 +318,7 @@ def scaled_by(
     factor: float, method: type, data: np.ndarray, A: pylops.LinearOperator, **params: object
 ) -> np.ndarray:
     """The reconstruction of data times a factor, divided by it, with a noise level that goes with them."""
-    how = {"noise_std": 0.02 * factor, "lam": "discrepancy"} | params
+    how = {"noise": 0.02 * factor, "lam": "discrepancy"} | params
     known = {name: value for name, value in how.items() if name in method().get_params()}
     return method(A, **known).fit().predict(data * data.dtype.type(factor)).astype(complex) / factor
 
@@ -370,7 +370,7 @@ def test_converged_images_explain_the_data_to_the_noise(kind: str) -> None:
     clean = np.stack([A @ x.ravel() for x in images]).reshape(2, *A.dimsd).astype(float)
     noise_std = 1e-6 * np.sqrt(np.mean(clean**2))
     data = clean + noise_std * np.random.default_rng(0).standard_normal(clean.shape)
-    model = TotalVariationRecon(A, lam="discrepancy", noise_std=noise_std, max_steps=300).fit()
+    model = TotalVariationRecon(A, lam="discrepancy", noise=noise_std, max_steps=300).fit()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         found, info = model.predict(data, return_info=True)

@@ -38,7 +38,7 @@ def test_the_weight_is_nearly_the_best_one(method: type, kind: str) -> None:
     gain = as_torch(A).norm()
     lams = gain**2 * np.geomspace(1e-4, 1, 7) if method is Tikhonov else gain * noise_std * FACTORS
     best = max(psnr(images, method(A, lam=float(lam)).fit().predict(data))[0] for lam in lams)
-    x, info = method(A, noise_std=noise_std).fit().predict(data, return_info=True)
+    x, info = method(A, noise=noise_std).fit().predict(data, return_info=True)
     assert psnr(images, x)[0] > best - 1.5
     assert_allclose(info.noise_std, noise_std, rtol=1e-5)
     x, info = method(A).fit().predict(data, return_info=True)
@@ -53,7 +53,7 @@ def test_the_weight_is_nearly_the_best_one(method: type, kind: str) -> None:
 def test_the_reported_weight_gives_the_same_image(method: type, known: bool) -> None:
     _, data, A, noise_std = problem("deblurring", 0.05, size=16)
     how = {"tol": 1e-6, "max_steps": 2000}
-    x, info = method(A, noise_std=noise_std if known else None, **how).fit().predict(data, return_info=True)
+    x, info = method(A, noise=noise_std if known else None, **how).fit().predict(data, return_info=True)
     again = method(A, lam=float(info.lam[0]), **how).fit().predict(data)
     assert_allclose(x, again, rtol=0, atol=2e-3 * np.abs(again).max())
 
@@ -89,7 +89,7 @@ def test_blank_images_and_exact_data_have_finite_weights(method: type, known: bo
     images, _, A = make_problem("deblurring", n_samples=1, size=16, noise=0.0, random_state=0)
     exact = (A @ images[0].ravel()).reshape(1, 16, 16)
     data = np.concatenate([exact, 0 * exact])
-    model = method(A, noise_std=1e-3 if known else None, max_steps=5000).fit()
+    model = method(A, noise=1e-3 if known else None, max_steps=5000).fit()
     x, info = model.predict(data, return_info=True)
     assert np.isfinite(x).all() and np.isfinite(info.lam).all() and np.isfinite(info.noise_std).all()
     assert_array_equal(x[1], 0)

@@ -109,7 +109,7 @@ def complex_data(fourier: Any, complex_truth: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------------------------------ priors
 def _fit_prior(images: np.ndarray, operator: Any = None, **params: Any) -> GenerativeCovariancePrior:
     trainer = Trainer(max_epochs=2, batch_size=16, lr=3e-3, final_lr=3e-3)
-    settings: dict[str, Any] = {"n_latent": 2, "noise_std": NOISE, "n_restarts": 2, "trainer": trainer}
+    settings: dict[str, Any] = {"n_latent": 2, "noise": NOISE, "n_restarts": 2, "trainer": trainer}
     return GenerativeCovariancePrior(operator, **(settings | params)).fit(images)
 
 

@@ -64,7 +64,7 @@ def test_flat_data_are_accepted(prior: Any, truth: np.ndarray, measure: Any) -> 
 def test_complex_images_stay_complex(
     complex_prior: Any, complex_truth: np.ndarray, measure: Any, constraint: str
 ) -> None:
-    complex_prior.set_params(constraint=constraint, noise_std=0.3, n_restarts=1, max_steps=2000)
+    complex_prior.set_params(constraint=constraint, noise=0.3, n_restarts=1, max_steps=2000)
     data = measure(complex_prior.operator, complex_truth[:1], noise=0.3)
     x = complex_prior.predict(data.astype(np.complex64))
     assert x.dtype == np.complex64 and x.shape == (1, *SIZE)
@@ -86,7 +86,7 @@ def test_real_images_are_reconstructed_from_complex_data(
 @every_constraint
 def test_coloured_images_are_reconstructed(coloured_prior: Any, blobs: Any, constraint: str) -> None:
     noisy = np.stack([blobs(2, seed=9), blobs(2, seed=9), 0.5 * blobs(2, seed=9)], 1)
-    x = coloured_prior.set_params(constraint=constraint, noise_std=0.3).predict(noisy)
+    x = coloured_prior.set_params(constraint=constraint, noise=0.3).predict(noisy)
     assert x.shape == (2, 3, *SIZE) and x.dtype == np.float32
     assert coloured_prior.sample(4, random_state=0).shape == (4, 3, *SIZE)
 
@@ -102,7 +102,7 @@ def test_real_data_of_complex_images_are_served_or_refused(complex_prior: Any, b
 @pytest.mark.parametrize("size", [(9, 13), (16, 10), (1, 12), (2, 2)], ids=str)
 def test_images_of_any_size_are_learned(size: tuple[int, int], fit_prior: Any) -> None:
     images = np.random.default_rng(0).normal(size=(16, *size)).astype(np.float32)
-    method = fit_prior(images, noise_std=0.5)
+    method = fit_prior(images, noise=0.5)
     assert method.predict(images[:2]).shape == (2, *size)
     assert method.sample(2, random_state=0).shape == (2, *size)
 
@@ -150,8 +150,8 @@ def test_complex_prior_is_saved_too(complex_prior: Any, complex_data: np.ndarray
         ({"constraint": "hard"}, "constraint: expected one of .*'hard'"),
         ({"lam": -1.0}, "lam: expected a number >= 0"),
         ({"lam": "fit"}, "lam: expected a number >= 0"),
-        ({"lam": "discrepancy", "noise_std": None}, "noise_std is missing"),
-        ({"noise_std": 0.0}, "noise_std: expected a number > 0"),
+        ({"lam": "discrepancy", "noise": None}, "expected its standard deviation"),
+        ({"noise": 0.0}, "noise: expected a standard deviation > 0"),
         ({"min_std": 0.0}, "min_std: expected a number > 0"),
         ({"min_std": math.inf}, "min_std: expected a number > 0"),
         ({"neighbourhood": 4}, "neighbourhood: expected an odd number .* got 4"),
@@ -174,7 +174,7 @@ def test_parameters_that_make_no_sense_are_refused(
 @pytest.mark.parametrize(
     ("params", "words"),
     [
-        ({"lam": "discrepancy", "noise_std": None}, "noise_std is missing"),
+        ({"lam": "discrepancy", "noise": None}, "expected its standard deviation"),
         ({"constraint": "hard"}, "constraint: expected one of"),
         ({"lam": math.nan}, "lam: expected"),
         ({"n_restarts": 0}, "n_restarts: expected"),

@@ -36,7 +36,7 @@ def images_of(generator: nn.Module, n: int = 16, *, noise: float = 0.0, seed: in
 
 def around(generator: Any, operator: Any = None, **params: Any) -> GenerativeCovariancePrior:
     settings: dict[str, Any] = {"generator": generator, "covariance": "identity", "n_latent": 2}
-    return GenerativeCovariancePrior(operator, **(settings | {"noise_std": NOISE} | params))
+    return GenerativeCovariancePrior(operator, **(settings | {"noise": NOISE} | params))
 
 
 @pytest.mark.parametrize("constraint", ["soft", "range", "sparse", "adapted"])

@@ -91,7 +91,7 @@ def test_adapted_weights_explain_the_data_and_are_forgotten(
 def test_adapting_for_longer_never_raises_the_objective(prior: Any, data: np.ndarray) -> None:
     start = prior.set_params(constraint="range").predict(data, return_info=True)[1].objective
     last = start
-    prior.set_params(constraint="adapted", noise_std=1e-3, lam=NOISE**2)
+    prior.set_params(constraint="adapted", noise=1e-3, lam=NOISE**2)
     for max_steps in (40, 80, 160):
         objective = prior.set_params(max_steps=max_steps).predict(data, return_info=True)[1].objective
         assert (objective <= last * (1 + 1e-9)).all()
@@ -153,7 +153,7 @@ def test_discrepancy_meets_the_noise(
     monkeypatch.setattr(inference, "_N_BISECTIONS", 10)
     A = operator if constraint == "soft" else pylops.Identity(SIZE)
     data = measure(A, truth[:2], noise=noise)
-    prior.set_params(operator=A, constraint=constraint, lam="discrepancy", noise_std=noise)
+    prior.set_params(operator=A, constraint=constraint, lam="discrepancy", noise=noise)
     x, info = prior.predict(data, return_info=True)
     assert_allclose(residual_norms(A, x, data), noise * math.sqrt(data[0].size), rtol=0.04)
     assert info.lam.shape == (2,) and info.lam[0] != info.lam[1]
@@ -173,7 +173,7 @@ def test_encoded_meets_the_discrepancy_where_it_can(
     monkeypatch: pytest.MonkeyPatch, prior: Any, data: np.ndarray
 ) -> None:
     monkeypatch.setattr(inference, "_N_BISECTIONS", 8)
-    prior.set_params(constraint="encoded", lam="discrepancy", noise_std=0.05)
+    prior.set_params(constraint="encoded", lam="discrepancy", noise=0.05)
     x, info = prior.predict(data, return_info=True)
     level = 0.05 * math.sqrt(data[0].size)
     met = np.abs(residual_norms(prior.operator, x, data) / level - 1) < 0.05
@@ -182,7 +182,7 @@ def test_encoded_meets_the_discrepancy_where_it_can(
 
 
 def test_a_level_that_cannot_be_met_is_warned_of(prior: Any, data: np.ndarray) -> None:
-    prior.set_params(constraint="range", lam="discrepancy", noise_std=1e-4)
+    prior.set_params(constraint="range", lam="discrepancy", noise=1e-4)
     with pytest.warns(ConvergenceWarning, match="3 of 3 images"):
         prior.predict(data)
 
@@ -194,7 +194,7 @@ def test_auto_is_the_variance_of_the_noise(
         return method.set_params(constraint="range").predict(data, return_info=True)[1].lam
 
     assert_allclose(weight(prior, data), NOISE**2, rtol=1e-6)
-    prior.set_params(noise_std=None)
+    prior.set_params(noise=None)
     varying = prior.spread_ * normalised(prior, data)
     assert_allclose(weight(prior, data), (0.05**2) * (varying**2).mean(1), rtol=1e-6)
     assert_allclose(weight(complex_prior, complex_data), NOISE**2 / 2, rtol=1e-6)
@@ -222,7 +222,7 @@ def test_the_unit_of_the_images_plays_no_part(
     monkeypatch.setattr(objectives, "_LINEAR_STEPS", 2000)
     params: dict[str, Any] = {"constraint": constraint, "n_restarts": 1}
     expected = fit_prior(images[:16], operator, **params).predict(data[:1])
-    other = fit_prior(unit * images[:16], operator, noise_std=unit * NOISE, **params)
+    other = fit_prior(unit * images[:16], operator, noise=unit * NOISE, **params)
     assert_allclose(other.predict(unit * data[:1]) / unit, expected, atol=2e-3)
 
 
@@ -231,7 +231,7 @@ def test_large_units_take_as_few_steps(
 ) -> None:
     params: dict[str, Any] = {"constraint": "range", "tol": 1e-6}
     same = fit_prior(images[:16], operator, **params)
-    other = fit_prior(1e6 * images[:16], operator, noise_std=1e6 * NOISE, **params)
+    other = fit_prior(1e6 * images[:16], operator, noise=1e6 * NOISE, **params)
     few, many = (
         method.predict(y, return_info=True)[1].n_steps for method, y in ((same, data), (other, 1e6 * data))
     )
@@ -261,7 +261,7 @@ def test_more_restarts_keep_the_starts_of_fewer(measure: Any) -> None:
         generator=generator,
         covariance="identity",
         n_latent=5,
-        noise_std=NOISE,
+        noise=NOISE,
         constraint="range",
         max_steps=400,
     ).fit(images)

@@ -146,7 +146,7 @@ def test_memory_trains_once_for_every_reconstruction(
         {"lam": "discrepancy"},
         {"constraint": "range"},
         {"constraint": "adapted", "n_restarts": 7},
-        {"max_steps": 3, "tol": 0.1, "noise_std": 1.0},
+        {"max_steps": 3, "tol": 0.1, "noise": 1.0},
         {"operator": operator},
     ):
         assert_same_weights(fit_prior(images[:16], **settings, **params), first)
@@ -164,7 +164,7 @@ def test_a_search_over_constraints_trains_once_per_fold(
     trainer = Trainer(max_epochs=1, **SHORT, callbacks=[count])
     X = images[:8].astype(np.float64)
     method = GenerativeCovariancePrior(
-        operator, n_latent=2, noise_std=0.03, n_restarts=1, trainer=trainer, memory=str(tmp_path)
+        operator, n_latent=2, noise=0.03, n_restarts=1, trainer=trainer, memory=str(tmp_path)
     )
     search = GridSearchCV(method, {"constraint": ["soft", "encoded", "range"]}, cv=2, error_score="raise")
     search.fit(X, measure(operator, X))

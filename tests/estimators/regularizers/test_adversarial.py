@@ -330,14 +330,14 @@ def test_real_images_of_complex_data_are_refused_for_denoising(denoising) -> Non
 
 def test_noise_free_unpaired_data_are_reported(denoising) -> None:
     images, _, A = denoising
-    with pytest.warns(UserWarning, match="lam is 0; pass noise_std or lam"):
+    with pytest.warns(UserWarning, match="lam is 0; pass noise or lam"):
         method = AdversarialRegularizer(A, trainer=TINY).fit(images, images[:5] / 2)
     assert method.lam_ == 0
 
 
 def test_given_noise_level_is_used(denoising) -> None:
     images, data, A = denoising
-    method = AdversarialRegularizer(A, lam="auto", trainer=TINY, noise_std=0.3).fit(images, data)
+    method = AdversarialRegularizer(A, lam="auto", trainer=TINY, noise=0.3).fit(images, data)
     assert method.lam_ == pytest.approx(0.3, rel=0.03)
 
 
@@ -487,9 +487,7 @@ def test_real_images_give_real_reconstructions_under_a_complex_operator() -> Non
     images = make_ellipses(6, 16, random_state=0)
     _, _, A = make_problem("mri", n_samples=1, size=16, random_state=0)
     data = (A @ images.reshape(6, -1).T).T.reshape(6, *A.dimsd).astype("c8")
-    X_hat = (
-        AdversarialRegularizer(A, lam="auto", trainer=TINY, noise_std=0.01).fit(images, data).predict(data)
-    )
+    X_hat = AdversarialRegularizer(A, lam="auto", trainer=TINY, noise=0.01).fit(images, data).predict(data)
     assert X_hat.dtype == np.float32
 
 
@@ -549,7 +547,7 @@ def test_one_number_for_the_batch_is_refused(denoising) -> None:
         ({"n_recursions": -1}, "n_recursions: expected a whole number >= 0"),
         ({"patch_size": 0}, "patch_size: expected a whole number >= 1"),
         ({"bounds": (1, 0)}, "bounds: expected"),
-        ({"noise_std": 0.0}, "noise_std: expected a number > 0"),
+        ({"noise": 0.0}, "noise: expected a standard deviation > 0"),
     ],
 )
 def test_bad_parameters_are_refused_before_training(denoising, params, says) -> None:

@@ -100,7 +100,7 @@ def test_the_best_weight_is_found_where_pixels_sit_on_bounds(denoising) -> None:
 def test_the_risk_is_minimised_without_true_images(denoising) -> None:
     images, data, _ = denoising
     noise_std = float(np.std(data - images))
-    method = roughness(loss="sure", noise_std=noise_std).fit(Y_meas=data)
+    method = roughness(loss="sure", noise=noise_std).fit(Y_meas=data)
     best = np.square(smoothed(data, best_weight(images, data)) - images).sum()
     assert np.square(method.predict(data) - images).sum() < 1.05 * best
 
@@ -268,7 +268,7 @@ def test_measured_weak_convexity_is_minus_the_smallest_eigenvalue(denoising) -> 
         ({"energy": "tv"}, "energy: expected one of"),
         ({"hypergradient": "unrolled"}, "hypergradient: expected one of"),
         ({"loss": "ssim"}, "loss: expected one of"),
-        ({"loss": "sure"}, "noise_std is missing"),
+        ({"loss": "sure"}, "noise is missing"),
         ({"solver": "proximal", "bounds": (0, 1)}, "bounds must be None"),
         ({"patch_size": 0}, "patch_size: expected a whole number >= 1"),
     ],
@@ -328,7 +328,7 @@ def kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 CASES: dict[str, dict[str, Any]] = {
     "starts": {"max_steps": 3, "tol": 1e-6},
     "directions": {"energy": "red", "beta": 0.5, "lam": 0.1, "max_steps": 3, "tol": 1e-6},
-    "risk": {"loss": "sure", "noise_std": 0.02, "max_steps": 3, "tol": 1e-6},
+    "risk": {"loss": "sure", "noise": 0.02, "max_steps": 3, "tol": 1e-6},
 }
 
 

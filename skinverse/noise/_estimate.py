@@ -1,0 +1,138 @@
+"""How strong the noise of measurements is, from the measurements themselves."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import theilslopes
+from skimage.restoration import estimate_sigma
+
+from skinverse._arrays import as_rows
+from skinverse.noise._models import Gaussian, NoiseModel, PoissonGaussian, as_numpy
+
+# Brightnesses of which one image shows the variance, and the median of the absolute value of a normal number.
+_N_LEVELS, _NORMAL_MEDIAN = 32, 0.6744897501960817
+
+
+def estimate(
+    data: ArrayLike,
+    *,
+    model: str = "gaussian",
+    dark: ArrayLike | None = None,
+    channel_axis: int | None = None,
+) -> NoiseModel:
+    """Estimate the noise from the data themselves.
+
+    Parameters
+    ----------
+    data : array-like of shape (n_samples, ...)
+        - With ``model="gaussian"``: images, or measurements that are as smooth as images, such as sinograms.
+        - With ``model="camera"``: images of any scenes, of one brightness range; or, more precisely, flat pairs
+          of shape (n_pairs, 2, height, width): two exposures of the same evenly lit field for each of at
+          least two brightnesses.
+    model : {"gaussian", "camera"}, default="gaussian"
+        What to estimate: the standard deviation of white noise, or gain, offset and read noise of a camera.
+    dark : array-like of shape (n_frames, height, width) or None, default=None
+        Exposures without light, which show offset and read noise of a camera. Without them only the line
+        ``variance = gain * mean + constant`` is known: a negative constant is told as an offset without read
+        noise, a positive one as read noise without offset.
+    channel_axis : int or None, default=None
+        Axis of one image that holds channels, for ``model="gaussian"``.
+
+    Returns
+    -------
+    Gaussian or PoissonGaussian
+        The noise model, a parameter ``noise`` of estimators.
+
+    Raises
+    ------
+    ValueError
+        If ``model`` is unknown, or the brightness does not vary, so that no gain is seen.
+
+    Notes
+    -----
+    White noise is measured by the median of the finest wavelet coefficients (Donoho and Johnstone, 1994) as
+    scikit-image does it, of complex data that of real and imaginary part. The line of a camera is fitted to
+    means and variances: of pairs, half the variance of their difference; of single images, the variance that
+    is left in blocks of pixels after a plane is taken out, in the smoothest blocks of each brightness.
+
+    References
+    ----------
+    D. L. Donoho and I. M. Johnstone, Ideal spatial adaptation by wavelet shrinkage, Biometrika 81, 1994.
+    J. R. Janesick, Photon transfer, SPIE Press, 2007.
+    A. Foi, M. Trimeche, V. Katkovnik and K. Egiazarian, Practical Poissonian-Gaussian noise modeling and
+    fitting for single-image raw-data, IEEE Transactions on Image Processing 17, 2008.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skinverse.noise import PoissonGaussian, estimate
+    >>> camera = PoissonGaussian(gain=0.5, std=2.0, offset=100.0)
+    >>> flats = np.broadcast_to(np.array([50.0, 200.0, 800.0])[:, None, None, None], (3, 2, 64, 64))
+    >>> found = estimate(
+    ...     camera.sample(flats, 0), model="camera", dark=camera.sample(np.zeros((4, 64, 64)), 1)
+    ... )
+    >>> round(found.gain, 2), round(found.std, 1), round(found.offset)
+    (0.5, 2.0, 100)
+    """
+    rows = as_numpy(as_rows(data, "data"))
+    if model == "gaussian":
+        return Gaussian(_white_noise(rows, channel_axis))
+    if model != "camera":
+        raise ValueError(f"model: expected one of ['gaussian', 'camera'], got {model!r}")
+    means, variances = _of_pairs(rows) if rows.ndim == 4 and rows.shape[1] == 2 else _of_images(rows)
+    if dark is None:
+        gain, constant = _line(means, variances)
+        return PoissonGaussian(
+            gain=gain, std=math.sqrt(max(constant, 0.0)), offset=max(-constant, 0.0) / gain
+        )
+    offset, variance = _of_dark(np.asarray(dark, float))
+    gain, _ = _line(np.append(means, offset), np.append(variances, variance))
+    return PoissonGaussian(gain=gain, std=math.sqrt(variance), offset=offset)
+
+
+def _white_noise(rows: NDArray[Any], channel_axis: int | None) -> float:
+    """Median over images of the standard deviation of white noise."""
+    parts = [rows.real, rows.imag] if np.iscomplexobj(rows) else [rows]
+    found = [
+        estimate_sigma(image, average_sigmas=True, channel_axis=channel_axis)
+        for part in parts
+        for image in part
+    ]
+    return float(np.median(found))
+
+
+def _of_pairs(rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Mean and variance of each pair: what both exposures have in common cancels in their difference."""
+    return rows.mean((1, 2, 3)), (rows[:, 0] - rows[:, 1]).var((1, 2)) / 2
+
+
+def _of_images(rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Means and variances of pixels of several brightnesses.
+
+    Means and mixed differences of 2 x 2 pixels; the median of the differences hardly sees edges and texture.
+    """
+    height, width = (side // 2 * 2 for side in rows.shape[-2:])
+    (a, b), (c, d) = ((rows[..., i:height:2, j:width:2].ravel() for j in (0, 1)) for i in (0, 1))
+    means, differences = (a + b + c + d) / 4, np.abs(a - b - c + d) / 2
+    levels = np.array_split(np.argsort(means, kind="stable"), min(_N_LEVELS, len(means)))
+    variances = [(np.median(differences[level]) / _NORMAL_MEDIAN) ** 2 for level in levels]
+    return np.array([means[level].mean() for level in levels]), np.array(variances)
+
+
+def _of_dark(dark: NDArray[Any]) -> tuple[float, float]:
+    """Offset, and the variance from frame to frame, or where there is one frame, from pixel to pixel."""
+    return float(dark.mean()), float(dark.var(0, ddof=1).mean() if len(dark) > 1 else dark.var())
+
+
+def _line(means: NDArray[Any], variances: NDArray[Any]) -> tuple[float, float]:
+    """Slope and constant of the line through variances over means, robust to a few that lie off it."""
+    slope, constant, *_ = theilslopes(variances, means) if np.ptp(means) > 0 else (0.0, 0.0)
+    if not slope > 0:
+        raise ValueError(
+            "data: expected images of different brightness, whose noise grows with it, got variances that do not"
+        )
+    return float(slope), float(constant)
