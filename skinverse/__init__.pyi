@@ -6,6 +6,7 @@ from . import energies as energies
 from . import functionals as functionals
 from . import metrics as metrics
 from . import networks as networks
+from . import noise as noise
 from . import operators as operators
 from . import solvers as solvers
 from . import testing as testing
@@ -14,6 +15,8 @@ from .estimators._regressor import ReconstructionRegressor as ReconstructionRegr
 from .estimators.adaptation.model_adaptation import ModelAdaptation as ModelAdaptation
 from .estimators.classical.analytic import FilteredBackProjection as FilteredBackProjection
 from .estimators.classical.analytic import ZeroFilled as ZeroFilled
+from .estimators.classical.expectation_maximisation import MLEM as MLEM
+from .estimators.classical.expectation_maximisation import RichardsonLucy as RichardsonLucy
 from .estimators.classical.iterative import Kaczmarz as Kaczmarz
 from .estimators.classical.iterative import Landweber as Landweber
 from .estimators.classical.spectral_cutoff import SpectralCutoff as SpectralCutoff

@@ -106,6 +106,17 @@ class Units:
         means = expand(one, self.data) * (self.A(x) + self.background).clamp_min(0)
         return expected_divergence(means).flatten(1).sum(1) / one
 
+    def select(self, index: Tensor) -> Self:
+        """The problems of some images."""
+        return replace(
+            self,
+            data=self.data[index],
+            size=self.size[index],
+            base=self.base[index],
+            noise_std=None if self.noise_std is None else self.noise_std[index],
+            background=None if self.background is None else self.background[index],
+        )
+
     @property
     def discrepancy(self) -> Tensor:
         """Expected norm of white noise, ``sqrt(n_measurements)`` times its standard deviation."""
@@ -154,8 +165,8 @@ class Normalisation:
     """Images of mean zero and standard deviation one, and the problem that these are the solution of.
 
     Where ``y = A x``, the images ``x' = (x - level) / spread`` solve ``y' = A x'`` with
-    ``y' = (y - A level) / spread``, from which the data without an image are taken out, too. What is learned of this problem knows neither the units of the images nor
-    their level, which may be many times as large as what varies. The level of complex images is zero: their
+    ``y' = (y - A level) / spread``; what there would be without an image is taken out of ``y`` as well. What
+    is learned of this problem knows neither the units of the images nor their level, which may be many times as large as what varies. The level of complex images is zero: their
     phase is arbitrary, and a constant taken out of them would make the result depend on it.
     """
 
@@ -308,8 +319,8 @@ class _Divided(LinearMap):
     def _adjoint(self, y: Tensor) -> Tensor:
         return self._parts[0]._adjoint(y) / self._gain
 
-    def block(self, start: int, stop: int) -> LinearMap:
-        return _Divided(self._parts[0].block(start, stop), self._gain)
+    def block(self, start: int, stop: int, step: int = 1) -> LinearMap:
+        return _Divided(self._parts[0].block(start, stop, step), self._gain)
 
     def norm(self) -> float:
         return self._parts[0].norm() / self._gain

@@ -43,10 +43,11 @@ class View(LinearMap):
     def doubt(self, y: Tensor) -> str | None:
         return self._parts[0].doubt(y.reshape(len(y), *self._parts[0].dimsd))
 
-    def block(self, start: int, stop: int) -> LinearMap:
+    def block(self, start: int, stop: int, step: int = 1) -> LinearMap:
         if self._parts[0].dimsd != self.dimsd:
-            return super().block(start, stop)
-        return View(self._parts[0].block(start, stop), self.dims, (stop - start, *self.dimsd[1:]))
+            return super().block(start, stop, step)
+        part = self._parts[0].block(start, stop, step)
+        return View(part, self.dims, part.dimsd)
 
 
 class Scaling(LinearMap):
@@ -78,8 +79,8 @@ class Scaling(LinearMap):
     def doubt(self, y: Tensor) -> str | None:
         return self._parts[0].doubt(y)
 
-    def block(self, start: int, stop: int) -> LinearMap:
-        return Scaling(self._alpha, self._parts[0].block(start, stop))
+    def block(self, start: int, stop: int, step: int = 1) -> LinearMap:
+        return Scaling(self._alpha, self._parts[0].block(start, stop, step))
 
 
 class Addition(LinearMap):

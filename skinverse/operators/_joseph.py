@@ -107,9 +107,9 @@ class JosephMatrix:
             yield angles, self.whole() if self.is_stored else _build(self.geometry[angles], self.dtype)
 
     def block(self, angles: slice) -> JosephMatrix:
-        """The rows of some neighbouring angles, which share the memory of the whole matrix."""
+        """The rows of some angles; of neighbouring ones they share the memory of the whole matrix."""
         block = JosephMatrix(self.geometry[angles], self.dtype)
-        if self.is_stored:
+        if self.is_stored and angles.step in (None, 1):
             matrix, first = self.whole(), angles.indices(len(self.geometry.angles))[0]
             start = first * self.geometry.n_detectors
             indptr = matrix.indptr[start : start + block.geometry.n_rays + 1]

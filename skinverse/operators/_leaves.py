@@ -149,9 +149,9 @@ class Matrix(LinearMap):
     def _adjoint(self, y: Tensor) -> Tensor:
         return self._times(self._constant("A", y).mH, y, self.dims)
 
-    def block(self, start: int, stop: int) -> LinearMap:
-        rows = self._constants["A"][start:stop].numpy()
-        return Matrix(rows, self.dims, (stop - start, *self.dimsd[1:]))
+    def block(self, start: int, stop: int, step: int = 1) -> LinearMap:
+        rows = self._constants["A"][start:stop:step].numpy()
+        return Matrix(rows, self.dims, (len(rows), *self.dimsd[1:]))
 
     def form_after(self, inner: Form) -> Form | None:
         if bool((self._constants["A"].count_nonzero(1) > 1).any()):

@@ -195,22 +195,22 @@ class LinearMap(ABC):
             return images
         return tuple(zip(self.dimsd, neighbours_in(images, self.dims), strict=True))
 
-    def block(self, start: int, stop: int) -> LinearMap:
+    def block(self, start: int, stop: int, step: int = 1) -> LinearMap:
         """The map to a range of the data along their first axis.
 
         Matrices and projections compute these rows only; all other maps compute all data and select.
 
         Parameters
         ----------
-        start, stop : int
-            Range of indices along the first axis of the data.
+        start, stop, step : int
+            Range of indices along the first axis of the data, as in ``range(start, stop, step)``.
 
         Returns
         -------
         LinearMap
-            The map to data of shape ``(stop - start, *dimsd[1:])``.
+            The map to data of shape ``(len(range(start, stop, step)), *dimsd[1:])``.
         """
-        return _Block(self, start, stop)
+        return _Block(self, range(start, stop, step))
 
     def to(self, device: torch.device | str) -> Self:
         """Move the constants to a device, so that no later call has to copy them."""
@@ -412,9 +412,9 @@ class _Rows(LinearMap):
 class _Block(LinearMap):
     """A range of the data of another map."""
 
-    def __init__(self, whole: LinearMap, start: int, stop: int) -> None:
-        super().__init__(whole.dims, (stop - start, *whole.dimsd[1:]))
-        self._parts, self._rows = (whole,), slice(start, stop)
+    def __init__(self, whole: LinearMap, rows: range) -> None:
+        super().__init__(whole.dims, (len(rows), *whole.dimsd[1:]))
+        self._parts, self._rows = (whole,), slice(rows.start, rows.stop, rows.step)
 
     def _forward(self, x: Tensor) -> Tensor:
         return self._parts[0]._forward(x)[:, self._rows]
@@ -429,6 +429,8 @@ class _Block(LinearMap):
         return tuple(zip(self.dimsd, neighbours_in(whole.layout_after(images), whole.dimsd), strict=True))
 
     def form_after(self, inner: Form) -> Form | None:
+        if self._rows.step != 1:
+            return None
         whole, width = self._parts[0].form_after(inner), math.prod(self.dimsd[1:])
         return whole and whole.between(self._rows.start * width, self._rows.stop * width)
 
@@ -473,8 +475,8 @@ class Composition(LinearMap):
             y = part._adjoint(y)
         return None
 
-    def block(self, start: int, stop: int) -> LinearMap:
-        return Composition((self._parts[0].block(start, stop), *self._parts[1:]))
+    def block(self, start: int, stop: int, step: int = 1) -> LinearMap:
+        return Composition((self._parts[0].block(start, stop, step), *self._parts[1:]))
 
     def _spectral_norm(self) -> float:
         """``||U A V|| = ||U|| ||A|| ||V||`` for an isometry ``U`` and a co-isometry ``V``."""

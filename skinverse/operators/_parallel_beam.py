@@ -133,9 +133,9 @@ class _ParallelBeamMap(LinearMap):
     def precision(self) -> torch.dtype:
         return torch.float32 if self._rows.dtype == np.float32 else torch.float64
 
-    def block(self, start: int, stop: int) -> LinearMap:
-        """Keep the angles from ``start`` to ``stop``."""
-        return _ParallelBeamMap(self._rows.block(slice(start, stop)))
+    def block(self, start: int, stop: int, step: int = 1) -> LinearMap:
+        """Keep some angles."""
+        return _ParallelBeamMap(self._rows.block(slice(start, stop, step)))
 
     def form_after(self, inner: Form) -> Form | None:
         views, (rows,) = Projections.of_scans([self._rows.geometry])

@@ -40,12 +40,13 @@ class SparseMap(LinearMap):
     def precision(self) -> torch.dtype:
         return torch.float32 if self._matrix.dtype in (np.float32, np.complex64) else torch.float64
 
-    def block(self, start: int, stop: int) -> LinearMap:
-        """Keep the rows of the data from ``start`` to ``stop`` along their first axis."""
-        width = int(np.prod(self.dimsd[1:]))
-        return SparseMap(
-            self._matrix[start * width : stop * width], self.dims, (stop - start, *self.dimsd[1:])
-        )
+    def block(self, start: int, stop: int, step: int = 1) -> LinearMap:
+        """Keep some rows of the data along their first axis."""
+        width, kept = int(np.prod(self.dimsd[1:])), range(start, stop, step)
+        rows: Any = slice(start * width, stop * width)
+        if step != 1:
+            rows = (np.array(kept)[:, None] * width + np.arange(width)).ravel()
+        return SparseMap(self._matrix[rows], self.dims, (len(kept), *self.dimsd[1:]))
 
     def form_after(self, inner: Form) -> Form | None:
         monomial = bool((np.diff(self._matrix.indptr) <= 1).all())
