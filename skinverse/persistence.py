@@ -251,7 +251,9 @@ def _full_name(cls: type) -> str:
 
 
 def _public(name: str) -> Any:
-    return getattr(skinverse, name) if name in dir(skinverse) else None
+    """What the public list, or that of noise models, has under a name."""
+    owner = skinverse.noise if name in skinverse.noise.__all__ else skinverse
+    return getattr(owner, name) if name in dir(owner) else None
 
 
 # ---------------------------------------------------------------------- values

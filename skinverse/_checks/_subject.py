@@ -30,6 +30,8 @@ _ROUGH, _N_SOLVED = {"tol": 1e-2, "max_steps": 100}, 2
 _TIGHT_TRAINING = {"tol": 1e-6}
 # Learning rate of plain gradient steps, and noise relative to the root mean square of the data.
 _SGD_LR, _NOISE = 0.1, 0.02
+# Counts in a pixel of brightness one.
+_BRIGHT = 300
 
 
 class Problem(NamedTuple):
@@ -94,6 +96,11 @@ class Subject:
             return True
         return False
 
+    @cached_property
+    def counted(self) -> bool:
+        """Whether its noise model is one of counts, which are not negative."""
+        return self.parameters.get("noise") == "poisson" or self.has("noise__gain")
+
     # ------------------------------------------------------------------ problems
     @cached_property
     def problem(self) -> Problem:
@@ -109,15 +116,40 @@ class Subject:
     def _problem(self, dims: tuple[int, ...], n_measurements: int, n_images: int) -> Problem:
         operator = self.parameters.get("operator")
         if operator is None:
-            operator = structurally_random(dims, n_measurements, random_state=0)
-        images = smooth_images(n_images, operator.dims, complex_=np.dtype(operator.dtype).kind == "c")
-        return Problem(operator, images, measured(operator, images))
+            operator = self.mixing(dims, n_measurements)
+        images = self.images(n_images, operator.dims, complex_=np.dtype(operator.dtype).kind == "c")
+        return Problem(operator, images, self.measured(operator, images))
+
+    def mixing(self, dims: tuple[int, ...], n_measurements: int) -> pylops.LinearOperator:
+        """An operator for a method that brings none; counts need one without negative numbers."""
+        if not self.counted:
+            return structurally_random(dims, n_measurements, random_state=0)
+        return _positive(dims, n_measurements)
+
+    def images(self, n_images: int, dims: tuple[int, ...], *, complex_: bool = False) -> Array:
+        """Smooth images; those of which data are counted are not negative."""
+        images = smooth_images(n_images, dims, complex_=complex_)
+        return _BRIGHT * self._gain * np.abs(images) if self.counted else images
+
+    def measured(self, operator: pylops.LinearOperator, images: Array) -> Array:
+        """Noisy data of images."""
+        data = np.stack([operator @ x.ravel() for x in images]).reshape(len(images), *operator.dimsd)
+        return self._noisy(data)
+
+    def _noisy(self, data: Array) -> Array:
+        if not self.counted:
+            return _noisy(data)
+        return self._gain * np.random.default_rng(1).poisson(data / self._gain).astype(float)
+
+    @property
+    def _gain(self) -> float:
+        return float(self.parameters.get("noise__gain", 1.0))
 
     def denoising(self, images: Array) -> Problem:
         """A problem without operator: the data are noisy images."""
         # What has required parameters may take operator=None for something else than the identity.
         identity = pylops.Identity(images.shape[1:], dtype=images.dtype) if self.required else None
-        return Problem(identity, images, _noisy(images))
+        return Problem(identity, images, self._noisy(images))
 
     # ------------------------------------------------------------------ estimators
     def new(self, problem: Problem | None = None, **params: Any) -> Any:
@@ -216,10 +248,11 @@ def smooth_images(n_images: int, dims: tuple[int, ...], *, complex_: bool = Fals
     return images * np.exp(1j * rng.uniform(0, 6, (n_images, *[1] * len(dims)))) if complex_ else images
 
 
-def measured(operator: pylops.LinearOperator, images: Array) -> Array:
-    """Noisy data of images."""
-    data = np.stack([operator @ x.ravel() for x in images]).reshape(len(images), *operator.dimsd)
-    return _noisy(data)
+def _positive(dims: tuple[int, ...], n_measurements: int) -> pylops.LinearOperator:
+    """A matrix of positive numbers, of which a row sums to one on average."""
+    n_pixels = int(np.prod(dims))
+    matrix = np.random.default_rng(0).uniform(size=(n_measurements, n_pixels)) * 2 / n_pixels
+    return pylops.MatrixMult(matrix) @ pylops.Identity(dims)
 
 
 def _noisy(data: Array) -> Array:

@@ -10,7 +10,7 @@ import pylops
 
 from skinverse._checks._expect import expect, relative_difference
 from skinverse._checks._promise import promise
-from skinverse._checks._subject import Array, Problem, Subject, measured, smooth_images
+from skinverse._checks._subject import Array, Problem, Subject, smooth_images
 
 # Relative change that is none: of what is trained in single precision, and of what is solved for tightly.
 _LEARNED, _COMPUTED = 1e-3, 1e-5
@@ -71,12 +71,12 @@ def form(subject: Subject) -> None:
         _expect_none(subject, change, f"the operator {otherwise} changes the reconstruction")
 
 
-@promise()
+@promise(made_by=lambda subject: not subject.counted)
 def level(subject: Subject) -> None:
     """A constant that is added to images, and seen in the data, is added to the reconstruction."""
     images = smooth_images(2, (6, 6))
     operator = pylops.Identity(images.shape[1:], dtype=images.dtype)
-    _expect_levels_harmless(subject, Problem(operator, images, measured(operator, images)), _LEVELS)
+    _expect_levels_harmless(subject, Problem(operator, images, subject.measured(operator, images)), _LEVELS)
     # Without learning from images, what an operator sees of a constant is part of the image.
     if subject.learns:
         _expect_levels_harmless(subject, subject.compared_problem, _LEVELS[-1:])
@@ -98,12 +98,12 @@ def _expect_levels_harmless(subject: Subject, problem: Problem, levels: tuple[fl
         _expect_none(subject, change, f"a level of {multiple:g} changes the rest of the image")
 
 
-@promise()
+@promise(made_by=lambda subject: not subject.counted)
 def phase(subject: Subject) -> None:
     """A global phase of complex data is the phase of the reconstruction."""
     problem = subject.problem
     if not np.iscomplexobj(problem.images):
-        problem = _denoising(smooth_images(2, (6, 6), complex_=True))
+        problem = _denoising(subject, smooth_images(2, (6, 6), complex_=True))
     model, turn = subject.fit(problem), np.exp(0.7j)
     found, expected = (subject.solved(model, data) for data in (turn * problem.data, problem.data))
     change = relative_difference(found, turn * expected)
@@ -161,9 +161,9 @@ def _wide(problem: Problem) -> type:
     return np.complex128 if problem.images.dtype.kind == "c" else np.float64
 
 
-def _denoising(images: Array) -> Problem:
+def _denoising(subject: Subject, images: Array) -> Problem:
     identity = pylops.Identity(images.shape[1:], dtype=images.dtype)
-    return Problem(identity, images, measured(identity, images))
+    return Problem(identity, images, subject.measured(identity, images))
 
 
 def _expect_none(subject: Subject, change: float, otherwise: str, most: float | None = None) -> None:

@@ -15,7 +15,7 @@ import torch
 
 from skinverse._checks._expect import expect, expect_refusal
 from skinverse._checks._promise import promise
-from skinverse._checks._subject import Array, Problem, Subject, smooth_images
+from skinverse._checks._subject import Array, Problem, Subject
 from skinverse._parameters import ParameterError, declared
 
 # Values of which nearly every parameter refuses one.
@@ -66,7 +66,7 @@ def bad_measurements(subject: Subject) -> None:
 @promise(made_by=lambda subject: not subject.required)
 def lone_image(subject: Subject) -> None:
     """Without an operator, one image without batch axis is refused, not taken for a set of signals."""
-    problem = subject.denoising(smooth_images(3, (8, 8)))
+    problem = subject.denoising(subject.images(3, (8, 8)))
     models = [subject.fit(problem)] if subject.learns else [subject.fit(problem), subject.new(problem).fit()]
     for model in models:
         expect_refusal(
@@ -105,8 +105,7 @@ def bad_operators(subject: Subject) -> None:
 @promise(made_by=lambda subject: not subject.required)
 def forgotten_operator(subject: Subject) -> None:
     """Images and measurements of different sizes without an operator are refused, or learned from."""
-    rng = np.random.default_rng(0)
-    images, data = rng.normal(size=(3, 4)), rng.normal(size=(3, 5))
+    images, data = subject.images(3, (4,)), subject.images(3, (5,))
     model = subject.new(Problem(None, images, data))
     try:
         model.fit(images, data)

@@ -55,7 +55,7 @@ from skinverse.estimators._validation import (
     warn_of_doubts,
 )
 from skinverse.metrics import mean_score, psnr
-from skinverse.noise import NoiseModel, noise_model
+from skinverse.noise import Gaussian, NoiseModel, Poisson, noise_model
 from skinverse.operators import LinearMap, as_torch, local_copy, note_sent
 from skinverse.solvers import Solution
 
@@ -87,34 +87,25 @@ class _Device(Constraint):
 
 
 # ---------------------------------------------------------------------- parameters that several methods have
-class _Noise(Constraint):
-    """A noise model of some kind, or a number that stands for one."""
+class _Deviation(Real):
+    """A number that stands for Gaussian noise."""
 
-    def __init__(self, kind: type[NoiseModel]) -> None:
-        self.model = kind
+    expected = "a standard deviation > 0"
 
-    @property
-    def kind(self) -> str:
-        return 'float > 0, "poisson", noise model or None' if self._any else "float > 0, Gaussian or None"
 
-    @property
-    def expected(self) -> str:
-        poisson = '"poisson", a model of skinverse.noise' if self._any else "Gaussian noise"
-        return f"a standard deviation > 0, {poisson} or None"
-
-    def allows(self, value: Any) -> bool:
-        if isinstance(value, str):
-            return self._any and value == "poisson"
-        return value is None or isinstance(value, self.model) or Real(gt=0).allows(value)
-
-    @property
-    def _any(self) -> bool:
-        return self.model is NoiseModel
+# What says of which kind noise is.
+_GAUSSIAN = _Deviation(gt=0) | Instance(Gaussian, name="Gaussian")
+_COUNTS = OneOf("poisson") | Instance(Poisson, name="Poisson")
 
 
 def noise_parameter(purpose: str = "", *, kind: type[NoiseModel] = NoiseModel) -> Any:
     """Declare the noise of measurements, and what it is for."""
-    if kind is NoiseModel:
+    if kind is Poisson:
+        models = """
+        Noise of the measurements: ``"poisson"``, or a :class:`~skinverse.noise.Poisson` or
+        :class:`~skinverse.noise.PoissonGaussian` with the data units of one count and an expected background.
+        None is ``"poisson"``."""
+    elif kind is NoiseModel:
         models = """
         Noise of the measurements: a model of :mod:`skinverse.noise`, ``"poisson"`` for counts, or the
         standard deviation of Gaussian noise in data units, of complex data that of the real part and of the
@@ -123,11 +114,12 @@ def noise_parameter(purpose: str = "", *, kind: type[NoiseModel] = NoiseModel) -
     else:
         models = """
         Noise of the measurements: its standard deviation in data units, of complex data that of the real part
-        and of the imaginary part, each, or a :class:`~skinverse.noise.Gaussian` with weights. None is noise of
-        unknown strength."""
+        and of the imaginary part, each, or a :class:`~skinverse.noise.Gaussian` with weights. None is noise
+        of unknown strength."""
+    allowed = {Gaussian: _GAUSSIAN, Poisson: _COUNTS, NoiseModel: _GAUSSIAN | _COUNTS}[kind]
     return parameter(
         default=None,
-        allowed=_Noise(kind),
+        allowed=allowed | Null(),
         doc=f"{inspect.cleandoc(models)} {inspect.cleandoc(purpose)}".strip(),
     )
 
@@ -378,6 +370,8 @@ class BaseReconstructor(Parametrized, ABC):
             data = None if data is None else per_sample(data, operator.dimsd, "Y_meas", "operator.dimsd")
             self._noise_model.check_shape(tuple(operator.dimsd))
         self._check_pairs(images, data)
+        if measured is not None:
+            self._check_noise(measured)
         masks = None if measured is None else missing(measured)
         if masks is None or "Y_meas" not in self._needs:
             self._learn_from(operator, images, None if masks is not None else data)
@@ -408,7 +402,6 @@ class BaseReconstructor(Parametrized, ABC):
         """Finite measurements, complete where a method learns from each one in its place."""
         rows = self._measured(Y_meas)
         check_finite(rows, "Y_meas", _TO_MASK)
-        self._check_noise(rows)
         if "Y_meas" in self._needs and self._complete:
             check_complete(rows, "Y_meas", f": {type(self).__name__}.fit learns from complete measurements")
         return rows
@@ -642,7 +635,7 @@ def _common(masks: NDArray[np.bool_], name: str) -> NDArray[np.intp]:
     """
     if bool((masks != masks[0]).any()):
         raise ValueError(
-            f"Y_meas: {name}.fit learns from measurements of one operator, got masks that differ from image to "
-            "image"
+            f"Y_meas: {name}.fit learns from measurements of one operator, got masks that differ from one "
+            "image to another"
         )
     return np.flatnonzero(~masks[0])

@@ -166,8 +166,9 @@ class Normalisation:
 
     Where ``y = A x``, the images ``x' = (x - level) / spread`` solve ``y' = A x'`` with
     ``y' = (y - A level) / spread``; what there would be without an image is taken out of ``y`` as well. What
-    is learned of this problem knows neither the units of the images nor their level, which may be many times as large as what varies. The level of complex images is zero: their
-    phase is arbitrary, and a constant taken out of them would make the result depend on it.
+    is learned of this problem knows neither the units of the images nor their level, which may be many times
+    as large as what varies. The level of complex images is zero: their phase is arbitrary, and a constant
+    taken out of them would make the result depend on it.
     """
 
     level: complex

@@ -189,8 +189,8 @@ def white_std(noise: Any, method: str, data: Tensor) -> float | None:
     model = noise_model(noise)
     if model.counted or not model.uniform:
         raise ParameterError(
-            f"noise: {method} treats white noise only: expected one standard deviation, got noise that differs "
-            "from one measurement to another"
+            f"noise: {method} treats white noise only: expected one standard deviation, got noise that "
+            "differs from one measurement to another"
         )
     std = model.reduced(data[:0]).std
     return None if std is None else math.sqrt(2 if data.is_complex() else 1) * std

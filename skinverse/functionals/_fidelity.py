@@ -115,7 +115,7 @@ class _SquaredDistance(Functional):
 
 
 class KullbackLeibler(_Fidelity):
-    """Kullback-Leibler divergence, ``sum_i w_i (v_i - y_i + y_i log(y_i / v_i))`` with ``v = A x + b``: counts.
+    """Kullback-Leibler divergence, ``sum_i w_i (v_i - y_i + y_i log(y_i / v_i))``, ``v = A x + b``: counts.
 
     It is infinite where ``A x + b`` is negative, or zero under a positive count.
 

@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import theilslopes
+from scipy.stats import chi2, theilslopes
 from skimage.restoration import estimate_sigma
 
 from skinverse._arrays import as_rows
 from skinverse.noise._models import Gaussian, NoiseModel, PoissonGaussian, as_numpy
 
-# Brightnesses of which one image shows the variance, and the median of the absolute value of a normal number.
-_N_LEVELS, _NORMAL_MEDIAN = 32, 0.6744897501960817
+# Side of the blocks of pixels of which one image shows the variance, brightnesses that are told apart, and
+# the share of the blocks of each one that are smoother than the one that is taken for flat.
+_BLOCK, _N_LEVELS, _QUANTILE = 16, 12, 0.2
 
 
 def estimate(
@@ -30,7 +31,8 @@ def estimate(
     ----------
     data : array-like of shape (n_samples, ...)
         - With ``model="gaussian"``: images, or measurements that are as smooth as images, such as sinograms.
-        - With ``model="camera"``: images of any scenes, of one brightness range; or, more precisely, flat pairs
+        - With ``model="camera"``: images of any scenes, of one brightness range; or, more precisely, flat
+        pairs
           of shape (n_pairs, 2, height, width): two exposures of the same evenly lit field for each of at
           least two brightnesses.
     model : {"gaussian", "camera"}, default="gaussian"
@@ -56,8 +58,8 @@ def estimate(
     -----
     White noise is measured by the median of the finest wavelet coefficients (Donoho and Johnstone, 1994) as
     scikit-image does it, of complex data that of real and imaginary part. The line of a camera is fitted to
-    means and variances: of pairs, half the variance of their difference; of single images, the variance that
-    is left in blocks of pixels after a plane is taken out, in the smoothest blocks of each brightness.
+    means and variances: of pairs, half the variance of their difference; of single images, the variance of
+    mixed differences in the smoothest blocks of 16 x 16 pixels of each brightness.
 
     References
     ----------
@@ -111,16 +113,21 @@ def _of_pairs(rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def _of_images(rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Means and variances of pixels of several brightnesses.
+    """Means and variances of blocks of pixels, the smoothest ones of several brightnesses.
 
-    Means and mixed differences of 2 x 2 pixels; the median of the differences hardly sees edges and texture.
+    A block's variance is that of the mixed differences of its 2 x 2 pixels, which do not see slopes. Noise
+    alone would make the variances of flat blocks differ as chi squared does, whose quantile is divided out.
     """
-    height, width = (side // 2 * 2 for side in rows.shape[-2:])
-    (a, b), (c, d) = ((rows[..., i:height:2, j:width:2].ravel() for j in (0, 1)) for i in (0, 1))
-    means, differences = (a + b + c + d) / 4, np.abs(a - b - c + d) / 2
+    n = _BLOCK // 2
+    height, width = (side // _BLOCK for side in rows.shape[-2:])
+    cut = rows[..., : height * _BLOCK, : width * _BLOCK].reshape(-1, height, n, 2, width, n, 2)
+    means = cut.mean((2, 3, 5, 6)).ravel()
+    differences = cut[:, :, :, 0, :, :, 0] + cut[:, :, :, 1, :, :, 1]
+    differences = (differences - cut[:, :, :, 0, :, :, 1] - cut[:, :, :, 1, :, :, 0]) / 2
+    variances = np.square(differences).mean((2, 4)).ravel() / (chi2.ppf(_QUANTILE, n**2) / n**2)
     levels = np.array_split(np.argsort(means, kind="stable"), min(_N_LEVELS, len(means)))
-    variances = [(np.median(differences[level]) / _NORMAL_MEDIAN) ** 2 for level in levels]
-    return np.array([means[level].mean() for level in levels]), np.array(variances)
+    flat = [level[np.argsort(variances[level])[int(_QUANTILE * len(level))]] for level in levels]
+    return means[flat], variances[flat]
 
 
 def _of_dark(dark: NDArray[Any]) -> tuple[float, float]:
@@ -133,6 +140,6 @@ def _line(means: NDArray[Any], variances: NDArray[Any]) -> tuple[float, float]:
     slope, constant, *_ = theilslopes(variances, means) if np.ptp(means) > 0 else (0.0, 0.0)
     if not slope > 0:
         raise ValueError(
-            "data: expected images of different brightness, whose noise grows with it, got variances that do not"
+            "data: expected images of different brightness, whose noise grows with it, got others"
         )
     return float(slope), float(constant)

@@ -1,7 +1,7 @@
 """Noise models, clean data -> measured data: draws, fidelities, and what residual to expect.
 
-Data ``y`` are ``A x + background`` on average, in units of the data. A model knows the variance of ``y``, draws
-from it, and gives the fidelity ``D(A x, y)``, the negative log-likelihood up to a constant.
+Data ``y`` are ``A x + background`` on average, in units of the data. A model knows the variance of ``y``,
+draws from it, and gives the fidelity ``D(A x, y)``, the negative log-likelihood up to a constant.
 """
 
 from __future__ import annotations
@@ -395,7 +395,7 @@ class Poisson(NoiseModel):
         gain, means = self._array("gain", clean), clean + self._array("background", clean)
         if np.iscomplexobj(means) or (means < 0).any():
             raise ValueError(
-                f"{type(self).__name__}: expected real noise-free data to count, >= 0 with the background, got "
+                f"{type(self).__name__}: expected real noise-free data, >= 0 with the background, got "
                 f"{'complex' if np.iscomplexobj(means) else 'negative'} values"
             )
         return gain * rng.poisson(means / gain)
@@ -423,8 +423,8 @@ class PoissonGaussian(Poisson):
 
     References
     ----------
-    D. L. Snyder, A. M. Hammoud and R. L. White, Image recovery from data acquired with a charge-coupled-device
-    camera, Journal of the Optical Society of America A 10, 1993.
+    D. L. Snyder, A. M. Hammoud and R. L. White, Image recovery from data acquired with a
+    charge-coupled-device camera, Journal of the Optical Society of America A 10, 1993.
 
     Examples
     --------
@@ -528,4 +528,4 @@ def _flat(value: Any, dimsd: tuple[int, ...]) -> NDArray[Any]:
 
 def _tensor(value: Any, like: Tensor) -> Tensor:
     """A number or an array in the real precision and on the device of data."""
-    return torch.as_tensor(np.asarray(value, dtype=float), dtype=like.dtype.to_real(), device=like.device)
+    return torch.tensor(np.asarray(value, dtype=float), dtype=like.dtype.to_real(), device=like.device)

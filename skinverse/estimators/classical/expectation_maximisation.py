@@ -41,9 +41,7 @@ class ExpectationMaximisation(BaseReconstructor):
         true image on average (the discrepancy principle for counts). The ``gain`` of the noise must be right
         for that.""",
     )
-    noise: Poisson | str | None = noise_parameter(
-        "None is counts in data units of 1.", kind=Poisson
-    )
+    noise: Poisson | str | None = noise_parameter(kind=Poisson)
 
     @property
     def _noise_model(self) -> NoiseModel:
@@ -101,8 +99,8 @@ class MLEM(ExpectationMaximisation):
     makes the data more probable, and without background keeps the number of counts, ``sum A x = sum y``.
     Early images are smooth, late ones fit the noise: ``max_steps`` regularises.
 
-    With ordered subsets (OSEM) each step uses the parts of the data in turn, of which every one makes about as
-    much progress as all of the data do. It need not converge.
+    With ordered subsets (OSEM) each step uses the parts of the data in turn, of which every one makes about
+    as much progress as all of the data do. It need not converge.
 
     See Also
     --------
@@ -145,8 +143,8 @@ class RichardsonLucy(ExpectationMaximisation):
     """Richardson-Lucy deconvolution, with total variation on request.
 
     Iterates ``x <- x / (A^* 1 - lam div(grad x / |grad x|)) * A^* (y / (A x + b))`` from a uniform image with
-    as many counts as the data. Fixed points are minimisers of ``D(A x, y) + lam TV(x)`` over ``x >= 0``, where
-    ``D`` is the divergence of counts. With ``lam=0`` early images are smooth, late ones fit the noise.
+    as many counts as the data. Fixed points are minimisers of ``D(A x, y) + lam TV(x)`` over ``x >= 0``,
+    where ``D`` is the divergence of counts. With ``lam=0`` early images are smooth, late ones fit the noise.
 
     See Also
     --------
@@ -165,8 +163,8 @@ class RichardsonLucy(ExpectationMaximisation):
     L. B. Lucy, An iterative technique for the rectification of observed distributions, Astronomical Journal
     79, 1974.
     N. Dey, L. Blanc-Feraud, C. Zimmer, P. Roux, Z. Kam, J.-C. Olivo-Marin and J. Zerubia, Richardson-Lucy
-    algorithm with total variation regularization for 3D confocal microscope deconvolution, Microscopy Research
-    and Technique 69, 2006.
+    algorithm with total variation regularization for 3D confocal microscope deconvolution, Microscopy
+    Research and Technique 69, 2006.
 
     Examples
     --------
@@ -218,8 +216,8 @@ def _subsets(units: Units, n: int) -> list[_Subset]:
         most = float(sensitivity.abs().max())
         if bool((sensitivity < -_NEGATIVE * most).any()):
             raise ValueError(
-                "operator: expected one without negative values, which makes counts of images, got an operator "
-                "whose adjoint of ones has some"
+                "operator: expected one without negative values, which makes counts of images, got an "
+                "operator whose adjoint of ones has some"
             )
         sensitivity = torch.where(sensitivity > _LEAST * most, sensitivity, 0)
         subsets.append(_Subset(A, units.data[:, k::n], background[:, k::n], sensitivity))

@@ -30,9 +30,9 @@ class Tikhonov(BaseReconstructor):
     """Tikhonov regularisation: the classical baseline for any linear operator.
 
     Minimises, for each image, ``D(A x, y) + lam/2 ||x||^2`` with ``D = 1/2 ||A x - y||^2``, or with
-    ``D = 1/2 ||W (A x - y)||^2`` where the noise has weights ``W^2`` or is known, so that it has the deviation
-    1 after that. The solution ``(A^* A + lam I)^-1 A^* y = A^* (A A^* + lam I)^-1 y``, with ``W A`` and ``W y``
-    in the place of ``A`` and ``y``, is computed by conjugate gradients.
+    ``D = 1/2 ||W (A x - y)||^2`` where the noise has weights ``W^2`` or is known, so that it has the
+    deviation 1 after that. The solution ``(A^* A + lam I)^-1 A^* y = A^* (A A^* + lam I)^-1 y``, with ``W A``
+    and ``W y`` in the place of ``A`` and ``y``, is computed by conjugate gradients.
 
     Notes
     -----

@@ -58,7 +58,8 @@ class VariationalReconstructor(BaseReconstructor):
         ``||A x - y|| <= sqrt(n_measurements) * std``; of counts the weight is bisected.""",
     )
     bounds: tuple[float | None, float | None] | None = bounds_parameter(
-        "None is no bound, but non-negativity where the noise is that of counts; ``(None, None)`` is none there."
+        "None is no bound, but non-negativity where the noise is that of counts; ``(None, None)`` is none "
+        "there."
     )
     noise: NoiseModel | str | float | None = noise_parameter(
         '``lam="discrepancy"`` needs to know how strong it is, "auto" uses it where it is known.'
@@ -252,8 +253,8 @@ class WaveletRecon(VariationalReconstructor):
 
     Minimises, for each image, ``1/2 ||A x - y||^2 + lam sum |W x|`` over the details of an orthonormal
     Daubechies transform ``W`` of each channel (the coarsest approximation is free). Proximal gradient steps
-    threshold the coefficients, ``x <- W^T S_(t lam) W (x - t A^*(A x - y))``; with bounds, or where ``lam``
-    is no number, a primal-dual method is used.
+    threshold the coefficients, ``x <- W^T S_(t lam) W (x - t A^*(A x - y))``; with bounds, for counts, or
+    where ``lam`` is no number, a primal-dual method is used.
 
     References
     ----------
@@ -299,7 +300,7 @@ class WaveletRecon(VariationalReconstructor):
 
     def _minimise(self, objective: Functional, z0: Tensor) -> Solution:
         # At small weights, which the data may choose, the line search in single precision was off by 4 %.
-        if self.bounds is not None or isinstance(self.lam, str):
+        if self.bounds is not None or isinstance(self.lam, str) or self._noise_model.counted:
             return super()._minimise(objective, z0)
         return _ITERATIONS[self.solver](objective, z0, max_steps=self.max_steps, tol=self.tol)
 

@@ -58,9 +58,9 @@ def weight_parameter(doc: str) -> Any:
         allowed=Real(ge=0) | OneOf("auto", "discrepancy"),
         doc=f"""
         Weight of the regulariser. "auto" chooses it for each image from its data alone, by Stein's risk
-        estimate where the strength of the ``noise`` is known and by generalised cross-validation where it is not;
-        the info of ``predict`` tells what was chosen. It perturbs images at random, in the order of their pixels: a
-        turned image has a slightly different weight. {doc}""",
+        estimate where the strength of the ``noise`` is known and by generalised cross-validation where it is
+        not; the info of ``predict`` tells what was chosen. It perturbs images at random, in the order of
+        their pixels: a turned image has a slightly different weight. {doc}""",
     )
 
 
@@ -147,8 +147,8 @@ def weight_of_discrepancy(
 ) -> tuple[Tensor, Tensor]:
     """The weight at which the fidelity is what it is of the true image on average, for each image.
 
-    The fidelity grows with the weight. Weights fall by octaves until it is small enough; then their logarithms
-    are bisected.
+    The fidelity grows with the weight. Weights fall by octaves until it is small enough; then their
+    logarithms are bisected.
 
     Returns
     -------

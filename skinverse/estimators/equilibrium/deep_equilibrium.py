@@ -26,7 +26,7 @@ from skinverse._parameters import (
     fitted,
     parameter,
 )
-from skinverse.estimators._base import max_steps_parameter, tol_parameter
+from skinverse.estimators._base import max_steps_parameter, noise_parameter, tol_parameter
 from skinverse.estimators._learned import (
     Failures,
     LearnedReconstructor,
@@ -40,6 +40,7 @@ from skinverse.estimators.equilibrium.equation import BACKWARD, SOLVERS, Equatio
 from skinverse.estimators.equilibrium.losses import EquilibriumLoss, LastEquilibria, denoiser_loss
 from skinverse.estimators.equilibrium.module import Equilibrium
 from skinverse.networks import lipschitz_constant, make_network
+from skinverse.noise import Gaussian
 from skinverse.operators import LinearMap
 from skinverse.solvers import Solution, coordinate_search
 from skinverse.training import Phase, Trainer, crop
@@ -191,6 +192,10 @@ class DeepEquilibriumRecon(LearnedReconstructor):
         Side of the patches on which the network learns to denoise, in pixels; None takes whole images.
         Without an operator the equilibrium is trained on patches too.""",
     )
+    noise: Gaussian | float | None = noise_parameter(
+        "The iteration sees measurements and operator with the weights; how strong the noise is it learns.",
+        kind=Gaussian,
+    )
     max_steps: int = max_steps_parameter(100, "Largest number of steps to the fixed point.")
     tol: float = tol_parameter(
         1e-5,
@@ -267,13 +272,14 @@ class DeepEquilibriumRecon(LearnedReconstructor):
     ) -> Iterator[Phase]:
         """Train through the fixed point."""
         starts = in_batches(lambda y: self._start(A, y), A, data)
-        patch_size = self.patch_size if A.identity else None
+        fidelity = self._fidelity(A)
+        patch_size = self.patch_size if fidelity.A.identity else None
         # A patch is another one each time, and the unrolled iteration has to begin where it does in the end.
         goes_on = patch_size is None and self.backward != "unroll"
         last = LastEquilibria(module.variables(starts)) if goes_on else None
         failures, derivatives = Failures(_UNSOLVED), Failures(_UNSOLVED_DERIVATIVES)
         loss = EquilibriumLoss(
-            A,
+            fidelity,
             partial(self._solve, note=derivatives.count),
             jacobian_weight=self.jacobian_weight,
             patch_size=patch_size,
@@ -289,7 +295,7 @@ class DeepEquilibriumRecon(LearnedReconstructor):
             held_out_psnr(
                 lambda y: self._reconstruct(A, y).x,
                 n_images=_N_SCORED,
-                cropped=self._spatial_axes(A) if A.identity else (),
+                cropped=self._spatial_axes(A) if fidelity.A.identity else (),
             ),
             state=(failures, derivatives) if last is None else (failures, derivatives, last),
         )
@@ -299,7 +305,8 @@ class DeepEquilibriumRecon(LearnedReconstructor):
 
     def _calibrate(self, module: Equilibrium, A: LinearMap, images: Tensor, data: Tensor) -> None:
         """Scale, step and weight to start from: the best reconstructions among those that converge."""
-        x, y = crop(images, data, self._spatial_axes(A) if A.identity else ())
+        cropped = self._spatial_axes(A) if self._fidelity(A).A.identity else ()
+        x, y = crop(images, data, cropped)
         numbers = [module.log_scale]
         if self.iteration == "proximal":
             numbers.append(module.log_eta)
@@ -351,7 +358,8 @@ class DeepEquilibriumRecon(LearnedReconstructor):
         )
 
     def _differentiable(self, module: Any, A: LinearMap, data: Tensor, start: Tensor) -> Tensor:
-        equation = Equation(module, A, data, start, self.channel_axis)
+        fidelity = self._fidelity(A)
+        equation = Equation(module, fidelity.A, fidelity.weighted_data(data), start, self.channel_axis)
         return equation.image(self._solve(equation, equation.z0).x)
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
@@ -359,7 +367,8 @@ class DeepEquilibriumRecon(LearnedReconstructor):
         x0 = self._start(A, data)
         module = copy.deepcopy(self.module_).to(x0.device, x0.dtype.to_real())
         with torch.no_grad():
-            equation = Equation(module, A, data, x0, self.channel_axis)
+            fidelity = self._fidelity(A)
+            equation = Equation(module, fidelity.A, fidelity.weighted_data(data), x0, self.channel_axis)
             solution = self._solve(equation, equation.z0)
             return replace(solution, x=equation.image(solution.x))
 

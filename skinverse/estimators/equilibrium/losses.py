@@ -10,10 +10,10 @@ from torch import Tensor
 
 from skinverse._tensors import as_channels, expand, norm
 from skinverse.estimators._learned import Failures
+from skinverse.estimators._units import NormalisedFidelity
 from skinverse.estimators.equilibrium.equation import Equation
 from skinverse.estimators.equilibrium.maps import Map
 from skinverse.estimators.equilibrium.module import Equilibrium
-from skinverse.operators import LinearMap
 from skinverse.solvers import Solution
 from skinverse.training import Loss, random_patches
 
@@ -44,7 +44,7 @@ class EquilibriumLoss:
 
     def __init__(
         self,
-        A: LinearMap,
+        fidelity: NormalisedFidelity,
         solve: Callable[[Equation, Tensor], Solution],
         *,
         jacobian_weight: float,
@@ -53,7 +53,7 @@ class EquilibriumLoss:
         last: LastEquilibria | None,
         failures: Failures,
     ) -> None:
-        self.A, self.solve = A, solve
+        self.fidelity, self.solve = fidelity, solve
         self.jacobian_weight, self.patch_size = jacobian_weight, patch_size
         self.channel_axis = channel_axis
         self.last, self.failures = last, failures
@@ -64,7 +64,8 @@ class EquilibriumLoss:
         if self.patch_size is not None:
             x, y = _patches(as_channels(x, channel_axis), as_channels(y, channel_axis), self.patch_size)
             x0, channel_axis = y, 0
-        equation = Equation(module, self.A, y, x0, channel_axis)
+        A, weighted = self.fidelity.A, self.fidelity.weighted_data
+        equation = Equation(module, A, weighted(y), x0, channel_axis)
         solution = self._solution(equation, index)
         value = _mean_square(equation.image(solution.x) - x)
         # Where the map gives no numbers, or nothing like images, the loss is none either: the training ends.

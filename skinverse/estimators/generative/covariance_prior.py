@@ -168,8 +168,8 @@ class GenerativeCovariancePrior(LearnedReconstructor):
         allowed=Real(ge=0) | OneOf("auto", "discrepancy"),
         doc="""
         Weight of ``R``. "auto" makes the minimiser the most probable image: it is 1 where the strength of the
-        noise is known, and else the variance that is taken for it. "discrepancy" makes ``||A x - y||`` the norm of the noise, and warns where it
-        cannot.""",
+        noise is known, and else the variance that is taken for it. "discrepancy" makes ``||A x - y||`` the
+        norm of the noise, and warns where it cannot.""",
     )
     noise: Gaussian | float | None = noise_parameter(
         "Then 5 % of the root mean square of an image's data are taken, without what the level of the "

@@ -149,8 +149,9 @@ class AdversarialRegularizer(EnergyReconstructor):
         doc="Gradient descent with momentum or without, both with line search.",
     )
     noise: NoiseModel | str | float | None = noise_parameter(
-        """``lam="auto"`` asks how strong it is; where that is unknown, it measures the noise, directly on pairs, and otherwise, as if it were
-        white, by what ``A^* y`` has in high frequencies and ``A^* A x`` has not."""
+        """``lam="auto"`` asks how strong it is; where that is unknown, it measures the noise, directly on
+        pairs, and otherwise, as if it were white, by what ``A^* y`` has in high frequencies and ``A^* A x``
+        has not."""
     )
 
     initial_: BaseReconstructor | None = fitted(kind="estimator or None", doc="The fitted ``initial``.")

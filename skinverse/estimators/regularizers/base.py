@@ -54,7 +54,8 @@ class EnergyReconstructor(LearnedReconstructor):
         whole images as they are.""",
     )
     bounds: tuple[float | None, float | None] | None = bounds_parameter(
-        "None is no bound, but non-negativity where the noise is that of counts; ``(None, None)`` is none there."
+        "None is no bound, but non-negativity where the noise is that of counts; ``(None, None)`` is none "
+        "there."
     )
     max_steps: int = max_steps_parameter(500, "Largest number of iterations of a reconstruction.")
     tol: float = tol_parameter(1e-4, "Relative change by one step at which an image stops.")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from skinverse._parameters import Elements, Flag, Instance, Integer, Null, ParameterError, fitted, parameter
 from skinverse._tensors import as_channels, from_channels, planes_for, real_like, spatial_axes
-from skinverse.estimators._base import BaseReconstructor, bounds_parameter
+from skinverse.estimators._base import BaseReconstructor, bounds_parameter, noise_parameter
 from skinverse.estimators._learned import (
     LearnedReconstructor,
     after,
@@ -27,6 +27,7 @@ from skinverse.estimators._learned import (
 )
 from skinverse.estimators._units import within
 from skinverse.estimators._validation import same_kind
+from skinverse.noise import Gaussian
 from skinverse.operators import LinearMap, as_torch
 from skinverse.solvers import Solution
 from skinverse.training import Phase
@@ -56,6 +57,10 @@ class UnrolledReconstructor(LearnedReconstructor):
         filling where there is one, else a regularised pseudo-inverse.""",
     )
     bounds: tuple[float | None, float | None] | None = bounds_parameter()
+    noise: Gaussian | float | None = noise_parameter(
+        "The iterations see measurements and operator with the weights; how strong the noise is they learn.",
+        kind=Gaussian,
+    )
 
     module_: Unrolled = fitted(kind="nn.Module", doc="The trained iterations.")
     initial_: BaseReconstructor | None = fitted(
@@ -103,8 +108,11 @@ class UnrolledReconstructor(LearnedReconstructor):
     def _phases(self, module: Any, A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Phase]:
         starts = in_batches(lambda y: self._start(A, y), A, data)
 
+        fidelity = self._fidelity(A)
+
         def loss(module: Any, x: Tensor, y: Tensor, x0: Tensor) -> Tensor:
-            return (module(A, y, x0, self.channel_axis) - x).abs().square().flatten(1).mean(1)
+            x_hat = module(fidelity.A, fidelity.weighted_data(y), x0, self.channel_axis)
+            return (x_hat - x).abs().square().flatten(1).mean(1)
 
         score = held_out_psnr(lambda y: self._reconstruct(A, y).x, n_images=_N_SCORED)
         trainer = self.trainer.over(n_steps=2000, lr=1e-3, final_lr=1e-4, max_grad_norm=1.0)
@@ -119,7 +127,8 @@ class UnrolledReconstructor(LearnedReconstructor):
         return self._first_images(A, data, self.initial_, real=self.real_).x
 
     def _differentiable(self, module: nn.Module, A: LinearMap, data: Tensor, start: Tensor) -> Tensor:
-        images: Tensor = module(A, data, start, self.channel_axis)
+        fidelity = self._fidelity(A)
+        images: Tensor = module(fidelity.A, fidelity.weighted_data(data), start, self.channel_axis)
         return images
 
     # ------------------------------------------------------------------ private
@@ -136,9 +145,12 @@ class UnrolledReconstructor(LearnedReconstructor):
                 f"n_iterations: learned with {self.n_iterations_}, got {self.n_iterations}: fit again"
             )
         self._check_order()
-        module = copy.deepcopy(self.module_).to(start.device, start.dtype.to_real())
+        module, fidelity = (
+            copy.deepcopy(self.module_).to(start.device, start.dtype.to_real()),
+            self._fidelity(A),
+        )
         with torch.no_grad():
-            yield from module.stages(A, data, start, self.channel_axis)
+            yield from module.stages(fidelity.A, fidelity.weighted_data(data), start, self.channel_axis)
 
     def _restored(self, solution: Solution) -> Solution:
         solution = super()._restored(solution)
