@@ -1,8 +1,9 @@
 """Operators, image -> data: pylops operators in; batched, differentiable torch maps out."""
 
 from skinverse.operators import _rules as _rules  # registers how each operator is lowered
+from skinverse.operators._convolution import convolution, gaussian_blur
 from skinverse.operators._dot_test import dot_test
-from skinverse.operators._factories import fourier_sampling, gaussian_blur, inpainting, structurally_random
+from skinverse.operators._factories import fourier_sampling, inpainting, structurally_random
 from skinverse.operators._inverse import AnalyticInverse as AnalyticInverse
 from skinverse.operators._lowering import as_torch
 from skinverse.operators._map import LinearMap
@@ -23,6 +24,7 @@ __all__ = [
     "LinearMap",
     "ParametricOperator",
     "as_torch",
+    "convolution",
     "dot_test",
     "fourier_sampling",
     "gaussian_blur",
