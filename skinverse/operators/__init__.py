@@ -7,6 +7,7 @@ from skinverse.operators._factories import fourier_sampling, inpainting, structu
 from skinverse.operators._inverse import AnalyticInverse as AnalyticInverse
 from skinverse.operators._lowering import as_torch
 from skinverse.operators._map import LinearMap
+from skinverse.operators._microscope import microscope_psf
 from skinverse.operators._offsets import AngleOffset, DetectorOffset
 from skinverse.operators._parallel_beam import parallel_beam
 from skinverse.operators._parametric import GaussianBlur, ParametricOperator
@@ -29,6 +30,7 @@ __all__ = [
     "fourier_sampling",
     "gaussian_blur",
     "inpainting",
+    "microscope_psf",
     "parallel_beam",
     "structurally_random",
 ]

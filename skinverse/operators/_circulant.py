@@ -20,7 +20,7 @@ Sizes = tuple[int, ...]
 # Lower over upper bound of a norm from which on their mean is taken: it is right to 0.8 %.
 _CLOSE = 0.985
 # Steps of the power iteration between bounds: few beside the hundred that Lanczos takes.
-_MOST_STEPS = 16
+_MOST_STEPS = 24
 # Kernels are even up to what single precision makes of them, beside the largest value.
 _ROUNDING = 1e-6
 # What every pixel of a positive image has at least, beside the largest one. Rounding of an FFT is far less.

@@ -50,11 +50,11 @@ def check_is_operator(operator: Any, name: str = "operator") -> None:
     raise TypeError(f"{name}: expected a pylops.LinearOperator, got {got}")
 
 
-def sizes(dims: Any) -> tuple[int, ...]:
+def sizes(shape: Any, name: str = "dims") -> tuple[int, ...]:
     """The shape of an image; one number is that of a signal."""
-    numbers = whole_numbers(dims)
+    numbers = whole_numbers(shape)
     if not numbers or min(numbers) < 1:
-        raise ValueError(f"dims must be positive sizes, got {dims!r}")
+        raise ValueError(f"{name} must be positive sizes, got {shape!r}")
     return numbers
 
 
