@@ -1,11 +1,13 @@
 """Operators, image -> data: pylops operators in; batched, differentiable torch maps out."""
 
 from skinverse.operators import _rules as _rules  # registers how each operator is lowered
+from skinverse.operators._convolution import convolution, gaussian_blur
 from skinverse.operators._dot_test import dot_test
-from skinverse.operators._factories import fourier_sampling, gaussian_blur, inpainting, structurally_random
+from skinverse.operators._factories import fourier_sampling, inpainting, structurally_random
 from skinverse.operators._inverse import AnalyticInverse as AnalyticInverse
 from skinverse.operators._lowering import as_torch
 from skinverse.operators._map import LinearMap
+from skinverse.operators._microscope import microscope_psf
 from skinverse.operators._offsets import AngleOffset, DetectorOffset
 from skinverse.operators._parallel_beam import parallel_beam
 from skinverse.operators._parametric import GaussianBlur, ParametricOperator
@@ -23,10 +25,12 @@ __all__ = [
     "LinearMap",
     "ParametricOperator",
     "as_torch",
+    "convolution",
     "dot_test",
     "fourier_sampling",
     "gaussian_blur",
     "inpainting",
+    "microscope_psf",
     "parallel_beam",
     "structurally_random",
 ]

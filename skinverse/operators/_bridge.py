@@ -59,7 +59,7 @@ class BridgeMap(LinearMap):
             out = torch.from_dlpack(cupy.ascontiguousarray(function(rows)))
         else:
             rows = flat.cpu().numpy().astype(self._dtype or _type_of(batch))
-            out = torch.from_numpy(_known_to_torch(function(rows))).to(batch.device)
+            out = torch.from_numpy(known_to_torch(function(rows))).to(batch.device)
         real = batch.dtype.to_real()
         return out.to(real.to_complex() if out.is_complex() else real).reshape(len(batch), *shape)
 
@@ -88,7 +88,7 @@ def _columns(op: pylops.LinearOperator, one: str, all_at_once: str) -> Function:
     return apply_each
 
 
-def _known_to_torch(values: Any) -> Any:
+def known_to_torch(values: Any) -> Any:
     """The array in double precision where torch has no such type."""
     if values.dtype.name in _TORCH:
         return values

@@ -19,6 +19,8 @@ from pylops.signalprocessing._baseffts import _FFTNorms
 
 from skinverse.operators import _arguments as kinds
 from skinverse.operators._arguments import Kind
+from skinverse.operators._circulant import BOUNDARIES
+from skinverse.operators._convolution import Convolution
 from skinverse.operators._offsets import AngleOffset, DetectorOffset
 from skinverse.operators._parallel_beam import ParallelBeam
 from skinverse.operators._parametric import GaussianBlur
@@ -197,6 +199,13 @@ def _held_blur(arguments: Arguments) -> int:
     return 24 * sum(n**2 for n in _ints(arguments["dims"][-2:])) + 24 * int(arguments["radius"])
 
 
+def _held_convolution(arguments: Arguments) -> int:
+    """The spectrum of an image with its border, and two temporary arrays of its size."""
+    psf = arguments["psf"]
+    image = _ints(arguments["dims"])[len(arguments["dims"]) - psf.ndim :]
+    return 32 * math.prod(n + 2 * k for n, k in zip(image, psf.shape, strict=True))
+
+
 def _args(*names: str) -> Callable[[Any], Arguments]:
     return lambda op: dict(zip(names, op.args, strict=True))
 
@@ -315,6 +324,18 @@ ENTRIES: dict[str, Entry] = {
     ),
     "ConvolveND": Entry(
         (signalprocessing.ConvolveND,), _centred(signalprocessing.ConvolveND), _convolve_nd, _FILTER
+    ),
+    "Convolution": _leaf(
+        Convolution,
+        lambda op: {"psf": op.psf, "dims": op._image, "boundary": op.boundary, "centre": op.centre},
+        {
+            "psf": kinds.array(kinds.NUMBERS),
+            "dims": kinds.SHAPE,
+            "boundary": kinds.choice(*BOUNDARIES),
+            "centre": kinds.several(kinds.whole(0)),
+        },
+        held=_held_convolution,
+        fits=lambda arguments: arguments["psf"].ndim <= len(arguments["dims"]),
     ),
     "Bilinear": _leaf(
         signalprocessing.Bilinear, _bilinear, _DIMS | {"iava": kinds.array("f", 2)}, fits=_inside

@@ -8,7 +8,9 @@ import numpy as np
 import pylops
 from numpy.typing import ArrayLike, NDArray
 from pylops import LinearOperator
-from pylops.signalprocessing import DCT, FFT2D, Convolve2D
+from pylops.signalprocessing import DCT, FFT2D
+
+from skinverse.operators._validation import sizes
 
 
 def fourier_sampling(
@@ -151,7 +153,7 @@ def structurally_random(
     >>> bool(np.allclose(A @ (A.H @ y), y))
     True
     """
-    dims = _sizes(dims)
+    dims = sizes(dims)
     n = math.prod(dims)
     if not 1 <= n_measurements <= n:
         raise ValueError(f"n_measurements must be between 1 and the {n} pixels, got {n_measurements}")
@@ -160,58 +162,6 @@ def structurally_random(
     permute = pylops.Restriction(n, rng.permutation(n))
     subsample = pylops.Restriction(n, np.sort(rng.choice(n, n_measurements, replace=False)))
     return _with_int_sizes(subsample @ DCT(n) @ permute @ flip)
-
-
-def gaussian_blur(dims: tuple[int, ...], sigma: float, *, truncate: float = 4.0) -> LinearOperator:
-    r"""Blur by a Gaussian of known width.
-
-    Parameters
-    ----------
-    dims : tuple of int
-        Shape of the image, (height, width) or (channels, height, width).
-    sigma : float in pixels
-        Standard deviation of the Gaussian.
-    truncate : float in standard deviations, default=4.0
-        Radius at which the kernel ends, rounded to pixels.
-
-    Returns
-    -------
-    pylops.LinearOperator
-        The symmetric operator from images ``dims`` to data ``dims``.
-
-    Raises
-    ------
-    ValueError
-        If ``sigma`` or ``truncate`` is not positive, or the image has fewer than two dimensions.
-
-    See Also
-    --------
-    GaussianBlur : Blur whose width is a parameter that can be learned.
-
-    Notes
-    -----
-    The kernel sums to one, and the image is zero outside: what is blurred across the border is lost, and the
-    data are darker near it. Hence :math:`A = A^T` and :math:`\|A\| \le 1`.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from skinverse.operators import gaussian_blur
-    >>> A = gaussian_blur((32, 32), 1.5)
-    >>> point = np.zeros((32, 32))
-    >>> point[16, 16] = 1
-    >>> round(float((A @ point).sum()), 6)
-    1.0
-    """
-    dims = _sizes(dims)
-    if len(dims) < 2:
-        raise ValueError(f"dims must be (height, width) or (channels, height, width), got {dims}")
-    if not (sigma > 0 and truncate > 0):
-        raise ValueError(f"sigma and truncate must be positive, got {sigma!r} and {truncate!r}")
-    radius = int(truncate * sigma + 0.5)
-    profile = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
-    kernel = np.outer(profile, profile) / profile.sum() ** 2
-    return _with_int_sizes(Convolve2D(dims, kernel, offset=(radius, radius)))
 
 
 def inpainting(mask: ArrayLike) -> LinearOperator:
@@ -254,10 +204,3 @@ def _mask(mask: ArrayLike) -> NDArray[np.bool_]:
     if not mask.any():
         raise ValueError("mask must be True somewhere, got an empty selection")
     return mask
-
-
-def _sizes(dims: tuple[int, ...]) -> tuple[int, ...]:
-    sizes = tuple(int(size) for size in np.atleast_1d(dims))
-    if not sizes or min(sizes) < 1:
-        raise ValueError(f"dims must be positive sizes, got {dims!r}")
-    return sizes

@@ -14,6 +14,7 @@ from pylops.medical import CT2D, MRI2D
 from pylops.signalprocessing import DCT, Convolve1D, Convolve2D, ConvolveND, fft, fft2d, fftnd
 from pylops.signalprocessing.convolve1d import _Convolve1Dshort
 
+from skinverse.operators import _circulant as convolutions
 from skinverse.operators import _leaves as leaves
 from skinverse.operators._composite import (
     Addition,
@@ -28,7 +29,7 @@ from skinverse.operators._composite import (
 from skinverse.operators._lowering import lower, register
 from skinverse.operators._map import Composition, LinearMap
 from skinverse.operators._sparse import SparseMap
-from skinverse.operators._transforms import Convolution, Cosine, Fourier
+from skinverse.operators._transforms import Cosine, Fourier
 
 
 # ---------------------------------------------------------------- the tree
@@ -239,13 +240,19 @@ def _(op: Any) -> LinearMap | None:
 
 @register(Convolve2D, ConvolveND)
 def _(op: Any) -> LinearMap:
-    return Convolution(op.h, op.dims)
+    return _convolution(op)
+
+
+def _convolution(op: Any) -> LinearMap:
+    """Zero outside; pylops pads the filter with zeros until its origin is its middle."""
+    kernel = np.asarray(op.h)
+    return convolutions.zero(kernel, tuple((size - 1) // 2 for size in kernel.shape), tuple(op.dims))
 
 
 @register(_Convolve1Dshort)
 def _(op: Any) -> LinearMap | None:
     one_filter = all(size == 1 for axis, size in enumerate(np.shape(op.h)) if axis != op.axis % len(op.dims))
-    return Convolution(op.h, op.dims) if one_filter else None
+    return _convolution(op) if one_filter else None
 
 
 # ---------------------------------------------------------------- astra

@@ -1,24 +1,20 @@
-"""Fourier and cosine transforms, and convolutions through them."""
+"""Fourier and cosine transforms."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable
 from functools import partial
-from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
-from scipy.fft import next_fast_len
 from torch import Tensor
 
 from skinverse.operators._inverse import AnalyticInverse, Form, Formula
-from skinverse.operators._map import LinearMap, length
+from skinverse.operators._map import LinearMap
 
-# Lower over upper bound of a norm from which on their mean is taken: it is right to 0.8 %.
-_CLOSE = 0.985
 # How much brighter the border is than the middle where an image is said to be shifted by half its size: at
 # most 2.3 for 60 photographs under eleven masks, 4 to 11 for a shifted phantom where the mask is dense around
 # the zero frequency, less under regular or random gaps there.
@@ -209,69 +205,6 @@ class ZeroFilling(Formula):
         """1 where something of the transform was measured of which a pixel is a part, of one coil say."""
         some = measured.reshape(self.dimsd).any(axis=self._axes, keepdims=True)
         return np.broadcast_to(some, self._transform.dims).ravel().astype(float)
-
-
-class Convolution(LinearMap):
-    """Convolution by FFT; the image is zero outside, the data have its size, the kernel has any size."""
-
-    keeps_neighbours = True
-
-    def __init__(self, kernel: np.ndarray, dims: tuple[int, ...]) -> None:
-        super().__init__(dims, dims)
-        self._axes = tuple(axis for axis in range(-len(dims), 0) if kernel.shape[axis] > 1) or (-1,)
-        self._start = tuple((kernel.shape[axis] - 1) // 2 for axis in self._axes)
-        self._kept = tuple(dims[axis] for axis in self._axes)
-        self._sizes = tuple(next_fast_len(dims[axis] + kernel.shape[axis] - 1, True) for axis in self._axes)
-        self._complex = np.iscomplexobj(kernel)
-        transform = np.fft.fftn if self._complex else np.fft.rfftn
-        self._constants["spectrum"] = torch.from_numpy(transform(kernel, s=self._sizes, axes=self._axes))
-
-    def _forward(self, x: Tensor) -> Tensor:
-        full = self._filter(x, conjugate=False)
-        for axis, start, size in zip(self._axes, self._start, self._kept, strict=True):
-            full = full.narrow(axis, start, size)
-        return full
-
-    def _adjoint(self, y: Tensor) -> Tensor:
-        widths = [0] * (2 * len(self.dims))
-        for axis, start in zip(self._axes, self._start, strict=True):
-            widths[2 * (-axis - 1)] = start
-        padded = torch.nn.functional.pad(y, widths)
-        return _fit(self._filter(padded, conjugate=True), self._axes, self._kept)
-
-    def _spectral_norm(self) -> float:
-        """The peak of the spectrum, nearly, where a wave of its frequency that ends at the border reaches it.
-
-        The peak is an upper bound, since a periodic convolution is cropped; the wave gives a lower one.
-        """
-        spectrum = self._constants["spectrum"].abs()
-        peak = float(spectrum.amax())
-        wave = self._wave(np.unravel_index(int(spectrum.argmax()), spectrum.shape))
-        lower = length(self._forward(wave)) / length(wave)
-        return (lower + peak) / 2 if lower >= _CLOSE * peak else super()._spectral_norm()
-
-    def _wave(self, frequency: tuple[Any, ...]) -> Tensor:
-        """A wave under half a period of a sine along each axis, (1, *dims)."""
-        wave = torch.ones([1] * (len(self.dims) + 1), dtype=torch.complex128, device="cpu")
-        for axis, size in zip(self._axes, self._sizes, strict=True):
-            n = self.dims[axis]
-            place = np.arange(n)
-            line = np.sin(np.pi * (place + 1) / (n + 1)) * np.exp(2j * np.pi * frequency[axis] * place / size)
-            wave = wave * torch.from_numpy(line).reshape(-1, *[1] * (-axis - 1))
-        return wave.expand(1, *self.dims)
-
-    def _filter(self, x: Tensor, *, conjugate: bool) -> Tensor:
-        spectrum = self._constant("spectrum", x)
-        spectrum = spectrum.conj() if conjugate else spectrum
-        if self._complex:
-            return torch.fft.ifftn(torch.fft.fftn(x, self._sizes, self._axes) * spectrum, dim=self._axes)
-
-        def convolve(v: Tensor) -> Tensor:
-            return torch.fft.irfftn(
-                torch.fft.rfftn(v, self._sizes, self._axes) * spectrum, self._sizes, self._axes
-            )
-
-        return _real_linear(convolve, x)
 
 
 def _peaks_in_the_middle(y: Tensor, axes: tuple[int, ...]) -> bool:

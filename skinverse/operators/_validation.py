@@ -1,7 +1,8 @@
-"""A sentence for what is not an operator."""
+"""Sentences for what is not an operator, and for sizes that are none."""
 
 from __future__ import annotations
 
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -47,3 +48,19 @@ def check_is_operator(operator: Any, name: str = "operator") -> None:
     else:
         got = type(operator).__name__
     raise TypeError(f"{name}: expected a pylops.LinearOperator, got {got}")
+
+
+def sizes(shape: Any, name: str = "dims") -> tuple[int, ...]:
+    """The shape of an image; one number is that of a signal."""
+    numbers = whole_numbers(shape)
+    if not numbers or min(numbers) < 1:
+        raise ValueError(f"{name} must be positive sizes, got {shape!r}")
+    return numbers
+
+
+def whole_numbers(values: Any) -> tuple[int, ...]:
+    """Python integers, of one number or several; empty where one is no whole number."""
+    try:
+        return tuple(index(value) for value in np.atleast_1d(np.asarray(values, dtype=object)))
+    except TypeError:
+        return ()

@@ -25,6 +25,7 @@ from skinverse.operators import (
     DetectorOffset,
     GaussianBlur,
     build,
+    convolution,
     describe,
     fourier_sampling,
     gaussian_blur,
@@ -84,6 +85,10 @@ OPERATORS: dict[str, Callable[[], LinearOperator]] = {
     "convolve 2d": lambda: signalprocessing.Convolve2D(DIMS, RNG.normal(size=(3, 4)), offset=(0, 2)),
     "convolve nd": lambda: signalprocessing.ConvolveND(
         (3, 6, 5), RNG.normal(size=(2, 3)), offset=(1, 1), axes=(0, 2)
+    ),
+    "convolution": lambda: convolution(RNG.normal(size=(3, 4)), (2, 6, 5), boundary="valid", centre=(2, 0)),
+    "convolution in single precision": lambda: convolution(
+        RNG.normal(size=(3, 2)).astype("float32"), DIMS, boundary="reflect"
     ),
     "bilinear": lambda: signalprocessing.Bilinear(np.array([[0.3, 2.7], [1.1, 3.9]]), DIMS),
     "dct": lambda: signalprocessing.DCT(DIMS, type=3, axes=(1,), workers=2),
@@ -310,6 +315,7 @@ SIZES: list[tuple[str, dict[str, Any]]] = [
     ("restriction", {"dims": (6, 2**29), "iava": np.zeros(10**4, dtype=int)}),
     ("blur of unknown width", {"dims": (1, 10**5)}),
     ("blur of unknown width", {"radius": 10**9}),
+    ("convolution", {"dims": (2, 2**13, 2**14)}),
     ("gradient", {"dims": (2**15, 2**15 + 1)}),
     ("bilinear", {"dims": (6, 5, 2**31 - 1)}),
     ("transpose", {"dims": (2**11, 2**11, 2**11)}),
