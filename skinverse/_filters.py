@@ -96,8 +96,8 @@ class _Synthesise(torch.autograd.Function):
         # places around a pixel is one product of matrices, 2 to 10 times as fast. One for each image: in a
         # single product of all of them sums might depend on companions.
         around = torch.bmm(filters.flatten(1).T.expand(len(u), -1, -1), u.flatten(2))
-        size = [n + 2 * margin for n in u.shape[2:]]
-        return fold(F.fold(around, size, filters.shape[2:]), margin)
+        height, width = (n + 2 * margin for n in u.shape[2:])
+        return fold(F.fold(around, (height, width), filters.shape[-1]), margin)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:

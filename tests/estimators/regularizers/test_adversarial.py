@@ -221,7 +221,7 @@ def test_training_beats_the_data(trained, denoising) -> None:
 def test_every_energy_trains_and_reports_what_is_known(denoising, energy) -> None:
     images, data, A = denoising
     method = AdversarialRegularizer(A, lam=0.1, energy=energy, trainer=TINY).fit(images, data)
-    assert method.predict(data).shape == images.shape
+    assert method.predict(data[:2]).shape == images[:2].shape
     assert (method.weak_convexity_ is not None) == (energy in ("ridge", "convex_ridge", "convex"))
     assert (method.lipschitz_ is not None) == (energy == "lipschitz")
     phases = {epoch["phase"] for epoch in method.history_}
@@ -275,7 +275,9 @@ def test_penalty_holds_the_slope_of_a_patch_near_one(denoising) -> None:
     images, data, A = denoising
     trainer = Trainer(max_epochs=20, lr=1e-2, final_lr=1e-2, validation_fraction=0.0)
     loose, firm = (
-        AdversarialRegularizer(A, trainer=trainer, gradient_penalty=mu, pretraining=False, patch_size=None)
+        AdversarialRegularizer(
+            A, lam=0.1, trainer=trainer, gradient_penalty=mu, pretraining=False, patch_size=None
+        )
         .fit(images, data)
         .history_[-1]["train_loss"]
         for mu in (0.5, 50.0)
@@ -399,7 +401,7 @@ def test_a_grid_over_lam_trains_once_per_fold(denoising, tmp_path, monkeypatch) 
     images, data, A = denoising
     monkeypatch.setattr(Count, "n", 0)
     trainer = Trainer(max_epochs=2, validation_fraction=0.0, callbacks=[Count()])
-    method = AdversarialRegularizer(A, trainer=trainer, pretraining=False, memory=str(tmp_path))
+    method = AdversarialRegularizer(A, tol=1e-2, trainer=trainer, pretraining=False, memory=str(tmp_path))
     grid = {"lam": [0.01, 0.1], "bounds": [None, (0, 1)]}
     GridSearchCV(method, grid, cv=2, error_score="raise").fit(images, data)
     assert Count.n == 3
