@@ -48,6 +48,9 @@ class _Defaults(TorchFunctionMode):
     def __torch_function__(
         self, func: Function, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        standard = torch.get_default_dtype() == _STANDARD
+        if standard and func not in _CONCERNED:  # nearly always
+            return func(*args, **(kwargs or {}))
         kwargs = dict(kwargs or {})
         if func in _FACTORIES and kwargs.get("device") is None:
             kwargs["device"] = args[0].device if args and isinstance(args[0], Tensor) else "cpu"
@@ -57,7 +60,7 @@ class _Defaults(TorchFunctionMode):
             with self.draws:
                 return func(*args, **kwargs)
         result = func(*args, **kwargs)
-        if torch.get_default_dtype() == _STANDARD or kwargs.get("dtype") is not None:
+        if standard or kwargs.get("dtype") is not None:
             return result
         return _in_standard_precision(func, (*args, *kwargs.values()), result)
 
@@ -165,6 +168,7 @@ _RANDOM = (
     | _find(nn.init, "uniform_ normal_ kaiming_uniform_ kaiming_normal_ xavier_uniform_ xavier_normal_")
     | _find(nn.init, "trunc_normal_ orthogonal_ sparse_")
 )
+_CONCERNED = _FACTORIES | _RANDOM
 _KERNELS = _find(
     torch.ops.aten,
     "rand randn randint randperm rand_like randn_like normal bernoulli multinomial poisson binomial uniform_ "

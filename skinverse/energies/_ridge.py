@@ -15,7 +15,7 @@ from skinverse.energies._base import Energy
 # Numbers in the responses of one group of filters: 16 MB in single precision.
 _GROUP = 2**22
 # Pixels of all images that are usually worked on at once.
-_PIXELS = 2**17
+_PIXELS = 2**16
 
 
 class RidgeEnergy(Energy):

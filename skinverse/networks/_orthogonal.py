@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skinverse._filters import mirrored_gram
 from skinverse._tensors import mirror
+from skinverse.networks._base import Images, Network
 
 
 class OrthogonalConv2d(nn.Module):
@@ -49,8 +52,7 @@ class OrthogonalConv2d(nn.Module):
         self.ranges = nn.Parameter(torch.randn(n_shifts, n_features, n_features // 2))
 
     def forward(self, x: Tensor) -> Tensor:
-        kernel = self.kernel()
-        return F.conv2d(_periodic(x, kernel.shape[-1] // 2), kernel)
+        return _circular(x, self.kernel())
 
     def kernel(self) -> Tensor:
         """The kernel of the convolution, (n_features, n_features, kernel_size, kernel_size)."""
@@ -61,6 +63,11 @@ class OrthogonalConv2d(nn.Module):
         for i in range(len(stay)):
             kernel = _shifted_sum(kernel, stay[i], move[i], axis=2 + i % 2)
         return kernel
+
+
+def _circular(x: Tensor, kernel: Tensor) -> Tensor:
+    """Circular correlation of images with a kernel."""
+    return F.conv2d(_periodic(x, kernel.shape[-1] // 2), kernel)
 
 
 def _periodic(x: Tensor, width: int) -> Tensor:
@@ -153,7 +160,7 @@ class SmoothMaxMin(nn.Module):
         return torch.cat([mean + half, mean - half], dim=1)
 
 
-class LipschitzCNN(nn.Module):
+class LipschitzCNN(Network):
     """1-Lipschitz network, (n, channels, h, w) -> (n, 1, h, w), of orthogonal convolutions and sorting.
 
     The output is the product of the last channels with a learned unit vector.
@@ -194,12 +201,18 @@ class LipschitzCNN(nn.Module):
         self.direction = nn.Parameter(torch.randn(self.n_features))
         self.sort = SmoothMaxMin()
 
-    def forward(self, x: Tensor) -> Tensor:
-        z = F.pad(_beside_mirror_images(x), (0, 0, 0, 0, 0, self.n_features - self.n_channels))
-        for layer, bias in zip(self.layers, self.biases, strict=True):
-            z = self.sort(layer(z) + bias)
+    def prepared(self) -> Images:
+        layers: Any = self.layers
+        kernels = [layer.kernel() for layer in layers]
         unit = self.direction / torch.linalg.vector_norm(self.direction)
-        return _mean_over_mirror_images(torch.einsum("nchw,c->nhw", z, unit)[:, None])
+
+        def network(x: Tensor) -> Tensor:
+            z = F.pad(_beside_mirror_images(x), (0, 0, 0, 0, 0, self.n_features - self.n_channels))
+            for kernel, bias in zip(kernels, self.biases, strict=True):
+                z = self.sort(_circular(z, kernel) + bias)
+            return _mean_over_mirror_images(torch.einsum("nchw,c->nhw", z, unit)[:, None])
+
+        return network
 
 
 def _beside_mirror_images(x: Tensor) -> Tensor:

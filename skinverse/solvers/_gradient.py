@@ -308,22 +308,29 @@ def _line_search(
     parts: _Parts, x: Tensor, value: Tensor, gradient: Tensor, t: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Proximal gradient step from ``x``, halved until its quadratic model bounds ``f``: new x, f(x), t."""
-    new, new_value, t = x.clone(), value.clone(), t.clone()
-    trying = torch.arange(len(x), device=x.device)
-    for _ in range(_MOST_TRIALS):
-        part = parts if len(trying) == len(x) else parts.select(trying)
-        xs, gs, ts = x[trying], gradient[trying], t[trying]
-        trial = part.prox(xs - expand(ts, xs) * gs, ts)
-        trial_value = part.value(trial)
-        accepted = _bounded(part, xs, value[trying], gs, ts, trial, trial_value)
-        ok = trying[accepted]
-        new[ok], new_value[ok] = trial[accepted], trial_value[accepted]
-        trying = trying[~accepted]
+    trial, trial_value, accepted = _try(parts, x, value, gradient, t)
+    if accepted.all():  # nearly always
+        return trial, trial_value, t
+    new, new_value, t = trial.clone(), trial_value.clone(), t.clone()
+    for _ in range(_MOST_TRIALS - 1):
+        trying = (~accepted).nonzero()[:, 0]
         if len(trying) == 0:
-            break
+            return new, new_value, t
         t[trying] *= _SHRINK
-    new[trying] = torch.nan  # no step is short enough, so there are no numbers to compare
+        new[trying], new_value[trying], accepted[trying] = _try(
+            parts.select(trying), x[trying], value[trying], gradient[trying], t[trying]
+        )
+    new[~accepted] = torch.nan  # no step is short enough, so there are no numbers to compare
     return new, new_value, t
+
+
+def _try(
+    parts: _Parts, x: Tensor, value: Tensor, gradient: Tensor, t: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Proximal gradient step of this length: new x, f(x), whether the quadratic model bounds it."""
+    new = parts.prox(x - expand(t, x) * gradient, t)
+    new_value = parts.value(new)
+    return new, new_value, _bounded(parts, x, value, gradient, t, new, new_value)
 
 
 def _bounded(

@@ -210,7 +210,7 @@ class _Unpaired(Dataset[Any]):
 
     def __getitems__(self, items: list[int]) -> tuple[Rows, Tensor]:
         first, second = self.index
-        partners = [int(torch.randint(min(len(first), len(second)), ())) for _ in items]
+        partners = torch.randint(min(len(first), len(second)), (len(items),)).tolist()
         pairs = (items, partners) if len(second) <= len(first) else (partners, items)
         chosen = [index[members] for index, members in zip(self.index, pairs, strict=True)]
         return _select(self.rows, chosen), chosen[0]

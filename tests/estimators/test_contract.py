@@ -103,14 +103,22 @@ def test_every_exemption_is_a_sentence() -> None:
             assert why[0].isupper() and why.endswith(".") and "\n" not in why
 
 
+# Parameters with which a method takes less time in scikit-learn's checks.
+BRIEF: dict[str, dict[str, Any]] = {
+    "AdversarialRegularizer": QUICK["AdversarialRegularizer"] | {"pretraining": False},
+    "BilevelRegularizer": QUICK["BilevelRegularizer"] | {"pretraining": False},
+    "DeepEquilibriumRecon": {"tol": 1e-2},
+    **{name: {"n_iterations": 2} for name in QUICK if "n_iterations" in QUICK[name]},
+    "GenerativeCovariancePrior": QUICK["GenerativeCovariancePrior"],
+}
+
+
 def regressors() -> Iterator[ReconstructionRegressor]:
     """Every public method in scikit-learn's order; what learns, learns for a moment."""
     for method in METHODS:
         if method is not skinverse.ModelAdaptation:  # the checks' regressions have no operator to adapt to
-            regressor = method(**UNTRAINED.get(method.__name__, {})).as_regressor()
-            if method.__name__ in ("AdversarialRegularizer", "BilevelRegularizer"):
-                quick = QUICK[method.__name__] | {"pretraining": False}
-                regressor.set_params(**{f"estimator__{name}": value for name, value in quick.items()})
+            name = method.__name__
+            regressor = method(**UNTRAINED.get(name, {}) | BRIEF.get(name, {})).as_regressor()
             names = regressor.get_params()
             brief = {"__max_epochs": 1, "__batch_size": 100}
             yield regressor.set_params(

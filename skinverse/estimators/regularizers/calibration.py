@@ -19,8 +19,8 @@ from skinverse.solvers import Hessian, Solution, minres
 Regularizer = Callable[[float], Functional]
 Solve = Callable[[Functional, Tensor], Solution]
 
-# The derivatives only steer, so a few digits are enough.
-_MOST_STEPS, _TOL = 60, 1e-3
+# The derivatives only steer: two digits are enough.
+_MOST_STEPS, _TOL = 30, 1e-2
 
 
 def calibrate(
@@ -32,7 +32,7 @@ def calibrate(
     *,
     start: tuple[float, float],
     bounds: Interval = None,
-) -> tuple[float, float]:
+) -> tuple[float, float, Solution]:
     """Weight ``lam`` and scale ``s`` whose reconstructions come closest to the images.
 
     Minimises ``sum_i ||x_i(lam, s) - x_true_i||^2 / e_i^2`` over the minimisers ``x`` of ``f + lam R_s``,
@@ -58,21 +58,24 @@ def calibrate(
 
     Returns
     -------
-    tuple of float
-        ``lam`` and ``s``, each within a factor of 30 of its first guess.
+    lam, s : float
+        Each within a factor of 30 of its first guess.
+    solution : Solution
+        The reconstructions.
     """
 
-    @lru_cache(maxsize=1)  # the residual and the Jacobian are asked for one after the other
-    def reconstruct(log_lam: float, log_scale: float) -> tuple[Functional, Functional, Tensor]:
+    @lru_cache  # the Jacobian is asked for after the residual, and both of them at the end
+    def reconstruct(log_lam: float, log_scale: float) -> tuple[Functional, Functional, Solution]:
         R = regularizer(math.exp(log_scale))
         objective = misfit + math.exp(log_lam) * R
-        return R, objective, solve(objective, x0).x
+        return R, objective, solve(objective, x0)
 
     def residual(p: np.ndarray) -> np.ndarray:
-        return _flat(reconstruct(*p)[2] - images, per_error)
+        return _flat(reconstruct(*p)[2].x - images, per_error)
 
     def jacobian(p: np.ndarray) -> np.ndarray:
-        R, objective, x = reconstruct(*p)
+        R, objective, found = reconstruct(*p)
+        x = found.x
         lam, H, H_s = math.exp(p[0]), Hessian(objective, x, free=free_pixels(x, bounds)), Hessian(R, x)
         slope = R.grad(x).detach()
         rights = [H.project(-lam * b) for b in (slope, H_s(x) - slope)]
@@ -80,13 +83,13 @@ def calibrate(
         return np.stack([_flat(column, per_error) for column in columns], axis=1)
 
     first, reach = np.log(start), math.log(30.0)
-    error = norm(reconstruct(*first)[2] - images)
+    error = norm(reconstruct(*first)[2].x - images)
     per_error = 1 / error.clamp_min(torch.finfo(error.dtype).tiny)
     best = least_squares(
         residual, first, jacobian, bounds=(first - reach, first + reach), ftol=1e-4, xtol=1e-2, max_nfev=8
     )
     lam, scale = np.exp(best.x)
-    return float(lam), float(scale)
+    return float(lam), float(scale), reconstruct(*best.x)[2]
 
 
 def _flat(x: Tensor, weight: Tensor) -> np.ndarray:

@@ -93,8 +93,12 @@ def fit_weight(
     if not (0 < slope < math.inf and noise > 0):
         return 1.0, 1.0
     start = relative * noise / slope, scale
-    lam, scale = calibrate(misfit, regularizer, solve, x0, images, start=start, bounds=bounds)
-    return backtrack_weight(lam, lambda lam: solve(misfit + lam * regularizer(scale), x0), images), scale
+    lam, scale, found = calibrate(misfit, regularizer, solve, x0, images, start=start, bounds=bounds)
+
+    def solution(weight: float) -> Solution:
+        return found if weight == lam else solve(misfit + weight * regularizer(scale), x0)
+
+    return backtrack_weight(lam, solution, images), scale
 
 
 def backtrack_weight(lam: float, solve: Callable[[float], Solution], images: Tensor) -> float:

@@ -221,7 +221,7 @@ def test_training_beats_the_data(trained, denoising) -> None:
 def test_every_energy_trains_and_reports_what_is_known(denoising, energy) -> None:
     images, data, A = denoising
     method = AdversarialRegularizer(A, lam=0.1, energy=energy, trainer=TINY).fit(images, data)
-    assert method.predict(data).shape == images.shape
+    assert method.predict(data[:2]).shape == images[:2].shape
     assert (method.weak_convexity_ is not None) == (energy in ("ridge", "convex_ridge", "convex"))
     assert (method.lipschitz_ is not None) == (energy == "lipschitz")
     phases = {epoch["phase"] for epoch in method.history_}
@@ -275,7 +275,9 @@ def test_penalty_holds_the_slope_of_a_patch_near_one(denoising) -> None:
     images, data, A = denoising
     trainer = Trainer(max_epochs=20, lr=1e-2, final_lr=1e-2, validation_fraction=0.0)
     loose, firm = (
-        AdversarialRegularizer(A, trainer=trainer, gradient_penalty=mu, pretraining=False, patch_size=None)
+        AdversarialRegularizer(
+            A, lam=0.1, trainer=trainer, gradient_penalty=mu, pretraining=False, patch_size=None
+        )
         .fit(images, data)
         .history_[-1]["train_loss"]
         for mu in (0.5, 50.0)
@@ -305,7 +307,8 @@ def test_unpaired_sets_of_different_sizes(denoising) -> None:
 )
 def test_pairs_are_recognised(denoising, change, paired) -> None:
     images, data, A = denoising
-    assert AdversarialRegularizer(A, lam=0.1, trainer=TINY).fit(images, change(data)).paired_ is paired
+    method = AdversarialRegularizer(A, lam=0.1, trainer=TINY, pretraining=False)
+    assert method.fit(images, change(data)).paired_ is paired
 
 
 def test_noise_of_unpaired_sets_is_measured_in_high_frequencies() -> None:
@@ -348,13 +351,19 @@ def test_auto_is_the_noise_in_back_projected_data(denoising) -> None:
     assert method.lam_ == pytest.approx(np.sqrt(np.mean((data - images) ** 2)), rel=1e-5)
 
 
+@pytest.fixture(scope="module")
+def trainings(tmp_path_factory) -> str:
+    """A folder of trainings that methods share which differ in the reconstruction alone."""
+    return str(tmp_path_factory.mktemp("trainings"))
+
+
 @pytest.mark.parametrize("bounds", [None, (0.3, 0.6)])
-def test_fit_finds_the_best_weight_and_scale(denoising, bounds) -> None:
+def test_fit_finds_the_best_weight_and_scale(denoising, bounds, trainings) -> None:
     """No neighbour on a grid of weights and scales does better on the pairs that it saw."""
     images, data, A = denoising
     trainer = Trainer(max_epochs=20, lr=1e-2, final_lr=1e-2, validation_fraction=0.0)
     method = AdversarialRegularizer(
-        A, lam="fit", bounds=bounds, tol=1e-5, max_steps=1000, trainer=trainer
+        A, lam="fit", bounds=bounds, tol=1e-5, max_steps=1000, trainer=trainer, memory=trainings
     ).fit(images, data)
     best = method.score(images[:8], data[:8])
     lam, scale = method.lam_, method.scale_
@@ -372,14 +381,16 @@ def test_a_number_is_taken_as_it_is_and_rules_need_a_fit(denoising) -> None:
         method.set_params(lam="fit").predict(data)
 
 
-def test_fit_calibrates_on_pairs_and_is_the_rule_without(denoising) -> None:
+def test_fit_calibrates_on_pairs_and_is_the_rule_without(denoising, trainings) -> None:
     images, data, A = denoising
     fitted, ruled = (
-        AdversarialRegularizer(A, lam=lam, trainer=TINY).fit(images, data[:7]) for lam in ("fit", "auto")
+        AdversarialRegularizer(A, lam=lam, trainer=TINY, memory=trainings).fit(images, data[:7])
+        for lam in ("fit", "auto")
     )
     assert (fitted.lam_, fitted.scale_) == (ruled.lam_, ruled.scale_) == (ruled.lam_, 1)
     fitted, ruled = (
-        AdversarialRegularizer(A, lam=lam, trainer=TINY).fit(images, data) for lam in ("fit", "auto")
+        AdversarialRegularizer(A, lam=lam, trainer=TINY, memory=trainings).fit(images, data)
+        for lam in ("fit", "auto")
     )
     assert AdversarialRegularizer().lam == "fit"
     assert fitted.scale_ != 1 and fitted.lam_ != ruled.lam_
@@ -399,7 +410,7 @@ def test_a_grid_over_lam_trains_once_per_fold(denoising, tmp_path, monkeypatch) 
     images, data, A = denoising
     monkeypatch.setattr(Count, "n", 0)
     trainer = Trainer(max_epochs=2, validation_fraction=0.0, callbacks=[Count()])
-    method = AdversarialRegularizer(A, trainer=trainer, pretraining=False, memory=str(tmp_path))
+    method = AdversarialRegularizer(A, tol=1e-2, trainer=trainer, pretraining=False, memory=str(tmp_path))
     grid = {"lam": [0.01, 0.1], "bounds": [None, (0, 1)]}
     GridSearchCV(method, grid, cv=2, error_score="raise").fit(images, data)
     assert Count.n == 3

@@ -156,7 +156,7 @@ def test_a_fixed_weight_is_kept_and_may_be_changed_afterwards(denoising) -> None
 
 def test_search_over_weight_and_smoothness_is_the_same_in_parallel(denoising) -> None:
     images, data, A = denoising
-    grid = {"lam": [0.05, 0.2], "beta": [1.0, 2.0]}
+    grid = [{"lam": [0.05], "beta": [1.0]}, {"lam": [0.2], "beta": [2.0]}]
     method = BilevelRegularizer(A, **TINY, pretraining=False)
     one, two = (GridSearchCV(method, grid, cv=2, n_jobs=n).fit(images, data) for n in (1, 2))
     assert_allclose(one.cv_results_["mean_test_score"], two.cv_results_["mean_test_score"], rtol=1e-6)
