@@ -22,6 +22,7 @@ from skinverse.operators._arguments import Kind
 from skinverse.operators._offsets import AngleOffset, DetectorOffset
 from skinverse.operators._parallel_beam import ParallelBeam
 from skinverse.operators._parametric import GaussianBlur
+from skinverse.operators._sampling import Sampling
 
 Arguments = dict[str, Any]
 
@@ -166,6 +167,12 @@ def _indices_exist(arguments: Arguments) -> bool:
     return index.size > 0 and bool(index.min() >= -n) and bool(index.max() < n)
 
 
+def _mask_fits(arguments: Arguments) -> bool:
+    """The mask has the last axes, and selects something."""
+    mask, dims = arguments["mask"], _ints(arguments["dims"])
+    return bool(mask.any()) and mask.ndim > 0 and mask.shape == dims[-mask.ndim :]
+
+
 def _mri(op: Any) -> Arguments:
     names = {"kind": op._mask_type, "engine": op.engine, "fft_engine": op.fft_engine}
     return {"mask": op.mask, "sampling": op.ROp, "fourier": op.Op.args[1]} | names
@@ -262,6 +269,7 @@ ENTRIES: dict[str, Entry] = {
         _ALONG | {"iava": kinds.array("iu", 1), "inplace": kinds.BOOLEAN},
         fits=_indices_exist,
     ),
+    "Sampling": _leaf(Sampling, _same("mask"), _DIMS | {"mask": kinds.array("b")}, fits=_mask_fits),
     "MatrixMult": _leaf(
         pylops.MatrixMult,
         _matrix,
