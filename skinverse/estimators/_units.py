@@ -44,7 +44,7 @@ class Units:
     @classmethod
     def of(cls, A: LinearMap, data: Tensor) -> Self:
         """The problem in its own units."""
-        size = size_of(data)
+        size = size_of(data, A)
         normed, _, gain = without_gain(A, data[:0])
         return cls(normed, data / expand(size, data), gain, size, base=torch.zeros_like(size))
 
@@ -58,7 +58,7 @@ class Units:
         known = norm(of_ones) > _UNSEEN * math.sqrt(ones.numel())
         level = torch.where(known, level, 0)
         rest = whole.data - expand(level, whole.data) * of_ones
-        size = size_of(rest)
+        size = size_of(rest, A)
         base = level * whole.size / whole.gain
         return cls(whole.A, rest / expand(size, rest), whole.gain, whole.size * size, base)
 
@@ -177,15 +177,18 @@ class _Divided(LinearMap):
     def block(self, start: int, stop: int) -> LinearMap:
         return _Divided(self._parts[0].block(start, stop), self._gain)
 
+    def reached(self, pixels: Tensor | None) -> Tensor | None:
+        return self._parts[0].reached(pixels)
+
     def norm(self) -> float:
         return self._parts[0].norm() / self._gain
 
 
-def size_of(y: Tensor) -> Tensor:
-    """Root mean square of each image, 1 where it is zero; no square over- or underflows."""
+def size_of(y: Tensor, A: LinearMap) -> Tensor:
+    """Root mean square of what is measured of each image, 1 of zeros; no square over- or underflows."""
     peak = y.abs().flatten(1).amax(1)
     peak = torch.where(peak > 0, peak, 1)
-    size = peak * norm(y / expand(peak, y)) / math.sqrt(y[0].numel())
+    size = peak * norm(y / expand(peak, y)) / math.sqrt(A.n_measured)
     return torch.where(size > 0, size, 1)
 
 

@@ -174,10 +174,10 @@ def check_noise_known(lam: Any, noise_std: float | None) -> None:
         raise ParameterError('lam="discrepancy" matches the residual to the noise: noise_std is missing')
 
 
-def discrepancy_level(noise_std: float | None, data: Tensor) -> Tensor:
+def discrepancy_level(noise_std: float | None, A: LinearMap, data: Tensor) -> Tensor:
     """Expected norm of the noise, ``sqrt(n_measurements) * noise_std``, one per image."""
     assert noise_std is not None  # check_noise_known
-    level = math.sqrt(data[0].numel()) * noise_std
+    level = math.sqrt(A.n_measured) * noise_std
     return torch.full((len(data),), level, dtype=data.dtype.to_real(), device=data.device)
 
 

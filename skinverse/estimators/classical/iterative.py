@@ -192,7 +192,7 @@ def _sweep_until_discrepancy(
     """Sweep from zero; an image whose residual is down to the noise leaves."""
     A, data = units.A, units.data
     x = torch.zeros_like(A.adjoint(data))
-    level = -units.size if noise_std is None else units.of_data(discrepancy_level(noise_std, data))
+    level = -units.size if noise_std is None else units.of_data(discrepancy_level(noise_std, A, data))
     n_steps = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     active, residual = torch.arange(len(x), device=x.device), data - A(x)
     for _ in range(max_steps):

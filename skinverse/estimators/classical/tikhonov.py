@@ -74,7 +74,7 @@ class Tikhonov(BaseReconstructor):
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
         units, told = Units.of(A, data), {}
         if self.lam == "discrepancy":
-            level = units.of_data(discrepancy_level(self.noise_std, units.data))
+            level = units.of_data(discrepancy_level(self.noise_std, A, units.data))
             solution = self._by_discrepancy(units.A, units.data, level)
         elif self.lam == "auto":
             known = None if self.noise_std is None else units.of_data(self.noise_std)

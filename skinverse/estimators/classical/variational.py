@@ -70,7 +70,7 @@ class VariationalReconstructor(BaseReconstructor):
         if self.lam == "auto":
             return self._by_least_risk(units, x0)
         if self.lam == "discrepancy":
-            level = units.of_data(discrepancy_level(self.noise_std, units.data))
+            level = units.of_data(discrepancy_level(self.noise_std, A, units.data))
             objective = self._objective(units, DataBall(_linear(units), units.data, level), 1.0)
         else:
             objective = self._penalised(units, units.weight(float(self.lam)))

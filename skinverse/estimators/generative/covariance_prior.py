@@ -332,7 +332,7 @@ class GenerativeCovariancePrior(LearnedReconstructor):
         if self.constraint == "adapted":
             y = objective.fidelity.y
             solution = adapt_weights(
-                objective, latent.x, noise_norm(self._noise_level(A, y), y), self.max_steps
+                objective, latent.x, noise_norm(self._noise_level(A, y), A, y), self.max_steps
             )
             solution = replace(solution, x=objective.fidelity.image(solution.x), extra={"lam": objective.lam})
             return self._with_gain(A, solution)
@@ -368,7 +368,7 @@ class GenerativeCovariancePrior(LearnedReconstructor):
     def _noise_level(self, A: LinearMap, y: Tensor) -> Tensor:
         """Standard deviation of the noise in normalised data, those of an operator of norm 1."""
         return noise_level(
-            y, None if self.noise_std is None else self.noise_std / (gain_of(A) * self.spread_)
+            A, y, None if self.noise_std is None else self.noise_std / (gain_of(A) * self.spread_)
         )
 
     def _with_gain(self, A: LinearMap, solution: Solution) -> Solution:
