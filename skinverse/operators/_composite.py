@@ -101,7 +101,7 @@ class Addition(LinearMap):
         return _common([part.layout_after(images) for part in self._parts], self.dimsd)
 
     def reached(self, pixels: Tensor | None) -> Tensor | None:
-        return _by_some(part.reached(pixels) for part in self._parts)
+        return _by_some((part.reached(pixels) for part in self._parts), self.dimsd)
 
     def _forward(self, x: Tensor) -> Tensor:
         return reduce(torch.add, (part._forward(x) for part in self._parts))
@@ -289,8 +289,7 @@ class SideBySide(LinearMap):
 
     def reached(self, pixels: Tensor | None) -> Tensor | None:
         pieces = zip(self._parts, _cut(pixels, self._parts, self._widths), strict=True)
-        reached = _by_some(part.reached(piece) for part, piece in pieces)
-        return None if reached is None else reached.reshape(self.dimsd)
+        return _by_some((part.reached(piece) for part, piece in pieces), self.dimsd)
 
     def _forward(self, x: Tensor) -> Tensor:
         pieces = zip(self._parts, x.reshape(len(x), -1).split(self._widths, dim=1), strict=True)
@@ -309,20 +308,23 @@ class SideBySide(LinearMap):
         )
 
 
-def _by_some(reached: Iterable[Tensor | None]) -> Tensor | None:
+def _by_some(reached: Iterable[Tensor | None], shape: tuple[int, ...]) -> Tensor | None:
     """Data that differ from zero where one of several maps to them does."""
     known = []
     for data in reached:
         if data is None:
             return None
-        known.append(data)
+        known.append(data.reshape(shape))
     return reduce(torch.logical_or, known)
 
 
 def _in_a_row(parts: tuple[LinearMap, ...], pieces: Iterable[Tensor | None]) -> Tensor:
     """Data of several maps that differ from zero, flat and one after the other."""
     each = ((part, part.reached(piece)) for part, piece in zip(parts, pieces, strict=True))
-    rows = (torch.ones(part.dimsd, dtype=torch.bool, device="cpu") if data is None else data for part, data in each)
+    rows = (
+        torch.ones(part.dimsd, dtype=torch.bool, device="cpu") if data is None else data
+        for part, data in each
+    )
     return torch.cat([row.flatten() for row in rows])
 
 

@@ -84,7 +84,7 @@ def fourier_sampling(
     if coil_maps is None:
         if mask.ndim == 1:
             raise ValueError(
-                f"mask must be of shape (height, width) where no coil_maps tell the height, got {mask.shape}: "
+                f"mask must be of shape (height, width) if no coil_maps tell the height, got {mask.shape}: "
                 "use np.tile(mask, (height, 1))"
             )
         spectrum = _spectrum(mask.shape, "complex128", centred=centred)

@@ -69,7 +69,7 @@ class ParametricOperator(LinearOperator, ABC):
 
     @property
     def measured(self) -> Tensor | None:
-        """Which data depend on the image, as :attr:`LinearMap.measured`: all, unless a family overrides it."""
+        """Which data depend on the image, as of a :class:`LinearMap`: all, unless a family overrides it."""
         return None
 
     @abstractmethod
