@@ -6,6 +6,7 @@ from skinverse.operators._factories import fourier_sampling, gaussian_blur, inpa
 from skinverse.operators._inverse import AnalyticInverse as AnalyticInverse
 from skinverse.operators._lowering import as_torch
 from skinverse.operators._map import LinearMap
+from skinverse.operators._nonuniform import nonuniform_fourier
 from skinverse.operators._offsets import AngleOffset, DetectorOffset
 from skinverse.operators._parallel_beam import parallel_beam
 from skinverse.operators._parametric import GaussianBlur, ParametricOperator
@@ -27,6 +28,7 @@ __all__ = [
     "fourier_sampling",
     "gaussian_blur",
     "inpainting",
+    "nonuniform_fourier",
     "parallel_beam",
     "structurally_random",
 ]
