@@ -1,6 +1,7 @@
 """Operators, image -> data: pylops operators in; batched, differentiable torch maps out."""
 
 from skinverse.operators import _rules as _rules  # registers how each operator is lowered
+from skinverse.operators._coils import estimate_coil_maps, whiten_coils
 from skinverse.operators._dot_test import dot_test
 from skinverse.operators._factories import fourier_sampling, gaussian_blur, inpainting, structurally_random
 from skinverse.operators._inverse import AnalyticInverse as AnalyticInverse
@@ -25,10 +26,12 @@ __all__ = [
     "ParametricOperator",
     "as_torch",
     "dot_test",
+    "estimate_coil_maps",
     "fourier_sampling",
     "gaussian_blur",
     "inpainting",
     "nonuniform_fourier",
     "parallel_beam",
     "structurally_random",
+    "whiten_coils",
 ]

@@ -219,7 +219,7 @@ class _Nonuniform(LinearMap):
         return inner.through(_Gridding(self), sp.eye_array(math.prod(self.dimsd), format="csr"))
 
     def weights(self) -> Tensor:
-        """The density weights ``w`` for which ``sum_j w_j exp(i omega_j n)`` is nearly zero but for ``n = 0``.
+        """The density weights ``w`` whose ``sum_j w_j exp(i omega_j n)`` nearly vanishes but for ``n = 0``.
 
         That is to hold for all differences ``n`` of pixels, an image of twice the size. In it the triangle
         that counts the pairs of each difference makes the conditions one positive kernel, ``K w = 1``.
@@ -299,9 +299,9 @@ class _Gridding(Formula):
 
     def image_weights(self, measured: NDArray[np.bool_]) -> NDArray:
         """1 where something of the transform was measured of which a pixel is a part, of one coil say."""
-        some = measured.reshape(self.dimsd).any(axis=-1)
+        some = measured.reshape(self.dimsd).any(axis=-1, keepdims=True)
         n_pixels = math.prod(self._transform._shape)
-        return np.broadcast_to(some[..., None], (*some.shape, n_pixels)).ravel().astype(float)
+        return np.broadcast_to(some, (*self.dimsd[:-1], n_pixels)).ravel().astype(float)
 
 
 def _finufft() -> ModuleType:
