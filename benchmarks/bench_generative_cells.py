@@ -60,10 +60,10 @@ def total_variation(chosen_on: Pairs, data: np.ndarray, operator: Any) -> dict[s
     The operator is a real one onto real and imaginary parts; the weight is the best on training images.
     """
     parts = pylops.VStack([operator.toreal(), (-1j * operator).toreal()], dtype="float32")
-    parts.dims = operator.dims
+    parts.dims, parts.dimsd = operator.dims, (2, *operator.dimsd)
 
     def real(data: np.ndarray) -> np.ndarray:
-        return np.concatenate([data.real, data.imag], 1)
+        return np.stack([data.real, data.imag], 1)
 
     def best(bounds: tuple[float, float] | None) -> np.ndarray:
         images, known = chosen_on

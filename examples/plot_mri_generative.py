@@ -63,11 +63,13 @@ mask = rng.random((SIZE, SIZE)) < 0.2
 mask[SIZE // 2 - 2 : SIZE // 2 + 2, SIZE // 2 - 2 : SIZE // 2 + 2] = True
 A = fourier_sampling(mask)
 exact = np.stack([(A @ x.ravel()).reshape(A.dimsd) for x in X_test.astype(np.complex64)])
-Y_test = exact + NOISE / np.sqrt(2) * (rng.normal(size=exact.shape) + 1j * rng.normal(size=exact.shape))
+noise = rng.normal(size=exact.shape) + 1j * rng.normal(size=exact.shape)
+Y_test = exact + NOISE / np.sqrt(2) * noise * mask
 
 # Total variation uses that heads are real as well: its data are real and imaginary parts, its images real.
 parts = pylops.VStack([A.toreal(), (-1j * A).toreal()])
-parts.dims, Y_parts = A.dims, np.concatenate([Y_test.real, Y_test.imag], 1)
+parts.dims, parts.dimsd = A.dims, (2, *A.dimsd)
+Y_parts = np.stack([Y_test.real, Y_test.imag], 1)
 total_variation = TotalVariationRecon(parts).fit()
 weights = [3e-3, 6e-3, 1.2e-2, 2.5e-2]
 best = max(weights, key=lambda lam: total_variation.set_params(lam=lam).score(X_test, Y_parts))

@@ -117,6 +117,32 @@ def check_finite(rows: Rows, name: str, otherwise: str = "") -> None:
         )
 
 
+def where_measured(rows: Rows, measured: Tensor | None) -> Rows:
+    """The rows with zeros, and no mask, where nothing is measured, whatever stands there.
+
+    Parameters
+    ----------
+    rows : ndarray, MaskedArray or Tensor
+        Rows of :func:`as_rows`.
+    measured : Tensor or None
+        What is measured of each row, boolean; None where everything is.
+
+    Returns
+    -------
+    ndarray, MaskedArray or Tensor
+        The rows themselves where everything is measured, else a copy.
+    """
+    if measured is None:
+        return rows
+    known = measured.reshape(rows.shape[1:])
+    if isinstance(rows, Tensor):
+        return torch.where(known.to(rows.device), rows, 0)
+    # Of a masked array a masked array, which is then masked where something is missing that is measured.
+    values = np.where(known.numpy(), np.ma.getdata(rows), rows.dtype.type(0))
+    mask = missing(rows)
+    return values if mask is None else np.ma.array(values, mask=mask & known.numpy())
+
+
 def check_complete(rows: Rows, name: str, otherwise: str = "") -> None:
     """Refuse rows of which values are masked.
 

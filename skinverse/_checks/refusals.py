@@ -23,9 +23,9 @@ _POOL: tuple[Any, ...] = (-1, 0, float("nan"), "no such option", 2.5, object())
 
 
 def _with_one(a: Array, value: float) -> Array:
-    """The array with another first value."""
+    """The array with another value in place of its largest, which an operator surely measures."""
     a = a.copy()
-    a.flat[0] = value
+    a.flat[np.abs(a).argmax()] = value
     return a
 
 

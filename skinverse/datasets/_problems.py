@@ -63,7 +63,7 @@ def make_problem(
     ----------
     name : {"ct", "mri", "deblurring", "denoising", "compressive_sensing"}
         - ``"ct"``: 30 parallel-beam views of ellipses; at size 128 the geometry of Adler and Öktem.
-        - ``"mri"``: complex ellipses of smooth phase seen by four coils, a quarter of k-space.
+        - ``"mri"``: complex ellipses of smooth phase seen by four coils, a quarter of k-space, else zeros.
         - ``"deblurring"``: photographs under a Gaussian blur of standard deviation ``size / 64`` pixels.
         - ``"denoising"``: photographs, the identity.
         - ``"compressive_sensing"``: photographs, a structurally random matrix with a quarter of the rows.
@@ -73,7 +73,7 @@ def make_problem(
         Pixels along each side; not used if ``images`` are given.
     noise : float, default=0.05
         Standard deviation of the Gaussian noise, relative to the mean absolute value of each sample's
-        noise-free data. For complex data it counts the real and imaginary part together.
+        noise-free measurements. For complex data it counts the real and imaginary part together.
     random_state : int, Generator, RandomState or None, default=None
         Seed of the images and of the noise. Photographs are random patches of all photographs in the package.
     images : ndarray of shape (n_samples, size, size), optional
@@ -107,8 +107,10 @@ def make_problem(
     if images.ndim != 3 or images.shape[1] != images.shape[2]:
         raise ValueError(f"images: expected shape (n_samples, size, size), got {images.shape}")
     operator = make_operator(images.shape[1])
-    exact = operators.as_torch(operator)(torch.from_numpy(images)).numpy()
-    return Problem(images, _add_noise(exact, noise, rng), operator)
+    A = operators.as_torch(operator)
+    exact = A(torch.from_numpy(images)).numpy()
+    measured = np.ones(exact.shape[1:], bool) if A.measured is None else A.measured.numpy()
+    return Problem(images, _add_noise(exact, measured, noise, rng), operator)
 
 
 def _complex_ellipses(n_samples: int, size: int, rng: np.random.Generator) -> Array:
@@ -137,8 +139,8 @@ def _mri(size: int) -> pylops.LinearOperator:
     lines, centre = max(1, size // 4), max(1, size // 12)
     middle = size // 2 - centre // 2 + np.arange(centre)
     others = np.random.default_rng(0).permutation(np.setdiff1d(np.arange(size), middle))
-    mask = np.zeros((size, size), dtype=bool)
-    mask[:, np.concatenate([middle, others[: lines - centre]])] = True
+    mask = np.zeros(size, dtype=bool)
+    mask[np.concatenate([middle, others[: lines - centre]])] = True
     return operators.fourier_sampling(mask, coil_maps=_coil_maps(size))
 
 
@@ -171,9 +173,11 @@ _PROBLEMS: dict[str, tuple[Callable[..., Array], Callable[[int], pylops.LinearOp
 }
 
 
-def _add_noise(exact: Array, noise: float, rng: np.random.Generator) -> Array:
-    level = noise * np.abs(exact).mean(axis=tuple(range(1, exact.ndim)), keepdims=True)
+def _add_noise(exact: Array, measured: Array, noise: float, rng: np.random.Generator) -> Array:
+    """Noise on what is measured, relative to the mean absolute value there."""
+    axes = tuple(range(1, exact.ndim))
+    level = noise * np.abs(exact).sum(axes, keepdims=True) / measured.sum()
     draw = rng.standard_normal(exact.shape)
     if np.iscomplexobj(exact):
         draw = (draw + 1j * rng.standard_normal(exact.shape)) / math.sqrt(2)
-    return (exact + level * draw).astype(exact.dtype)
+    return (exact + np.where(measured, level * draw, 0)).astype(exact.dtype)

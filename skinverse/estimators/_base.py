@@ -23,7 +23,17 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from skinverse import persistence
-from skinverse._arrays import Rows, as_rows, check_complete, check_finite, in_parts, masked, missing, to_batch
+from skinverse._arrays import (
+    Rows,
+    as_rows,
+    check_complete,
+    check_finite,
+    in_parts,
+    masked,
+    missing,
+    to_batch,
+    where_measured,
+)
 from skinverse._defaults import copy_module, standard_defaults, survive_fork
 from skinverse._parameters import (
     Bounds,
@@ -360,19 +370,21 @@ class BaseReconstructor(Parametrized, ABC):
         """Check operator and arrays, and learn from them."""
         device = resolve_device(self.device)
         images = None if X_true is None else as_batch(X_true, "X_true", device)
-        measured = None if Y_meas is None else self._measurements(Y_meas)
-        data = None if measured is None else to_batch(measured, device)
-        operator = self._operator_for(images, data)
+        rows = None if Y_meas is None else self._measured(Y_meas)
+        operator = self._operator_for(images, None if rows is None else to_batch(rows[:1]))
+        A = data = None
         if operator is not None:
             check_operator(operator, self.check_operator)
             self._check_images(tuple(operator.dims))
             images = None if images is None else per_sample(images, operator.dims, "X_true", "operator.dims")
-            data = None if data is None else per_sample(data, operator.dimsd, "Y_meas", "operator.dimsd")
             self._noise_model.check_shape(tuple(operator.dimsd))
+            A = as_torch(operator)
+        if A is not None and rows is not None:
+            rows = self._measurements(rows, A)
+            self._check_learned_from(rows)
+            data = to_batch(rows, device).reshape(-1, *A.dimsd)
         self._check_pairs(images, data)
-        if measured is not None:
-            self._check_noise(measured)
-        masks = None if measured is None else missing(measured)
+        masks = None if rows is None else missing(rows)
         if masks is None or "Y_meas" not in self._needs:
             self._learn_from(operator, images, None if masks is not None else data)
         else:
@@ -382,8 +394,8 @@ class BaseReconstructor(Parametrized, ABC):
         self, operator: pylops.LinearOperator | None, images: Tensor | None, data: Tensor | None
     ) -> None:
         """Learn from complete measurements, or without them."""
-        self.operator_ = operator
         A = None if operator is None else as_torch(operator)
+        self.operator_ = operator
         if A is not None and images is not None and data is not None and self._paired:
             check_not_swapped(A, images, data)
         if A is not None and data is not None:
@@ -398,18 +410,19 @@ class BaseReconstructor(Parametrized, ABC):
         self._learn_from(_rows_of(operator, kept), images, data.flatten(1)[:, kept])
         self.operator_, self.noise = operator, noise
 
-    def _measurements(self, Y_meas: Any) -> Rows:
-        """Finite measurements, complete where a method learns from each one in its place."""
-        rows = self._measured(Y_meas)
-        check_finite(rows, "Y_meas", _TO_MASK)
+    def _measurements(self, rows: Rows, A: LinearMap) -> Rows:
+        """Finite measurements of the operator's shape, zero where it measures nothing."""
+        check_dims(tuple(rows.shape), A.dimsd, "Y_meas", "operator.dimsd")
+        known = where_measured(rows, A.measured)
+        check_finite(known, "Y_meas", _TO_MASK)
+        for part in in_parts(known):
+            self._noise_model.check_data(to_batch(part))
+        return known
+
+    def _check_learned_from(self, rows: Rows) -> None:
+        """Refuse measurements that are not complete where a method learns from each one in its place."""
         if "Y_meas" in self._needs and self._complete:
             check_complete(rows, "Y_meas", f": {type(self).__name__}.fit learns from complete measurements")
-        return rows
-
-    def _check_noise(self, rows: Rows) -> None:
-        """Refuse data that the noise model cannot give."""
-        for part in in_parts(rows):
-            self._noise_model.check_data(to_batch(part))
 
     def _measured(self, Y_meas: Any) -> Rows:
         """The measurements, those of weight zero masked."""
@@ -465,12 +478,10 @@ class BaseReconstructor(Parametrized, ABC):
             if operator is not self.operator_:
                 check_operator(operator, self.check_operator)
             self._check_images(tuple(operator.dims))
-            check_dims(tuple(rows.shape), tuple(operator.dimsd), "Y_meas", "operator.dimsd")
             self._noise_model.check_shape(tuple(operator.dimsd))
-            check_finite(rows, "Y_meas", _TO_MASK)
-            self._check_noise(rows)
-            self._check_measured(rows)
             A = as_torch(operator)
+            rows = self._measurements(rows, A)
+            self._check_measured(rows, A)
             if missing(rows) is None:
                 warn_of_doubts(A, to_batch(rows[:FEW], resolve_device(self.device)))
             parts = self._solutions(A, rows, reconstruct)
@@ -499,12 +510,15 @@ class BaseReconstructor(Parametrized, ABC):
                 f"Y_meas: expected as many axes as in fit, (n_samples, {expected}), got shape {shape}{alone}"
             )
 
-    def _check_measured(self, rows: Rows) -> None:
+    def _check_measured(self, rows: Rows, A: LinearMap) -> None:
         """Refuse samples without a measurement, and incomplete ones where a part needs all of them."""
         if any(getattr(part, "_complete", False) for part in (self, *self.get_params(deep=True).values())):
             check_complete(rows, "Y_meas", f": {type(self).__name__} needs each measurement in its place")
         masks = missing(rows)
-        if masks is not None and (n_empty := int(masks.reshape(len(masks), -1).all(1).sum())):
+        if masks is None:
+            return
+        n_empty = int((masks.reshape(len(masks), -1).sum(1) == A.n_measured).sum())
+        if n_empty:
             raise ValueError(
                 f"Y_meas: expected measurements, got {n_empty} of {len(masks)} samples with all values masked"
             )

@@ -54,7 +54,7 @@ class Units:
     def of(cls, A: LinearMap, data: Tensor, noise: NoiseModel) -> Self:
         """The problem in its own units."""
         known = noise.reduced(data)
-        size = size_of(known.data)
+        size = size_of(known.data, A)
         normed, _, gain = without_gain(weighted(noise.rows, A), known.data[:0])
         std = None if known.std is None else deviation(known.std, data) / size
         background = None if known.background is None else known.background / expand(size, data)
@@ -73,7 +73,7 @@ class Units:
         known = norm(of_ones) > _UNSEEN * math.sqrt(ones.numel())
         level = torch.where(known, level, 0)
         rest = whole.data - expand(level, whole.data) * of_ones
-        size = size_of(rest)
+        size = size_of(rest, A)
         std = None if whole.noise_std is None else whole.noise_std / size
         return replace(
             whole,
@@ -121,7 +121,7 @@ class Units:
     def discrepancy(self) -> Tensor:
         """Expected norm of white noise, ``sqrt(n_measurements)`` times its standard deviation."""
         assert self.noise_std is not None  # check_noise_known
-        return math.sqrt(self.data[0].numel()) * self.noise_std
+        return math.sqrt(self.A.n_measured) * self.noise_std
 
     def weight(self, lam: float) -> Tensor:
         """The weight of a functional of degree one beside that fidelity, one per image.
@@ -323,15 +323,18 @@ class _Divided(LinearMap):
     def block(self, start: int, stop: int, step: int = 1) -> LinearMap:
         return _Divided(self._parts[0].block(start, stop, step), self._gain)
 
+    def reached(self, pixels: Tensor | None) -> Tensor | None:
+        return self._parts[0].reached(pixels)
+
     def norm(self) -> float:
         return self._parts[0].norm() / self._gain
 
 
-def size_of(y: Tensor) -> Tensor:
-    """Root mean square of each image, 1 where it is zero; no square over- or underflows."""
+def size_of(y: Tensor, A: LinearMap) -> Tensor:
+    """Root mean square of what is measured of each image, 1 of zeros; no square over- or underflows."""
     peak = y.abs().flatten(1).amax(1)
     peak = torch.where(peak > 0, peak, 1)
-    size = peak * norm(y / expand(peak, y)) / math.sqrt(y[0].numel())
+    size = peak * norm(y / expand(peak, y)) / math.sqrt(A.n_measured)
     return torch.where(size > 0, size, 1)
 
 

@@ -1,6 +1,7 @@
 """Operators, image -> data: pylops operators in; batched, differentiable torch maps out."""
 
 from skinverse.operators import _rules as _rules  # registers how each operator is lowered
+from skinverse.operators._coils import estimate_coil_maps, whiten_coils
 from skinverse.operators._convolution import convolution, gaussian_blur
 from skinverse.operators._dot_test import dot_test
 from skinverse.operators._factories import fourier_sampling, inpainting, structurally_random
@@ -8,6 +9,7 @@ from skinverse.operators._inverse import AnalyticInverse as AnalyticInverse
 from skinverse.operators._lowering import as_torch
 from skinverse.operators._map import LinearMap
 from skinverse.operators._microscope import microscope_psf
+from skinverse.operators._nonuniform import nonuniform_fourier
 from skinverse.operators._offsets import AngleOffset, DetectorOffset
 from skinverse.operators._parallel_beam import parallel_beam
 from skinverse.operators._parametric import GaussianBlur, ParametricOperator
@@ -27,10 +29,13 @@ __all__ = [
     "as_torch",
     "convolution",
     "dot_test",
+    "estimate_coil_maps",
     "fourier_sampling",
     "gaussian_blur",
     "inpainting",
     "microscope_psf",
+    "nonuniform_fourier",
     "parallel_beam",
     "structurally_random",
+    "whiten_coils",
 ]

@@ -27,6 +27,11 @@ class View(LinearMap):
     def layout_after(self, images: Layout) -> Layout:
         return self._parts[0].layout_after(images)
 
+    def reached(self, pixels: Tensor | None) -> Tensor | None:
+        inner = self._parts[0]
+        reached = inner.reached(None if pixels is None else pixels.reshape(inner.dims))
+        return None if reached is None else reached.reshape(self.dimsd)
+
     def _forward(self, x: Tensor) -> Tensor:
         return self._parts[0]._forward(x.reshape(len(x), *self._parts[0].dims)).reshape(len(x), *self.dimsd)
 
@@ -62,6 +67,9 @@ class Scaling(LinearMap):
     def layout_after(self, images: Layout) -> Layout:
         return self._parts[0].layout_after(images)
 
+    def reached(self, pixels: Tensor | None) -> Tensor | None:
+        return self._parts[0].reached(pixels)
+
     def _forward(self, x: Tensor) -> Tensor:
         return self._alpha * self._parts[0]._forward(x)
 
@@ -93,6 +101,9 @@ class Addition(LinearMap):
     def layout_after(self, images: Layout) -> Layout:
         return _common([part.layout_after(images) for part in self._parts], self.dimsd)
 
+    def reached(self, pixels: Tensor | None) -> Tensor | None:
+        return _by_some((part.reached(pixels) for part in self._parts), self.dimsd)
+
     def _forward(self, x: Tensor) -> Tensor:
         return reduce(torch.add, (part._forward(x) for part in self._parts))
 
@@ -121,6 +132,13 @@ class Adjoint(LinearMap):
         """That of the map."""
         return self._parts[0].norm()
 
+    def reached(self, pixels: Tensor | None) -> Tensor | None:
+        matrix = _matrix(self._parts[0])
+        if matrix is None:
+            return None
+        some = np.ones(self.dims) if pixels is None else pixels.numpy()
+        return torch.from_numpy(abs(matrix).T @ some.ravel() > 0).reshape(self.dimsd)
+
     def form_after(self, inner: Form) -> Form | None:
         matrix = _matrix(self._parts[0])
         if matrix is None or np.bincount(matrix.indices).max(initial=0) > 1:
@@ -137,6 +155,9 @@ class Conjugate(LinearMap):
 
     def layout_after(self, images: Layout) -> Layout:
         return self._parts[0].layout_after(images)
+
+    def reached(self, pixels: Tensor | None) -> Tensor | None:
+        return self._parts[0].reached(pixels)
 
     def _forward(self, x: Tensor) -> Tensor:
         return self._parts[0]._forward(x.conj().resolve_conj()).conj().resolve_conj()
@@ -164,6 +185,9 @@ class PartOf(LinearMap):
     def layout_after(self, images: Layout) -> Layout:
         return self._parts[0].layout_after(images)
 
+    def reached(self, pixels: Tensor | None) -> Tensor | None:
+        return self._parts[0].reached(pixels)
+
     def _forward(self, x: Tensor) -> Tensor:
         y = self._parts[0]._forward(x)
         return y if not self._forwards else y.real if self._real else _imaginary(y)
@@ -183,6 +207,10 @@ class Stack(LinearMap):
 
     def layout_after(self, images: Layout) -> Layout:
         return _stacked([part.layout_after(images) for part in self._parts], self._parts)
+
+    def reached(self, pixels: Tensor | None) -> Tensor | None:
+        pieces = (None if pixels is None else pixels.reshape(part.dims) for part in self._parts)
+        return _in_a_row(self._parts, pieces).reshape(self.dimsd)
 
     def _forward(self, x: Tensor) -> Tensor:
         rows = [part._forward(x.reshape(len(x), *part.dims)).flatten(1) for part in self._parts]
@@ -221,6 +249,9 @@ class BlockDiagonal(LinearMap):
         each = [part.layout_after(own) for part, own in zip(self._parts, pieces, strict=True)]
         return _stacked(each, self._parts)
 
+    def reached(self, pixels: Tensor | None) -> Tensor | None:
+        return _in_a_row(self._parts, _cut(pixels, self._parts, self._widths)).reshape(self.dimsd)
+
     def _forward(self, x: Tensor) -> Tensor:
         pieces = zip(self._parts, x.reshape(len(x), -1).split(self._widths, dim=1), strict=True)
         rows = [part._forward(piece.reshape(len(x), *part.dims)).flatten(1) for part, piece in pieces]
@@ -257,6 +288,10 @@ class SideBySide(LinearMap):
         each = [part.layout_after(tuple((size, True) for size in part.dims)) for part in self._parts]
         return _common(each, self._parts[0].dimsd)
 
+    def reached(self, pixels: Tensor | None) -> Tensor | None:
+        pieces = zip(self._parts, _cut(pixels, self._parts, self._widths), strict=True)
+        return _by_some((part.reached(piece) for part, piece in pieces), self.dimsd)
+
     def _forward(self, x: Tensor) -> Tensor:
         pieces = zip(self._parts, x.reshape(len(x), -1).split(self._widths, dim=1), strict=True)
         terms = (part._forward(piece.reshape(len(x), *part.dims)).flatten(1) for part, piece in pieces)
@@ -272,6 +307,34 @@ class SideBySide(LinearMap):
             part.form_after(inner.between(left, left + width))
             for part, left, width in zip(self._parts, lefts, self._widths, strict=False)
         )
+
+
+def _by_some(reached: Iterable[Tensor | None], shape: tuple[int, ...]) -> Tensor | None:
+    """Data that differ from zero where one of several maps to them does."""
+    known = []
+    for data in reached:
+        if data is None:
+            return None
+        known.append(data.reshape(shape))
+    return reduce(torch.logical_or, known)
+
+
+def _in_a_row(parts: tuple[LinearMap, ...], pieces: Iterable[Tensor | None]) -> Tensor:
+    """Data of several maps that differ from zero, flat and one after the other."""
+    each = ((part, part.reached(piece)) for part, piece in zip(parts, pieces, strict=True))
+    rows = (
+        torch.ones(part.dimsd, dtype=torch.bool, device="cpu") if data is None else data
+        for part, data in each
+    )
+    return torch.cat([row.flatten() for row in rows])
+
+
+def _cut(pixels: Tensor | None, parts: tuple[LinearMap, ...], widths: list[int]) -> Iterable[Tensor | None]:
+    """What each of several maps takes of the pixels."""
+    if pixels is None:
+        return [None] * len(parts)
+    pieces = zip(parts, pixels.flatten().split(widths), strict=True)
+    return [piece.reshape(part.dims) for part, piece in pieces]
 
 
 def _common(layouts: list[Layout], shape: tuple[int, ...]) -> Layout:

@@ -21,9 +21,11 @@ from skinverse.operators import _arguments as kinds
 from skinverse.operators._arguments import Kind
 from skinverse.operators._circulant import BOUNDARIES
 from skinverse.operators._convolution import Convolution
+from skinverse.operators._nonuniform import NonuniformTransform
 from skinverse.operators._offsets import AngleOffset, DetectorOffset
 from skinverse.operators._parallel_beam import ParallelBeam
 from skinverse.operators._parametric import GaussianBlur
+from skinverse.operators._sampling import Sampling
 
 Arguments = dict[str, Any]
 
@@ -168,6 +170,25 @@ def _indices_exist(arguments: Arguments) -> bool:
     return index.size > 0 and bool(index.min() >= -n) and bool(index.max() < n)
 
 
+def _mask_fits(arguments: Arguments) -> bool:
+    """The mask has the last axes, and selects something."""
+    mask, dims = arguments["mask"], _ints(arguments["dims"])
+    return bool(mask.any()) and mask.ndim > 0 and mask.shape == dims[-mask.ndim :]
+
+
+def _trajectory_fits(arguments: Arguments) -> bool:
+    """The trajectory keeps to the band and has enough axes, and the density a weight for each point."""
+    trajectory, density = arguments["trajectory"], arguments["density"]
+    n_samples, ndim = trajectory.shape
+    in_band = n_samples > 0 and bool((abs(trajectory) <= 3.15).all())
+    return (
+        in_band
+        and ndim in (2, 3)
+        and ndim <= len(arguments["dims"])
+        and (density is None or density.shape == (n_samples,))
+    )
+
+
 def _mri(op: Any) -> Arguments:
     names = {"kind": op._mask_type, "engine": op.engine, "fft_engine": op.fft_engine}
     return {"mask": op.mask, "sampling": op.ROp, "fourier": op.Op.args[1]} | names
@@ -270,6 +291,13 @@ ENTRIES: dict[str, Entry] = {
         _same("iava", "axis", "inplace"),
         _ALONG | {"iava": kinds.array("iu", 1), "inplace": kinds.BOOLEAN},
         fits=_indices_exist,
+    ),
+    "Sampling": _leaf(Sampling, _same("mask"), _DIMS | {"mask": kinds.array("b")}, fits=_mask_fits),
+    "NonuniformTransform": _leaf(
+        NonuniformTransform,
+        _same("trajectory", "density"),
+        _DIMS | {"trajectory": kinds.array("f", 2), "density": kinds.optional(kinds.array("f", 1))},
+        fits=_trajectory_fits,
     ),
     "MatrixMult": _leaf(
         pylops.MatrixMult,

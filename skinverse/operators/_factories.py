@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from pylops import LinearOperator
 from pylops.signalprocessing import DCT, FFT2D
 
+from skinverse.operators._sampling import Sampling
 from skinverse.operators._validation import sizes
 
 
@@ -18,12 +19,16 @@ def fourier_sampling(
 ) -> LinearOperator:
     r"""Cartesian Fourier samples of a complex image: magnetic resonance imaging with one or more coils.
 
+    The data are the whole grid of frequencies, as files have them. What the mask leaves out is zero in
+    simulated data, and may be anything in measured ones: it is never read.
+
     Parameters
     ----------
-    mask : array_like of bool, shape (height, width)
+    mask : array_like of bool, shape (height, width) or (width,)
         Frequencies that are measured, in the order in which a spectrum is displayed: the zero frequency is
         ``mask[height // 2, width // 2]``. Apply :func:`numpy.fft.fftshift` to a mask that has it in its
-        corner.
+        corner. A row of columns, as fastMRI has it, holds for all rows; it needs coil maps, which tell their
+        number.
     coil_maps : array_like of shape (n_coils, height, width), default=None
         Complex sensitivities; None is one coil with sensitivity one everywhere.
     centred : bool, default=False
@@ -35,22 +40,29 @@ def fourier_sampling(
     Returns
     -------
     pylops.LinearOperator
-        The operator from complex images (height, width) to complex data (n_samples,), or
-        (n_coils, n_samples) with coil maps. The samples are in the order of ``mask.nonzero()``. The precision
-        is that of the coil maps, double without them.
+        The operator from complex images (height, width) to complex data (height, width), or
+        (n_coils, height, width) with coil maps. The precision is that of the coil maps, double without them.
 
     Raises
     ------
     ValueError
-        If the mask is not a two-dimensional boolean array with at least one True, or the coil maps do not
+        If the mask is not a boolean array of one or two axes with at least one True, or the coil maps do not
         have its size.
+
+    See Also
+    --------
+    nonuniform_fourier : Frequencies that are not on a grid.
+    estimate_coil_maps : Coil maps of measured data.
 
     Notes
     -----
-    With the orthonormal Fourier transform :math:`F`, the rows :math:`M` of the identity that the mask
-    selects, and the sensitivities :math:`S_c`, coil ``c`` measures :math:`M F S_c x`. Without coil maps the
-    rows are orthonormal, and the adjoint is the zero-filled inverse. This also holds for normalised coil
-    maps, :math:`\sum_c |S_c|^2 = 1`.
+    With the orthonormal Fourier transform :math:`F`, the mask :math:`M` as a diagonal of ones and zeros, and
+    the sensitivities :math:`S_c`, coil ``c`` measures :math:`M F S_c x`. Without coil maps the measured rows
+    are orthonormal, and the adjoint is the zero-filled inverse. This also holds for normalised coil maps,
+    :math:`\sum_c |S_c|^2 = 1`.
+
+    Whatever counts measurements counts those that the mask selects: the residual that noise leaves, noise
+    levels, the sizes by which methods make data free of units.
 
     Examples
     --------
@@ -59,27 +71,33 @@ def fourier_sampling(
     >>> mask = np.zeros((4, 6), dtype=bool)
     >>> mask[:, 2:5] = True  # three lines in the centre
     >>> A = fourier_sampling(mask)
-    >>> A.shape
-    (12, 24)
+    >>> A.dims, A.dimsd
+    ((4, 6), (4, 6))
     >>> (A @ np.ones((4, 6))).real.round(3)  # a constant image has the zero frequency only
-    array([0.   , 0.   , 0.   , 0.   , 0.   , 0.   , 0.   , 4.899, 0.   ,
-           0.   , 0.   , 0.   ])
+    array([[0.   , 0.   , 0.   , 0.   , 0.   , 0.   ],
+           [0.   , 0.   , 0.   , 0.   , 0.   , 0.   ],
+           [0.   , 0.   , 0.   , 4.899, 0.   , 0.   ],
+           [0.   , 0.   , 0.   , 0.   , 0.   , 0.   ]])
     """
     mask = _mask(mask)
-    if mask.ndim != 2:
-        raise ValueError(f"mask must be of shape (height, width), got {mask.shape}")
-    samples = np.flatnonzero(mask)
+    if mask.ndim not in (1, 2):
+        raise ValueError(f"mask must be of shape (height, width) or (width,), got {mask.shape}")
     if coil_maps is None:
-        sample = pylops.Restriction(mask.size, samples, dtype="complex128")
-        return _with_int_sizes(sample @ _spectrum(mask.shape, "complex128", centred=centred))
+        if mask.ndim == 1:
+            raise ValueError(
+                f"mask must be of shape (height, width) if no coil_maps tell the height, got {mask.shape}: "
+                "use np.tile(mask, (height, 1))"
+            )
+        spectrum = _spectrum(mask.shape, "complex128", centred=centred)
+        return _with_int_sizes(Sampling(mask.shape, mask, "complex128") @ spectrum)
     coil_maps = np.asarray(coil_maps)
-    if coil_maps.ndim != 3 or coil_maps.shape[1:] != mask.shape:
-        expected = f"(n_coils, {mask.shape[0]}, {mask.shape[1]})"
-        raise ValueError(f"coil_maps must be of shape {expected}, got {coil_maps.shape}")
+    if coil_maps.ndim != 3 or coil_maps.shape[-mask.ndim :] != mask.shape:
+        expected = ", ".join(["n_coils", *["height"] * (mask.ndim == 1), *map(str, mask.shape)])
+        raise ValueError(f"coil_maps must be of shape ({expected}) as the mask is, got {coil_maps.shape}")
     dtype = np.result_type(coil_maps, np.complex64).name
     sense = pylops.VStack([pylops.Diagonal(coil, dtype=dtype) for coil in coil_maps])
-    sample = pylops.Restriction((len(coil_maps), mask.size), samples, axis=1, dtype=dtype)
-    return _with_int_sizes(sample @ _spectrum(coil_maps.shape, dtype, centred=centred) @ sense)
+    spectrum = _spectrum(coil_maps.shape, dtype, centred=centred)
+    return _with_int_sizes(Sampling(coil_maps.shape, mask, dtype) @ spectrum @ sense)
 
 
 def _spectrum(dims: tuple[int, ...], dtype: str, *, centred: bool) -> LinearOperator:

@@ -130,6 +130,28 @@ class Restriction(LinearMap):
         return float(np.sqrt(self._counts.max()))
 
 
+class Sampling(LinearMap):
+    """Keeps what a mask of the last axes selects; what it does not is zero and never read."""
+
+    keeps_neighbours = True
+    monomial = True
+
+    def __init__(self, mask: np.ndarray, dims: tuple[int, ...]) -> None:
+        super().__init__(dims, dims)
+        self._constants["mask"] = torch.from_numpy(np.require(mask, requirements="W"))
+        self.isometry = self.coisometry = bool(mask.all())
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return torch.where(self._constant("mask", x), x, 0)
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return self._forward(y)
+
+    def norm(self) -> float:
+        """One, since a mask selects something."""
+        return 1.0
+
+
 class Matrix(LinearMap):
     """A dense matrix along the first axis."""
 

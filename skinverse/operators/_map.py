@@ -69,6 +69,7 @@ class LinearMap(ABC):
         self._norm: float | None = None
         self._form: tuple[Form | None] | None = None
         self._unweighted: tuple[LinearMap | None, LinearMap] | None = None
+        self._measured: tuple[Tensor | None] | None = None
 
     # Whether every datum is a multiple of one pixel, as where pixels are selected, moved or weighted.
     monomial = False
@@ -92,6 +93,36 @@ class LinearMap(ABC):
         """Apply the adjoint to a batch of data, (n, *dimsd) -> (n, *dims)."""
         check_shape(y, self.dimsd, "data", "dimsd")
         return _Apply.apply(y, self, True)
+
+    @property
+    def measured(self) -> Tensor | None:
+        """Which data depend on the image at all, boolean of shape ``dimsd``; None where all do.
+
+        Others have rows of zeros: frequencies that a mask leaves out, weights of zero. Only rows count that
+        are zero by the form of the map, not rows of a matrix. None also of a map to zero, which says nothing
+        of the data.
+        """
+        if self._measured is None:
+            reached = self.reached(None)
+            known = reached is not None and bool(reached.any()) and not bool(reached.all())
+            self._measured = (reached if known else None,)
+        return self._measured[0]
+
+    @property
+    def n_measured(self) -> int:
+        """Number of data of one image that depend on it."""
+        return math.prod(self.dimsd) if self.measured is None else int(self.measured.sum())
+
+    def measured_part(self, y: Tensor) -> Tensor:
+        """The data with zeros where nothing is measured, whatever stands there."""
+        return y if self.measured is None else torch.where(self.measured.to(y.device), y, 0)
+
+    def reached(self, pixels: Tensor | None) -> Tensor | None:
+        """Which data can differ from zero where only these pixels can; None stands for all of them."""
+        if not self.monomial:
+            return None
+        some = torch.ones(self.dims, device="cpu") if pixels is None else pixels
+        return self._forward(some[None].double())[0] != 0
 
     @property
     def analytic_inverse(self) -> AnalyticInverse:
@@ -266,7 +297,7 @@ class LinearMap(ABC):
         return self._cast[key]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cast": {}, "_form": None, "_unweighted": None}
+        return {**self.__dict__, "_cast": {}, "_form": None, "_unweighted": None, "_measured": None}
 
 
 # Lanczos from a random start misses an error of `_ERROR` in the square of the norm with at most this
@@ -428,6 +459,10 @@ class _Block(LinearMap):
         whole = self._parts[0]
         return tuple(zip(self.dimsd, neighbours_in(whole.layout_after(images), whole.dimsd), strict=True))
 
+    def reached(self, pixels: Tensor | None) -> Tensor | None:
+        whole = self._parts[0].reached(pixels)
+        return None if whole is None else whole[self._rows]
+
     def form_after(self, inner: Form) -> Form | None:
         if self._rows.step != 1:
             return None
@@ -464,6 +499,11 @@ class Composition(LinearMap):
         for part in reversed(self._parts):
             images = part.layout_after(images)
         return images
+
+    def reached(self, pixels: Tensor | None) -> Tensor | None:
+        for part in reversed(self._parts):
+            pixels = part.reached(None if pixels is None else pixels.reshape(part.dims))
+        return pixels
 
     def doubt(self, y: Tensor) -> str | None:
         """The first doubt that a part has, from the data to the image."""

@@ -78,6 +78,10 @@ class AngleOffset(_OffsetOperator):
             raise ValueError(f"operator: expected one of images (height, width), got dims {operator.dims}")
         super().__init__(operator, {"angle": angle})
 
+    @property
+    def measured(self) -> Tensor | None:
+        return self._known().measured
+
     def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
         return self._known()(rotate(x, parameters["angle"]))
 

@@ -67,6 +67,11 @@ class ParametricOperator(LinearOperator, ABC):
         """Kind of the inverse that :meth:`filtered` applies: none, unless a family overrides both."""
         return AnalyticInverse.NONE
 
+    @property
+    def measured(self) -> Tensor | None:
+        """Which data depend on the image, as of a :class:`LinearMap`: all, unless a family overrides it."""
+        return None
+
     @abstractmethod
     def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
         """``A(p) x`` of a batch, (n, *dims) -> (n, *dimsd), linear in ``x``."""
@@ -228,6 +233,9 @@ class _Member(LinearMap):
     def weighted_inverse(self, y: Tensor, weights: NDArray, filter: str) -> Tensor:
         """The family's own, differentiable in the parameters."""
         return self.family.filtered(y, self._like(y), weights, filter)
+
+    def reached(self, pixels: Tensor | None) -> Tensor | None:
+        return self.family.measured
 
     def form_after(self, inner: Form) -> Form | None:
         if not self.family.analytic_inverse:

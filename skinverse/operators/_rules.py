@@ -28,6 +28,7 @@ from skinverse.operators._composite import (
 )
 from skinverse.operators._lowering import lower, register
 from skinverse.operators._map import Composition, LinearMap
+from skinverse.operators._sampling import Sampling
 from skinverse.operators._sparse import SparseMap
 from skinverse.operators._transforms import Cosine, Fourier
 
@@ -117,6 +118,11 @@ def _(op: Any) -> LinearMap:
 @register(pylops.Restriction)
 def _(op: Any) -> LinearMap:
     return leaves.Restriction(op.iava, op.axis, op.dims, op.dimsd)
+
+
+@register(Sampling)
+def _(op: Any) -> LinearMap:
+    return leaves.Sampling(op.mask, op.dims)
 
 
 @register(pylops.MatrixMult)

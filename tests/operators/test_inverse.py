@@ -258,8 +258,7 @@ def test_coils_are_combined_alike_in_one_operator_and_in_a_stack() -> None:
     mask = rng.random(DIMS) < 0.5
     A = fourier_sampling(mask, maps)
     y = rng.normal(size=A.shape[0]) + 1j * rng.normal(size=A.shape[0])
-    kspace = np.zeros((3, *DIMS), dtype=complex)
-    kspace[:, mask] = y.reshape(3, -1)
+    kspace = y.reshape(A.dimsd) * mask
     coils = np.fft.ifft2(np.fft.ifftshift(kspace, (-2, -1)), norm="ortho")
     expected = (maps.conj() * coils).sum(0) / (abs(maps) ** 2).sum(0)
     stack = pylops.VStack([fourier_sampling(mask) @ pylops.Diagonal(m) for m in maps])

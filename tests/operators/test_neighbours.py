@@ -41,8 +41,8 @@ KNOWN = {
     "gradient": (pylops.Gradient(DIMS), (F, T, T)),
     "sinogram": (CT, (T, T)),
     "some pixels": (inpainting(MASK), (F,)),
-    "samples": (fourier_sampling(MASK), (F,)),
-    "samples of coils": (fourier_sampling(MASK, coil_maps=COILS), (F, F)),
+    "samples": (fourier_sampling(MASK), (T, T)),
+    "samples of coils": (fourier_sampling(MASK, coil_maps=COILS), (F, T, T)),
     "images of coils": (shaped(pylops.VStack([pylops.Diagonal(c) for c in COILS]), 3, *DIMS), (F, T, T)),
     "spectra of coils": (
         FFT2D((3, *DIMS), axes=(1, 2)) @ pylops.VStack([pylops.Diagonal(c) for c in COILS]),
@@ -93,7 +93,7 @@ def test_axes_that_have_neighbours(name: str) -> None:
 
 def test_blocks_of_rows_have_the_neighbours_of_the_whole() -> None:
     assert as_torch(2.0 * CT).block(1, 3).neighbours == (T, T)
-    assert as_torch(fourier_sampling(MASK, coil_maps=COILS)).block(0, 2).neighbours == (F, F)
+    assert as_torch(fourier_sampling(MASK, coil_maps=COILS)).block(0, 2).neighbours == (F, T, T)
 
 
 def test_another_shape_keeps_the_axes_that_it_has() -> None:

@@ -30,6 +30,7 @@ from skinverse.operators import (
     fourier_sampling,
     gaussian_blur,
     held_bytes,
+    nonuniform_fourier,
     parallel_beam,
     structurally_random,
 )
@@ -112,6 +113,13 @@ OPERATORS: dict[str, Callable[[], LinearOperator]] = {
     "fourier sampling": lambda: fourier_sampling(RNG.random(DIMS) > 0.5, _complex(2, *DIMS)),
     "fourier sampling in single precision": lambda: fourier_sampling(
         RNG.random(DIMS) > 0.5, _complex(2, *DIMS).astype("complex64")
+    ),
+    "fourier sampling of columns": lambda: fourier_sampling(
+        np.arange(DIMS[1]) % 2 == 0, _complex(2, *DIMS), centred=True
+    ),
+    "nonuniform fourier": lambda: nonuniform_fourier(RNG.uniform(-3, 3, (9, 2)), DIMS, density=np.arange(9)),
+    "nonuniform fourier of coils": lambda: nonuniform_fourier(
+        RNG.uniform(-3, 3, (9, len(DIMS))), DIMS, coil_maps=_complex(2, *DIMS)
     ),
     "structurally random": lambda: structurally_random((4, 4), 7, random_state=0),
     "gaussian blur": lambda: gaussian_blur((8, 8), 1.0),

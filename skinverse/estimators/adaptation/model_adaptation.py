@@ -237,8 +237,9 @@ class ModelAdaptation(BaseReconstructor):
             return Solution.direct(data.new_zeros(1, 1)), []
         method = self._with(module, self.operator_)
         unit = self._unit()
-        risks = self._risks(as_torch(self.operator_), method, data, None, unit)
-        level = data[0].numel() * ((self._noise_std(data) or 0.0) / unit) ** 2
+        A = as_torch(self.operator_)
+        risks = self._risks(A, method, data, None, unit)
+        level = A.n_measured * ((self._noise_std(data) or 0.0) / unit) ** 2
         return self._minimise(Objective(risks, len(data), weights, mu=self.mu, level=level))
 
     def _risks(
@@ -250,7 +251,7 @@ class ModelAdaptation(BaseReconstructor):
         if noise_std is None:
             return [misfit(predict, y, unit) for y in parts]
         generator = torch.Generator().manual_seed(seed_of(self.random_state))
-        return [stein_risk(predict, y, noise_std, unit, generator) for y in parts]
+        return [stein_risk(predict, y, A.n_measured, noise_std, unit, generator) for y in parts]
 
     def _noise_std(self, data: Tensor) -> float | None:
         """Standard deviation of the noise, of complex noise in absolute value."""

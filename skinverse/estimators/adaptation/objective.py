@@ -28,6 +28,7 @@ def misfit(predict: Callable[[Tensor], Prediction], y: Tensor, unit: float) -> R
 def stein_risk(
     predict: Callable[[Tensor], Prediction],
     y: Tensor,
+    n_measured: int,
     noise_std: float,
     unit: float,
     generator: torch.Generator,
@@ -45,7 +46,7 @@ def stein_risk(
     def risk() -> Tensor:
         prediction = at_y()
         divergence = dot(probe, (at_z() - prediction) / unit) / t
-        return norm((prediction - y) / unit).square() + sigma**2 * (2 * divergence - y[0].numel())
+        return norm((prediction - y) / unit).square() + sigma**2 * (2 * divergence - n_measured)
 
     return risk
 

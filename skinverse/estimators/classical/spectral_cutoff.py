@@ -128,12 +128,12 @@ class SpectralCutoff(BaseReconstructor):
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
         u, s, v = self._parts(A, data)
-        size = size_of(data)
+        size = size_of(data, A)
         data = data / expand(size, data)
         dtype = torch.promote_types(u.dtype, data.dtype)
         coefficients = torch.einsum("i...,n...->ni", u.conj().to(dtype), data.to(dtype))
         coefficients = coefficients if v.is_complex() or not u.is_complex() else coefficients.real
-        keep = self._kept(s, coefficients.abs(), data, size)
+        keep = self._kept(A, s, coefficients.abs(), data, size)
         self._warn_of_missing(A, s, keep)
         weights = torch.where(keep, coefficients / s, 0)
         dtype = torch.promote_types(weights.dtype, v.dtype)
@@ -142,7 +142,7 @@ class SpectralCutoff(BaseReconstructor):
 
     def _warn_of_missing(self, A: LinearMap, s: Tensor, keep: Tensor) -> None:
         """Say so where the last component computed is kept, and nobody has chosen their number."""
-        n_all = min(math.prod(A.dims), math.prod(A.dimsd))
+        n_all = min(math.prod(A.dims), A.n_measured)
         if self.n_components is None and len(s) < n_all and bool(keep[:, -1].any()):
             warnings.warn(
                 f"SpectralCutoff: lam={self.lam!r} keeps all of the {len(s)} largest singular values that "
@@ -152,13 +152,13 @@ class SpectralCutoff(BaseReconstructor):
                 stacklevel=2,
             )
 
-    def _kept(self, s: Tensor, coefficients: Tensor, data: Tensor, size: Tensor) -> Tensor:
+    def _kept(self, A: LinearMap, s: Tensor, coefficients: Tensor, data: Tensor, size: Tensor) -> Tensor:
         """Which singular values each image keeps, (n, n_components); never one that is zero to rounding."""
         usable = s > s[0] * torch.finfo(s.dtype).eps * len(s)
         if self.lam != "discrepancy":
             return (usable & (s.double().square() >= float(self.lam))).expand_as(coefficients)
         noise_std: Any = white_std(self.noise, "SpectralCutoff", data)  # check_noise_known
-        level = math.sqrt(data[0].numel()) * noise_std / size
+        level = math.sqrt(A.n_measured) * noise_std / size
         removed = coefficients.square().cumsum(1) - coefficients.square()
         residual = norm(data).square()[:, None] - removed  # before component i is added
         return usable & (residual > level.square()[:, None])
@@ -183,7 +183,7 @@ class SpectralCutoff(BaseReconstructor):
         return complete or not self._keeps(self.singular_values_)
 
     def _decompose(self, A: LinearMap) -> tuple[Tensor, Tensor, Tensor]:
-        n_pixels, n_data = math.prod(A.dims), math.prod(A.dimsd)
+        n_pixels, n_data = math.prod(A.dims), A.n_measured
         n_all = min(n_pixels, n_data)
         if n_pixels * n_data <= _DENSE:
             return _truncated(_dense_svd(A), self.n_components or n_all)
@@ -208,13 +208,13 @@ class SpectralCutoff(BaseReconstructor):
 
 def _most(A: LinearMap) -> int:
     """Number of components that are computed at most, where nobody has chosen it."""
-    n_pixels, n_data = math.prod(A.dims), math.prod(A.dimsd)
+    n_pixels, n_data = math.prod(A.dims), A.n_measured
     return min(n_pixels, n_data, max(_FIRST, _LARGEST // (n_pixels + n_data)))
 
 
 def _leading(A: LinearMap, n_components: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """So many singular triplets, by the randomised decomposition."""
-    n_all = min(math.prod(A.dims), math.prod(A.dimsd))
+    n_all = min(math.prod(A.dims), A.n_measured)
     return _truncated(_randomized_svd(A, min(n_components + 10, n_all), seed), n_components)
 
 

@@ -335,7 +335,7 @@ class GenerativeCovariancePrior(LearnedReconstructor):
         if self.constraint == "adapted":
             y = objective.fidelity.y
             solution = adapt_weights(
-                objective, latent.x, noise_norm(self._noise_level(A, y), y), self.max_steps
+                objective, latent.x, noise_norm(self._noise_level(A, y), A, y), self.max_steps
             )
             solution = replace(solution, x=objective.fidelity.image(solution.x), extra={"lam": objective.lam})
             return self._with_gain(A, solution)
@@ -373,7 +373,7 @@ class GenerativeCovariancePrior(LearnedReconstructor):
         """Standard deviation of the noise in normalised data, those of an operator of norm 1."""
         std = self._noise_model.reduced(y[:0]).std
         gain = gain_of(self._fidelity(A).A)
-        return noise_level(y, None if std is None else deviation(std, y) / (gain * self.spread_))
+        return noise_level(A, y, None if std is None else deviation(std, y) / (gain * self.spread_))
 
     def _with_gain(self, A: LinearMap, solution: Solution) -> Solution:
         """Objective and weights in the unit of the fidelity, the objective but for the spread of images."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from skinverse._tensors import rms
+from skinverse._tensors import norm, rms
 from skinverse.estimators.generative.model import GenerativeModel
 from skinverse.estimators.generative.objectives import (
     ChannelFidelity,
@@ -18,6 +18,7 @@ from skinverse.estimators.generative.objectives import (
     SoftObjective,
     SparseObjective,
 )
+from skinverse.operators import LinearMap
 from skinverse.solvers import Solution, lbfgs, picard
 
 Algorithm = Callable[..., Solution]
@@ -77,7 +78,9 @@ def infer_latent(
     latent = minimise_from_starts(stages, starts, max_steps=max_steps, tol=tol)
     if lam != "discrepancy":
         return stages[-1][0], latent
-    return _match_discrepancy(*stages[-1], latent.x, noise_norm(noise_std, fidelity.y), max_steps, tol)
+    return _match_discrepancy(
+        *stages[-1], latent.x, noise_norm(noise_std, fidelity.A, fidelity.y), max_steps, tol
+    )
 
 
 def minimise_from_starts(stages: Stages, starts: Tensor, *, max_steps: int, tol: float) -> Solution:
@@ -99,19 +102,19 @@ def minimise_from_starts(stages: Stages, starts: Tensor, *, max_steps: int, tol:
     )
 
 
-def noise_level(data: Tensor, noise_std: float | None) -> Tensor:
+def noise_level(A: LinearMap, data: Tensor, noise_std: float | None) -> Tensor:
     """Standard deviation of the noise in the data of each image, (n,); by default relative to their size."""
     if noise_std is None:
-        level = _RELATIVE_NOISE * data.abs().square().flatten(1).mean(1).sqrt()
+        level = _RELATIVE_NOISE * norm(data) / math.sqrt(A.n_measured)
     else:
         level = torch.full((len(data),), noise_std, dtype=data.dtype.to_real(), device=data.device)
     # Its square is to be positive, also of data that are zero.
     return level.clamp_min(torch.finfo(level.dtype).tiny ** 0.25)
 
 
-def noise_norm(noise_std: Tensor, data: Tensor) -> Tensor:
+def noise_norm(noise_std: Tensor, A: LinearMap, data: Tensor) -> Tensor:
     """Expected norm of the noise in the data of each image, (n,)."""
-    return math.sqrt(data[0].numel()) * noise_std
+    return math.sqrt(A.n_measured) * noise_std
 
 
 def _match_discrepancy(

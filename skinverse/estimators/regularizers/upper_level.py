@@ -197,7 +197,9 @@ def stein_risk(A: LinearMap, noise_std: float, gain: float, *, complex_data: boo
 
     def loss(x_hat: Tensor, _: Tensor, y: Tensor, reconstruct: Reconstruct) -> Tensor:
         sigma = (2**-0.5 if complex_data and not y.is_complex() else 1.0) * noise_std
-        m, h, b = y[0].numel(), _PROBE * sigma, torch.randn_like(y)
+        # Patches are measured as they are, whatever their size.
+        m = y[0].numel() if A.identity else A.n_measured
+        h, b = _PROBE * sigma, torch.randn_like(y)
         change = reconstruct(y + h * b, x_hat.detach()) - x_hat
         seen, seen_change = (z if A.identity else A(z) for z in (x_hat, change))
         divergence = dot(b, seen_change) / h

@@ -120,10 +120,10 @@ class DirectInversion(LearnedReconstructor):
         return pylops.Zero(*shapes, dtype=str(data.dtype).removeprefix("torch."))
 
     def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
-        assert images is not None and data is not None  # _needs
+        assert A is not None and images is not None and data is not None  # _needs
         self.real_ = not images.is_complex()
         self.image_shape_ = tuple(self._channels(images[:1]).shape[1:])
-        self.n_measurements_ = _numbers(data[:1]).shape[1]
+        self.n_measurements_ = _numbers(data[:1], A).shape[1]
         n_weights = math.prod(self.image_shape_) * self.n_measurements_
         if n_weights > _MANY:
             warnings.warn(
@@ -149,13 +149,13 @@ class DirectInversion(LearnedReconstructor):
                 x: Tensor = module(y)
                 return x
 
-        rows = self._channels(images), _numbers(data)
+        rows = self._channels(images), _numbers(data, A)
         score = held_out_psnr(reconstruct, n_images=_N_SCORED)
         trainer = self.trainer.over(n_steps=1000, lr=1e-4, final_lr=1e-5, max_grad_norm=1.0)
         yield Phase("supervised", loss, rows, trainer, score, prepare=prepare)
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
-        y = _numbers(data)
+        y = _numbers(data, A)
         if y.shape[1] != self.n_measurements_:
             raise ValueError(
                 f"Y_meas: expected {self.n_measurements_} numbers per sample (a complex one counts twice), "
@@ -169,16 +169,16 @@ class DirectInversion(LearnedReconstructor):
             return Solution.direct(self._images(module(y), A))
 
     def _differentiable(self, module: nn.Module, A: LinearMap, data: Tensor, start: Tensor) -> Tensor:
-        return self._images(module(_numbers(data)), A)
+        return self._images(module(_numbers(data, A)), A)
 
     def _images(self, channels: Tensor, A: LinearMap) -> Tensor:
         kind = channels.dtype if self.real_ else channels.dtype.to_complex()
         return from_channels(channels, torch.empty(len(channels), *A.dims, dtype=kind), self.channel_axis)
 
 
-def _numbers(data: Tensor) -> Tensor:
-    """Data as real numbers, (n, n_measurements)."""
-    return as_channels(data, None).flatten(1)
+def _numbers(data: Tensor, A: LinearMap) -> Tensor:
+    """What is measured, as real numbers, (n, n_measurements)."""
+    return as_channels(data.flatten(1) if A.measured is None else data[:, A.measured], None).flatten(1)
 
 
 class Direct(nn.Module):

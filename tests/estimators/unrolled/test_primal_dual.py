@@ -71,8 +71,8 @@ OPERATORS = {
     "spectrum": (FFT2D((6, 8)), (3, 3)),
     "signal": (pylops.Identity(9), (1, 3)),
     "pixels that are left": (inpainting(MASK), (1, 1)),
-    "samples": (fourier_sampling(MASK), (1, 1)),
-    "samples of coils": (fourier_sampling(MASK, coil_maps=COILS), (1, 1)),
+    "samples": (fourier_sampling(MASK), (3, 3)),
+    "samples of coils": (fourier_sampling(MASK, coil_maps=COILS), (3, 3)),
     "some views": (
         pylops.Restriction((5, 11), [0, 3, 4], axis=0) @ parallel_beam((6, 8), np.arange(5), 11),
         (1, 3),
