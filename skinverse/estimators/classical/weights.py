@@ -33,6 +33,8 @@ from skinverse.solvers import PrimalDualPath, spectral_measure
 _WEIGHTS = tuple(4 * 2.0**-k for k in range(22))
 # Octaves without a smaller error after which the search ends.
 _PATIENCE = 2
+# Difference of the logarithms of two errors that are the same but for the accuracy of the images.
+_PLATEAU = 1e-2
 # Steps and tolerance for each weight. With 30 steps, CT at 1 % of noise lost 8 dB against the best weight.
 _MAX_STEPS, _TOL = 100, 1e-3
 # Bisections of the logarithm of a weight that is known to an octave: it is found to 2 %.
@@ -127,7 +129,9 @@ def least_risk(
         best = errors[active].argmin(1)
         better = best == i
         x[active[better]], found[active[better]] = image[better].to(x.dtype), level[better]
-        going = (i - best < _PATIENCE).nonzero()[:, 0]
+        # Where nothing but the largest weights make the image flat, all of them are equally good.
+        latest, least = errors[active, i], errors[active].amin(1)
+        going = ((i - best < _PATIENCE) | (latest - least < _PLATEAU)).nonzero()[:, 0]
         active = active[going]
         if len(active) == 0:
             break
