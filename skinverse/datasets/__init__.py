@@ -1,4 +1,4 @@
-"""Phantoms, photographs, complete problems and files of laboratories: a seed gives images, data and operator."""
+"""Phantoms, photographs, complete problems, and simulated files of laboratories."""
 
 from skinverse.datasets._laboratories import (
     make_data_exchange_file,

@@ -87,7 +87,7 @@ def make_fastmri_file(
         images = shepp_logan(_SIZE) * phase_factors(_N_SLICES, _SIZE, rng)
     images = _checked(images).astype(np.complex64)
     maps, mask = coil_maps(images.shape[1]), measured_columns(images.shape[1])
-    kspace = noise.Gaussian(std).sample(_fourier(maps * images[:, None]), rng)
+    kspace = noise.Gaussian(_at_least_zero(std, "std")).sample(_fourier(maps * images[:, None]), rng)
     with h5py.File(path, "w") as file:
         file["kspace"] = np.where(mask, kspace, 0)
         file["mask"] = mask
@@ -114,8 +114,8 @@ def make_data_exchange_file(
         The file; an older one is replaced.
     images : ndarray of shape (rows, size, size), optional
         Attenuation in each slice, per side of a pixel, which is as long as that of the detector. None takes
-        three times the head of Shepp and Logan, 128 x 128 pixels, which lets a tenth of the rays through
-        where it is densest.
+        three times the head of Shepp and Logan, 128 x 128 pixels, which lets about a tenth of the rays
+        through where it is densest.
     n_angles : int, default=90
         Number of projections, over 180 degrees.
     photons : float, default=1e4
@@ -142,8 +142,8 @@ def make_data_exchange_file(
 
     Notes
     -----
-    The file holds ``exchange/data`` (angles, rows, columns), ten frames without sample and ten without beam in
-    ``exchange/data_white`` and ``exchange/data_dark``, all uint16, and ``exchange/theta`` in degrees. On
+    The file holds ``exchange/data`` (angles, rows, columns), ten frames without sample and ten without beam
+    in ``exchange/data_white`` and ``exchange/data_dark``, all uint16, and ``exchange/theta`` in degrees. On
     average the data are ``beam * exp(-A x) + 100``. The noise is that of counting and a Gaussian one of
     deviation 2; what is above 65535 is cut off, as in a camera.
 
@@ -256,7 +256,7 @@ def make_microscopy_file(
     specimen = _nuclei(sizes, rng)
     blurred = np.maximum(fftconvolve(specimen, psf, mode="valid"), 0)
     brightness = _positive(gain, "gain") * _positive(photons, "photons") / blurred.max()
-    camera = noise.PoissonGaussian(gain=gain, std=std, offset=offset)
+    camera = noise.PoissonGaussian(gain=gain, std=_at_least_zero(std, "std"), offset=offset)
     stack = _digitized(camera.sample(brightness * blurred[None], rng)[0])
     z, y, x = _VOXEL
     metadata = {"axes": "ZYX", "spacing": z, "unit": "um"}
@@ -275,6 +275,12 @@ def _checked(images: Array) -> Array:
 def _positive(value: float, name: str) -> float:
     if not 0 < value < math.inf:
         raise ValueError(f"{name}: expected a positive number, got {value!r}")
+    return value
+
+
+def _at_least_zero(value: float, name: str) -> float:
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name}: expected a number that is not negative, got {value!r}")
     return value
 
 
@@ -329,11 +335,15 @@ def _nuclei(shape: list[int], rng: np.random.Generator) -> Array:
     from scipy.ndimage import gaussian_filter
 
     extent = np.array(shape) * _VOXEL
-    points = np.stack(np.meshgrid(*(v * np.arange(n) for v, n in zip(_VOXEL, shape, strict=True)), indexing="ij"))
+    points = np.stack(
+        np.meshgrid(*(v * np.arange(n) for v, n in zip(_VOXEL, shape, strict=True)), indexing="ij")
+    )
     bodies = np.zeros(shape)
     for _ in range(_N_NUCLEI):
         centre, half_axes = rng.uniform(0, extent), rng.uniform(0.06, 0.14, 3) * extent[1:].max()
-        inside = ((points - centre[:, None, None, None]) ** 2 / half_axes[:, None, None, None] ** 2).sum(0) < 1
+        inside = ((points - centre[:, None, None, None]) ** 2 / half_axes[:, None, None, None] ** 2).sum(
+            0
+        ) < 1
         bodies[inside] = rng.uniform(0.3, 1)
     texture = gaussian_filter(rng.standard_normal(shape), [0.25 / voxel for voxel in _VOXEL])
     return bodies * np.exp(0.6 * texture / texture.std())

@@ -11,8 +11,8 @@ import pylops
 import torch
 from numpy.typing import NDArray
 
-from skinverse._defaults import RandomState, numpy_generator
 from skinverse import operators
+from skinverse._defaults import RandomState, numpy_generator
 from skinverse.datasets._mri import coil_maps, measured_columns, phase_factors
 from skinverse.datasets._phantoms import make_ellipses
 from skinverse.datasets._photographs import load_photographs

@@ -108,17 +108,18 @@ def _mean(file: Any, name: str, data: Any, chosen: slice) -> Array:
     frames = dataset(file, name, "frames, rows, columns")
     if frames.shape[1:] != data.shape[1:] or not len(frames):
         raise ValueError(
-            f"{file.filename}: {name}: expected one or more frames of the shape {data.shape[1:]} of exchange/data,"
-            f" got the shape {frames.shape}"
+            f"{file.filename}: {name}: expected one or more frames of the shape {data.shape[1:]} of"
+            f" exchange/data, got the shape {frames.shape}"
         )
-    return np.mean(frames[:, chosen], axis=0, dtype=np.float64).astype(np.float32)
+    return np.asarray(frames[:, chosen].mean(axis=0, dtype=np.float64), np.float32)
 
 
 def _angles(file: Any, n_angles: int) -> Array:
     theta = dataset(file, "exchange/theta", "angles")
     if len(theta) != n_angles:
         raise ValueError(
-            f"{file.filename}: exchange/theta: expected {n_angles} angles, as in exchange/data, got {len(theta)}"
+            f"{file.filename}: exchange/theta: expected {n_angles} angles, as in exchange/data,"
+            f" got {len(theta)}"
         )
     unit = np.asarray(theta.attrs.get("units", "deg")).astype(str).item()
     if not unit.strip().lower().startswith("deg"):

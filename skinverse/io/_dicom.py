@@ -71,6 +71,8 @@ def read_dicom_series(folder: str | os.PathLike[str]) -> DicomSeries:
         If pydicom is missing.
     OSError
         If a file cannot be opened.
+    RuntimeError
+        If pixels are compressed in a way for which pydicom needs another package.
     ValueError
         If a file is not a grey DICOM image of one frame, the files are of several series, or their slices do
         not lie one behind the other at equal distances.
@@ -87,9 +89,8 @@ def read_dicom_series(folder: str | os.PathLike[str]) -> DicomSeries:
     """
     images = [_read(file) for file in _files(Path(folder))]
     for keyword in _COMMON:
-        found = {str(image.get(keyword)) for image in images}
-        if len(found) > 1:
-            raise ValueError(f"{folder}: expected one series, got files with several {keyword}")
+        if any(image[keyword].value != images[0][keyword].value for image in images):
+            raise ValueError(f"{folder}: expected one series, got files with different {keyword}")
     normal, positions = _geometry(images)
     order = np.argsort(positions @ normal)
     images, positions = [images[i] for i in order], positions[order]
@@ -144,8 +145,9 @@ def _distance(first: Any, positions: Array, normal: Array) -> float:
     if not np.abs(steps - distance * normal).max() < _TOLERANCE * distance:
         lengths = np.linalg.norm(steps, axis=1)
         raise ValueError(
-            f"series {first.SeriesInstanceUID}: expected slices one behind the other at equal distances, got steps of"
-            f" {lengths.min():.4g} to {lengths.max():.4g} mm between {len(positions)} slices"
+            f"series {first.SeriesInstanceUID}: expected slices one behind the other at equal"
+            f" distances, got steps of {lengths.min():.4g} to {lengths.max():.4g} mm between"
+            f" {len(positions)} slices"
         )
     return distance
 

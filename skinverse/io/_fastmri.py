@@ -109,12 +109,12 @@ def read_fastmri(path: str | os.PathLike[str], *, slices: slice | None = None) -
 
 def _mask(file: Any, samples: Array) -> NDArray[np.bool_]:
     if "mask" not in file:
-        return samples.any(axis=tuple(range(samples.ndim - 1)))
+        return np.asarray(samples.any(axis=tuple(range(samples.ndim - 1))))
     mask = dataset(file, "mask", "columns")[:].astype(bool)
     if len(mask) != samples.shape[-1]:
         raise ValueError(
-            f"{file.filename}: mask: expected one number for each of the {samples.shape[-1]} columns of kspace,"
-            f" got {len(mask)}"
+            f"{file.filename}: mask: expected one number for each of the {samples.shape[-1]} columns of"
+            f" kspace, got {len(mask)}"
         )
     return mask
 

@@ -34,7 +34,8 @@ class Tiff(NamedTuple):
     Parameters
     ----------
     image : ndarray
-        Values as they stand in the file, in its data type.
+        Values as they stand in the file, in its data type. Differences of unsigned integers are wrong where
+        they are negative: subtract from ``image.astype(float)``.
     axes : str
         One letter for each axis: Z, Y, X are space, T is time, C channels and S the samples of a colour; Q
         and I are axes of which the file does not say what they are.
@@ -131,7 +132,7 @@ def _sizes_of_ome(metadata: str) -> dict[str, float | None]:
 
 def _sizes_of_imagej(metadata: dict[str, Any], page: Any) -> dict[str, float | None]:
     unit = metadata.get("unit")
-    x, y = (1 / n if n else None for n in page.resolution) if "XResolution" in page.tags else (None, None)
+    x, y = (1 / n if n else None for n in page.resolution)
     return {
         "X": _micrometres(x, unit),
         "Y": _micrometres(y, metadata.get("yunit", unit)),
