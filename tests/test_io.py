@@ -20,7 +20,7 @@ from skinverse.datasets import make_data_exchange_file, make_fastmri_file, make_
 from skinverse.io import read_data_exchange, read_dicom_series, read_fastmri, read_tiff
 from skinverse.operators import parallel_beam
 
-MANY = 10**9  # slices or rows that fit on no disk: chunks that nobody wrote take no place
+MANY = 10**12  # slices or rows that fit in no memory: chunks that nobody wrote take no place on the disk
 
 
 def written(path: Path, arrays: dict[str, Any]) -> Path:
