@@ -23,7 +23,7 @@ _REQUIRED = (
     "PyWavelets",
     "tqdm",
 )
-_OPTIONAL = ("matplotlib", "astra-toolbox", "dask", "accelerate")
+_OPTIONAL = ("matplotlib", "astra-toolbox", "h5py", "pydicom", "tifffile", "dask", "accelerate")
 
 
 def show_versions() -> None:
