@@ -4,6 +4,7 @@ from . import datasets as datasets
 from . import displays as displays
 from . import energies as energies
 from . import functionals as functionals
+from . import io as io
 from . import metrics as metrics
 from . import networks as networks
 from . import noise as noise

@@ -23,7 +23,7 @@ _REQUIRED = (
     "PyWavelets",
     "tqdm",
 )
-_OPTIONAL = ("matplotlib", "astra-toolbox", "finufft", "dask", "accelerate")
+_OPTIONAL = ("matplotlib", "astra-toolbox", "finufft", "h5py", "pydicom", "tifffile", "dask", "accelerate")
 
 
 def show_versions() -> None:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from skinverse import operators
 from skinverse._defaults import RandomState, numpy_generator
-from skinverse.datasets._phantoms import grid, make_ellipses
+from skinverse.datasets._mri import coil_maps, measured_columns, phase_factors
+from skinverse.datasets._phantoms import make_ellipses
 from skinverse.datasets._photographs import load_photographs
 from skinverse.datasets._sizes import positive
 
@@ -114,11 +115,8 @@ def make_problem(
 
 
 def _complex_ellipses(n_samples: int, size: int, rng: np.random.Generator) -> Array:
-    """Ellipses times ``exp(i phase)``, the phase a random plane wave of less than one period."""
-    y, x = grid(size)
-    slopes = rng.uniform(-np.pi / 2, np.pi / 2, (n_samples, 2, 1, 1))
-    phase = slopes[:, 0] * x + slopes[:, 1] * y
-    return (make_ellipses(n_samples, size, random_state=rng) * np.exp(1j * phase)).astype(np.complex64)
+    phases = phase_factors(n_samples, size, rng)
+    return (make_ellipses(n_samples, size, random_state=rng) * phases).astype(np.complex64)
 
 
 def _patches(n_samples: int, size: int, rng: np.random.Generator) -> Array:
@@ -135,21 +133,8 @@ def _ct(size: int) -> pylops.LinearOperator:
 
 
 def _mri(size: int) -> pylops.LinearOperator:
-    """Four coils at the corners; a twelfth of the lines in the centre, a quarter in all."""
-    lines, centre = max(1, size // 4), max(1, size // 12)
-    middle = size // 2 - centre // 2 + np.arange(centre)
-    others = np.random.default_rng(0).permutation(np.setdiff1d(np.arange(size), middle))
-    mask = np.zeros(size, dtype=bool)
-    mask[np.concatenate([middle, others[: lines - centre]])] = True
-    return operators.fourier_sampling(mask, coil_maps=_coil_maps(size))
-
-
-def _coil_maps(size: int) -> Array:
-    """Gaussians around the corners with a sum of squares of one."""
-    y, x = grid(size)
-    corners = [(-1, -1), (-1, 1), (1, -1), (1, 1)]
-    maps = np.stack([np.exp(-((x - a) ** 2 + (y - b) ** 2) / 3) for a, b in corners])
-    return (maps / np.sqrt((maps**2).sum(axis=0))).astype(np.complex64)
+    """Four coils at the corners, a quarter of the columns."""
+    return operators.fourier_sampling(measured_columns(size), coil_maps=coil_maps(size))
 
 
 def _deblurring(size: int) -> pylops.LinearOperator:

@@ -170,13 +170,7 @@ class NoiseModel(Parametrized, ABC):
         """The measurements (n, *dimsd), multiplied by ``rows``, and what is known of their noise."""
 
     def check_data(self, y: Tensor) -> None:  # noqa: B027
-        """Refuse what cannot be measured.
-
-        Raises
-        ------
-        ValueError
-            If there are such values.
-        """
+        """Refuse values that cannot be measured with a ValueError."""
 
     @property
     def dark(self) -> Any:
@@ -193,13 +187,7 @@ class NoiseModel(Parametrized, ABC):
         return type(self)(**{k: v.ravel()[kept] if isinstance(v, np.ndarray) else v for k, v in values})
 
     def check_shape(self, dimsd: tuple[int, ...]) -> None:
-        """Refuse arrays that are not of the data's shape.
-
-        Raises
-        ------
-        ParameterError
-            If one is not.
-        """
+        """Refuse arrays that are not of the data's shape with a ParameterError."""
         for name, value in self.get_params().items():
             if isinstance(value, np.ndarray) and value.shape not in (dimsd, (math.prod(dimsd),)):
                 raise ParameterError(
@@ -473,7 +461,7 @@ def noise_model(noise: NoiseModel | str | float | None) -> NoiseModel:
         return Gaussian()
     if isinstance(noise, str):
         return Poisson()
-    return noise if isinstance(noise, NoiseModel) else Gaussian(float(noise))
+    return Gaussian(float(noise)) if isinstance(noise, (int, float, np.number)) else noise
 
 
 # ---------------------------------------------------------------------- formulas and layouts

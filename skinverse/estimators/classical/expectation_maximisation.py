@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -82,13 +83,13 @@ class ExpectationMaximisation(BaseReconstructor):
         return torch.where(denominator > 0, x * ratio / denominator, 0)
 
     # ------------------------------------------------------------------ hooks
+    @abstractmethod
     def _n_subsets(self) -> int:
         """Number of parts of the data that are used in turn."""
-        return 1
 
+    @abstractmethod
     def _denominator(self, units: Units, x: Tensor, sensitivity: Tensor) -> Tensor:
         """The ``d`` of the formula; ``sensitivity`` is ``A^* 1``."""
-        return sensitivity
 
 
 class MLEM(ExpectationMaximisation):
@@ -138,6 +139,9 @@ class MLEM(ExpectationMaximisation):
     def _n_subsets(self) -> int:
         return self.n_subsets
 
+    def _denominator(self, units: Units, x: Tensor, sensitivity: Tensor) -> Tensor:
+        return sensitivity
+
 
 class RichardsonLucy(ExpectationMaximisation):
     """Richardson-Lucy deconvolution, with total variation on request.
@@ -176,6 +180,9 @@ class RichardsonLucy(ExpectationMaximisation):
     """
 
     lam: float = parameter(default=0.0, allowed=Real(ge=0), doc="Weight of total variation.")
+
+    def _n_subsets(self) -> int:
+        return 1
 
     def _denominator(self, units: Units, x: Tensor, sensitivity: Tensor) -> Tensor:
         if self.lam == 0:
