@@ -56,7 +56,7 @@ MAY_IMPORT = {
         "solvers",
         "training",
     },
-    "_checks": {"metrics", "operators", "persistence"},
+    "_checks": {"metrics", "noise", "operators", "persistence"},
     "testing": {"_checks"},
 }
 

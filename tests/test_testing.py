@@ -25,7 +25,9 @@ from skinverse import ReconstructionRegressor, Tikhonov, Trainer
 from skinverse._differences import negative_laplacian
 from skinverse._parameters import Integer, Real, fitted, parameter
 from skinverse.estimators import BaseReconstructor, LearnedReconstructor
+from skinverse.estimators._base import noise_parameter
 from skinverse.functionals import LeastSquares, SquaredNorm
+from skinverse.noise import Gaussian
 from skinverse.operators import LinearMap
 from skinverse.solvers import Solution, gradient_descent
 from skinverse.testing import Check, check_reconstructor, reconstructor_checks
@@ -353,6 +355,25 @@ class MasksAll(Descent):
             mask = np.ma.getmaskarray(Y_meas).any(0)
             Y_meas = np.ma.array(Y_meas.data, mask=np.broadcast_to(mask, Y_meas.shape))
         return super().predict(Y_meas, return_info=return_info)
+
+
+@breaks("weights", "weights and an operator with them differ")
+class IgnoresWeights(Descent):
+    noise: Gaussian | float | None = noise_parameter(kind=Gaussian)
+
+
+@breaks("weight_of_zero", "what has the weight zero changes")
+class ReadsAllRows(IgnoresWeights):
+    def predict(self, Y_meas: Any, *, return_info: bool = False) -> Any:
+        known = copy.copy(self).set_params(noise=None)
+        return super(IgnoresWeights, known).predict(np.nan_to_num(Y_meas), return_info=return_info)
+
+
+@breaks("weight_of_zero", "weights of zero and masks differ")
+class HalvesForZeros(IgnoresWeights):
+    def predict(self, Y_meas: Any, *, return_info: bool = False) -> Any:
+        X_hat = super().predict(Y_meas, return_info=return_info)
+        return X_hat if self.noise is None else X_hat / 2
 
 
 @breaks("info", "does not tell converged")

@@ -613,6 +613,7 @@ class BaseReconstructor(Parametrized, ABC):
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array, tags.input_tags.three_d_array = False, True
         tags.target_tags.required = "Y_meas" in self._needs
+        tags.input_tags.positive_only = self._noise_model.counted
         return tags
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pylops
 from numpy.typing import ArrayLike
 from sklearn.base import MetaEstimatorMixin, RegressorMixin, clone
-from sklearn.utils import Tags
+from sklearn.utils import Tags, get_tags
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skinverse import persistence
@@ -152,6 +152,7 @@ class ReconstructionRegressor(MetaEstimatorMixin, RegressorMixin, Parametrized):
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
+        tags.input_tags.positive_only = get_tags(self.estimator).input_tags.positive_only
         # A regression onto one column is no inverse problem; the checks must not ask for a good score.
         tags.regressor_tags.poor_score = True
         return tags

@@ -15,6 +15,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 import skinverse
 from skinverse import LearnedGradientDescent, ReconstructionRegressor, Tikhonov, Trainer
 from skinverse.estimators import BaseReconstructor
+from skinverse.noise import Poisson
 from skinverse.operators import parallel_beam, structurally_random
 from skinverse.testing import Check, reconstructor_checks
 
@@ -41,7 +42,9 @@ QUICK: dict[str, dict[str, Any]] = {
     "LISTA": {"n_iterations": 2},
     "LearnedGradientDescent": {"n_iterations": 2},
     "LearnedPrimalDual": {"n_iterations": 2},
+    "MLEM": {"noise": Poisson(gain=0.1), "max_steps": 10},
     "ModelAdaptation": {"max_steps": 5},
+    "RichardsonLucy": {"noise": Poisson(gain=0.1, background=0.5), "max_steps": 10, "lam": 0.1},
     # With an unknown noise level it leaves images without operator as they are, and their level too.
     "Tikhonov": {"noise": 0.02},
     "TotalGeneralizedVariationRecon": {"lam": 0.1, "tol": 1e-2, "max_steps": 50},
@@ -54,6 +57,20 @@ QUICK: dict[str, dict[str, Any]] = {
 # nothing in such small images.
 BY_RULE = ("TotalGeneralizedVariationRecon", "TotalVariationRecon", "WaveletRecon")
 KEPT_BY_RULE = ("units_of_operator", "level", "form", "phase", "converged_is_true")
+# What methods that take several kinds of noise must keep where data are counts.
+OF_COUNTS = {
+    "AdversarialRegularizer": ("masked", "pickled", "regressor"),
+    "BilevelRegularizer": ("masked", "saved"),
+    "TotalVariationRecon": (
+        "masked",
+        "saved",
+        "companions",
+        "precision",
+        "units",
+        "units_of_operator",
+        "form",
+    ),
+}
 
 
 def reconstructors() -> Iterator[BaseReconstructor]:
@@ -83,6 +100,11 @@ def contract() -> Iterator[Any]:
         for check in reconstructor_checks(estimator):
             if not (check.skipped and name in BY_RULE):
                 yield pytest.param(check, id=f"{name}-{check}")
+        if name in OF_COUNTS:
+            counting = estimator.set_params(noise=Poisson(gain=0.1))
+            for check in reconstructor_checks(counting):
+                if check.name in OF_COUNTS[name]:
+                    yield pytest.param(check, id=f"{name}-of-counts-{check}")
     for check in reconstructor_checks(skinverse.TotalVariationRecon(tol=1e-2, max_steps=50)):
         if check.skipped or check.name in KEPT_BY_RULE:
             yield pytest.param(check, id=f"by-rule-{check}")
