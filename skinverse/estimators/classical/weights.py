@@ -129,9 +129,9 @@ def least_risk(
         best = errors[active].argmin(1)
         better = best == i
         x[active[better]], found[active[better]] = image[better].to(x.dtype), level[better]
-        # Where nothing but the largest weights make the image flat, all of them are equally good.
-        latest, least = errors[active, i], errors[active].amin(1)
-        going = ((i - best < _PATIENCE) | (latest - least < _PLATEAU)).nonzero()[:, 0]
+        # The first weights may all make the image flat: they are equally good, and nothing has been seen yet.
+        flat = errors[active, : i + 1].amax(1) - errors[active].amin(1) < _PLATEAU
+        going = ((i - best < _PATIENCE) | flat).nonzero()[:, 0]
         active = active[going]
         if len(active) == 0:
             break
