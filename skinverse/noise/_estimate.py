@@ -31,35 +31,37 @@ def estimate(
     ----------
     data : array-like of shape (n_samples, ...)
         - With ``model="gaussian"``: images, or measurements that are as smooth as images, such as sinograms.
-        - With ``model="camera"``: images of any scenes, of one brightness range; or, more precisely, flat
-        pairs
-          of shape (n_pairs, 2, height, width): two exposures of the same evenly lit field for each of at
-          least two brightnesses.
+        - With ``model="camera"``: images of any scenes; or, for an estimate that is right to a few percent,
+          flat pairs of shape (n_pairs, 2, height, width), which are two exposures of the same evenly lit
+          field for each of at least two brightnesses.
     model : {"gaussian", "camera"}, default="gaussian"
         What to estimate: the standard deviation of white noise, or gain, offset and read noise of a camera.
     dark : array-like of shape (n_frames, height, width) or None, default=None
         Exposures without light, which show offset and read noise of a camera. Without them only the line
-        ``variance = gain * mean + constant`` is known: a negative constant is told as an offset without read
-        noise, a positive one as read noise without offset.
+        ``variance = gain * mean + constant`` is known: a negative constant is reported as an offset without
+        read noise, a positive one as read noise without an offset.
     channel_axis : int or None, default=None
-        Axis of one image that holds channels, for ``model="gaussian"``.
+        Axis of one image that holds channels; used by ``model="gaussian"``.
 
     Returns
     -------
     Gaussian or PoissonGaussian
-        The noise model, a parameter ``noise`` of estimators.
+        The noise model, a value of the parameter ``noise`` of estimators.
 
     Raises
     ------
     ValueError
-        If ``model`` is unknown, or the brightness does not vary, so that no gain is seen.
+        If ``model`` is unknown, or the variance of a camera's data does not grow with their brightness, so
+        that no gain is seen.
 
     Notes
     -----
     White noise is measured by the median of the finest wavelet coefficients (Donoho and Johnstone, 1994) as
-    scikit-image does it, of complex data that of real and imaginary part. The line of a camera is fitted to
-    means and variances: of pairs, half the variance of their difference; of single images, the variance of
-    mixed differences in the smoothest blocks of 16 x 16 pixels of each brightness.
+    scikit-image does it; for complex data the result is that of the real part and of the imaginary part,
+    each. The line of a camera is fitted to means and variances. The variance of a pair is half that of its
+    difference; that of single images is the variance of mixed differences in the smoothest blocks of 16 x 16
+    pixels of each brightness. Texture counts as noise there: from a few photographs that are full of it the
+    gain may be wrong by an order of magnitude.
 
     References
     ----------

@@ -1,7 +1,8 @@
 """Noise models, clean data -> measured data: draws, fidelities, and what residual to expect.
 
-Data ``y`` are ``A x + background`` on average, in units of the data. A model knows the variance of ``y``,
-draws from it, and gives the fidelity ``D(A x, y)``, the negative log-likelihood up to a constant.
+Data ``y`` are ``A x + background`` on average, those of a camera with an offset in addition, and everything
+is in units of the data. A model knows the variance of ``y``, draws from it, and gives the fidelity
+``D(A x, y)``, the negative log-likelihood up to a constant.
 """
 
 from __future__ import annotations
@@ -84,12 +85,13 @@ class NoiseModel(Parametrized, ABC):
         Raises
         ------
         ValueError
-            If the model does not know how strong the noise is, or cannot have such data on average.
+            If the strength of the noise is unknown, or the noise-free data are negative or complex where
+            counts are drawn.
         """
 
     @abstractmethod
     def variance(self, clean: ArrayLike | Tensor) -> Any:
-        """Variance of the measurements of noise-free data, of complex ones that of real and imaginary part.
+        """Variance of the measurements; of complex ones that of the real and of the imaginary part, each.
 
         Parameters
         ----------
@@ -104,7 +106,7 @@ class NoiseModel(Parametrized, ABC):
         Raises
         ------
         ValueError
-            If the model does not know how strong the noise is.
+            If the strength of the noise is unknown.
         """
 
     @abstractmethod
@@ -126,7 +128,7 @@ class NoiseModel(Parametrized, ABC):
 
     @abstractmethod
     def expected_fidelity(self, clean: Tensor) -> Tensor:
-        """Fidelity of the true image on average: where the discrepancy principle stops.
+        """Mean of the fidelity of the true image: the level at which the discrepancy principle stops.
 
         Parameters
         ----------
@@ -200,7 +202,7 @@ class Gaussian(NoiseModel):
     """Gaussian noise, independent from one measurement to the next.
 
     The fidelity is ``sum_i w_i |(A x - y)_i|^2 / (2 std^2)``, and with unknown ``std`` half of the weighted
-    squares. The noise of measurement ``i`` has the variance ``std^2 / w_i``.
+    sum of squares. The noise of measurement ``i`` has the variance ``std^2 / w_i``.
 
     Examples
     --------
@@ -293,7 +295,7 @@ class Gaussian(NoiseModel):
 
 
 class Poisson(NoiseModel):
-    """Counted photons, or other independent events.
+    """Noise of counts, of photons or of other independent events.
 
     Data are ``gain`` times counts that are Poisson distributed with the mean ``(A x + background) / gain``:
     on average they are ``A x + background``, with the variance ``gain * (A x + background)``. The fidelity is
@@ -313,7 +315,7 @@ class Poisson(NoiseModel):
     """
 
     gain: Any = parameter(
-        default=1.0, allowed=_Numbers(Real(gt=0)), doc="Data units per counted event, of each measurement."
+        default=1.0, allowed=_Numbers(Real(gt=0)), doc="Number of data units for each counted event."
     )
     background: Any = parameter(
         default=0.0,
@@ -399,15 +401,15 @@ class Poisson(NoiseModel):
 
 
 class PoissonGaussian(Poisson):
-    """Photons that are counted with noise of the electronics: the noise of a camera.
+    """Noise of a camera: that of counted photons, and Gaussian noise of the electronics.
 
-    Data are ``gain * photons + offset`` and Gaussian noise of deviation ``std``, where the number of photons
-    is Poisson distributed with the mean ``(A x + background) / gain``. On average they are ``A x + background
-    + offset``, with the variance ``gain * (A x + background) + std^2``.
+    Data are ``gain * photons + offset`` plus Gaussian noise of the standard deviation ``std``. The number of
+    photons is Poisson distributed with the mean ``(A x + background) / gain``. On average data are
+    ``A x + background + offset``, with the variance ``gain * (A x + background) + std^2``.
 
-    The fidelity takes ``(y - offset) / gain + (std / gain)^2`` for counts of the mean ``(A x + background) /
-    gain + (std / gain)^2``, which are the right mean and variance, in the divergence of :class:`Poisson`.
-    Where that is negative it is taken for zero.
+    The fidelity is that of :class:`Poisson`, where ``(y - offset) / gain + (std / gain)^2``, or zero where
+    this is negative, is taken for counts of the mean ``(A x + background) / gain + (std / gain)^2``. Mean and
+    variance of these counts are the right ones.
 
     References
     ----------
@@ -431,7 +433,7 @@ class PoissonGaussian(Poisson):
     offset: Any = parameter(
         default=0.0,
         allowed=_Numbers(Real()),
-        doc="Constant that the electronics add, in data units, which has no variance.",
+        doc="Constant that the electronics add, in data units. It has no variance.",
     )
 
     @property

@@ -38,9 +38,9 @@ class ExpectationMaximisation(BaseReconstructor):
         default=False,
         allowed=Flag(),
         doc="""
-        Whether an image stops after the first step at which the divergence of its counts is what it is of the
-        true image on average (the discrepancy principle for counts). The ``gain`` of the noise must be right
-        for that.""",
+        Whether an image stops after the first step at which the divergence of the counts from their means is
+        what it is on average for the true image (the discrepancy principle for counts). The ``gain`` of the
+        noise must be right for that.""",
     )
     noise: Poisson | str | None = noise_parameter(kind=Poisson)
 
@@ -100,8 +100,8 @@ class MLEM(ExpectationMaximisation):
     makes the data more probable, and without background keeps the number of counts, ``sum A x = sum y``.
     Early images are smooth, late ones fit the noise: ``max_steps`` regularises.
 
-    With ordered subsets (OSEM) each step uses the parts of the data in turn, of which every one makes about
-    as much progress as all of the data do. It need not converge.
+    With ordered subsets (OSEM) each step uses parts of the data in turn, and each part makes about as much
+    progress as all of the data do. The iteration then need not converge.
 
     See Also
     --------
@@ -157,8 +157,8 @@ class RichardsonLucy(ExpectationMaximisation):
 
     Notes
     -----
-    Where total variation would make the denominator smaller than a tenth of ``A^* 1`` it is kept there: for
-    large ``lam`` the method of the reference does not converge.
+    The denominator is not made smaller than a tenth of ``A^* 1``. For a large ``lam`` total variation would
+    do so, and the method of the reference does not converge.
 
     References
     ----------
@@ -179,7 +179,7 @@ class RichardsonLucy(ExpectationMaximisation):
     np.True_
     """
 
-    lam: float = parameter(default=0.0, allowed=Real(ge=0), doc="Weight of total variation.")
+    lam: float = parameter(default=0.0, allowed=Real(ge=0), doc="Weight of the total variation.")
 
     def _n_subsets(self) -> int:
         return 1

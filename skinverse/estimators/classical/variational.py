@@ -251,10 +251,11 @@ class TotalGeneralizedVariationRecon(VariationalReconstructor):
 class WaveletRecon(VariationalReconstructor):
     """Sparsity of wavelet coefficients (ISTA, FISTA).
 
-    Minimises, for each image, ``1/2 ||A x - y||^2 + lam sum |W x|`` over the details of an orthonormal
-    Daubechies transform ``W`` of each channel (the coarsest approximation is free). Proximal gradient steps
-    threshold the coefficients, ``x <- W^T S_(t lam) W (x - t A^*(A x - y))``; with bounds, for counts, or
-    where ``lam`` is no number, a primal-dual method is used.
+    Minimises, for each image, ``D(A x, y) + lam sum |W x|`` over the details of an orthonormal Daubechies
+    transform ``W`` of each channel (the coarsest approximation is free). Proximal gradient steps threshold
+    the coefficients, ``x <- W^T S_(t lam) W (x - t grad D)``, where ``grad D`` is ``A^*(A x - y)`` unless the
+    noise has weights or is known; with bounds, for counts, or where ``lam`` is no number, a primal-dual
+    method is used.
 
     References
     ----------

@@ -68,7 +68,7 @@ class GenerativeCovariancePrior(LearnedReconstructor):
     ``fit`` learns from images alone, whatever the operator, a variational autoencoder
     ``x ~ N(G(z), Sigma(z))``, ``z ~ N(0, I)``, where ``Sigma(z)^-1 = L L^T`` has a sparse Cholesky factor
     that couples neighbouring pixels: first the mean, then, with the mean held, the covariance. ``predict``
-    minimises, for every operator and noise, ``1/2 ||A x - y||^2 + lam R(x)`` with
+    minimises, for every operator and noise, ``D(A x, y) + lam R(x)`` with
 
     ``R(x) = min_z 1/2 log det Sigma(z) + 1/2 ||x - G(z)||^2_{Sigma(z)^-1} + 1/2 ||z||^2``.
 
