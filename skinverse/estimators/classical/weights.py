@@ -275,6 +275,7 @@ class _PredictionError:
 
     A: LinearMap
     data: Tensor
+    signal: Tensor  # the data without the background of counts
     probes: Tensor  # (n, n_probes, *dims)
     n_data: Tensor
     noise_std: Tensor | None
@@ -290,13 +291,16 @@ class _PredictionError:
         variances = units.data / expand(largest, units.data) if counted else None
         measured = _n_measured(units.data, units.A(probes[:, 0]))
         one_count = units.factor * units.size
-        return cls(units.A, units.data, probes, measured, units.noise_std, variances, largest / one_count)
+        signal = units.data if units.background is None else units.data - units.background
+        level = largest / one_count
+        return cls(units.A, units.data, signal, probes, measured, units.noise_std, variances, level)
 
     def select(self, index: Tensor) -> Self:
         noise_std = None if self.noise_std is None else self.noise_std[index]
         return replace(
             self,
             data=self.data[index],
+            signal=self.signal[index],
             probes=self.probes[index],
             n_data=self.n_data[index],
             noise_std=noise_std,
@@ -313,7 +317,7 @@ class _PredictionError:
 
     def __call__(self, image: Tensor, twins: Tensor) -> tuple[Tensor, Tensor]:
         """The logarithm of the error, and the noise level."""
-        m, rss = self.n_data, norm(self.A(image) - self.data).double().square()
+        m, rss = self.n_data, norm(self.A(image) - self.signal).double().square()
         moved = dot(self.probes, twins - image[:, None]).double() / (_STEP * twins.shape[1])
         df = _trace_share(image, self.data) * moved
         floor = torch.finfo(self.data.dtype).eps ** 2  # of noise-free data
