@@ -136,7 +136,7 @@ def objective(method: Any, operator: Any, data: np.ndarray, noise_std: float | N
     if noise_std is None:
         risk = misfit(predict, y, UNIT)
     else:
-        risk = stein_risk(predict, y, noise_std, UNIT, generator)
+        risk = stein_risk(predict, y, SIZE**2, noise_std, UNIT, generator)
     return Objective([risk], len(y), [*unknown.values(), *method.module_.parameters()], mu=0.1)
 
 
@@ -167,7 +167,7 @@ def test_the_objective_of_the_last_step_is_the_formula(name: str, explained: flo
     """With a noise that explains nothing, or a tenth of what is left over."""
     method, operator = fitted[name], A if name == "direct" else B
     level = explained * left_over(method, operator, ELSEWHERE)
-    settings: dict[str, Any] = {"mu": 0.1, "noise": level**0.5 / SIZE, "max_steps": 2}
+    settings: dict[str, Any] = {"mu": 0.1, "noise": level**0.5 / SIZE or None, "max_steps": 2}
     model = ModelAdaptation(operator, estimator=method, **settings).fit(Y_meas=ELSEWHERE)
     expected = max(left_over(model.estimator_, operator, ELSEWHERE) - level, 0)
     expected /= unit_of(method, operator) ** 2
@@ -218,7 +218,7 @@ def test_what_the_noise_explains_is_not_fitted(fitted: Any) -> None:
     method = fitted["post-processing"]
     loud = ModelAdaptation(B, estimator=method, noise=10.0).fit(Y_meas=ELSEWHERE)
     assert_array_equal(weights(loud.estimator_), weights(method))
-    noise_std = 0.9 * np.sqrt(left_over(method, B, ELSEWHERE)) / SIZE
+    noise_std = 0.85 * np.sqrt(left_over(method, B, ELSEWHERE)) / SIZE
     settings: dict[str, Any] = {"estimator": method, "mu": 1e-8, "max_steps": 60}
     quiet = ModelAdaptation(B, noise=noise_std, **settings).fit(Y_meas=ELSEWHERE)
     deaf = ModelAdaptation(B, **settings).fit(Y_meas=ELSEWHERE)
