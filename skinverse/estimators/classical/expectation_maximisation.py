@@ -18,11 +18,12 @@ from skinverse.noise import NoiseModel, Poisson
 from skinverse.operators import LinearMap
 from skinverse.solvers import Solution
 
-# Least mean of a count relative to the largest datum, by which one may divide, and least denominator relative
-# to what is without regulariser.
+# Least mean of a count relative to the largest datum, by which one may divide, and least denominator
+# relative to what is without regulariser.
 _LEAST, _LEAST_DENOMINATOR = 1e-12, 0.1
-# Sensitivity relative to the largest one up to which it is zero but for rounding. Fourier transforms in single
-# precision leave some 1e-7, and the pixels that a blur hardly sees would grow by the ratio of two such errors.
+# Sensitivity relative to the largest one up to which it is zero but for rounding. Fourier transforms in
+# single precision leave some 1e-7, and pixels that a blur hardly sees would grow by the ratio of two such
+# errors.
 _UNSEEN = 1e-4
 
 
