@@ -8,7 +8,7 @@ measured. Richardson-Lucy deconvolution and total variation take this noise as i
 
 # %%
 # A simulated file takes the place of that of a microscope. Its truth, the specimen, serves for the scores
-# alone; the weight of total variation suits such stacks.
+# alone.
 import tempfile
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from skinverse.operators import convolution
 
 folder = Path(tempfile.mkdtemp())
 specimen, psf = make_microscopy_file(
-    folder / "cells.tif", (8, 64, 64), gain=2.0, std=3.0, offset=100.0, random_state=0
+    folder / "cells.tif", (6, 56, 56), gain=2.0, std=3.0, offset=100.0, random_state=0
 )
 
 # %%
@@ -36,12 +36,13 @@ camera = PoissonGaussian(gain=2.0, std=3.0, offset=100.0)  # from its data sheet
 
 # %%
 # Early stopping ends the iterations when the image explains the counts as well as the true one would. Total
-# variation can be had in the same iteration, or minimised to an accuracy.
+# variation can be had in the same iteration, with a given weight, or on its own, where it chooses its weight
+# from the counts.
 Y_meas = stack.image[None]
 methods = {
     "Richardson-Lucy": RichardsonLucy(A, noise=camera, early_stopping=True),
     "with TV": RichardsonLucy(A, noise=camera, lam=2e-3),
-    "TV": TotalVariationRecon(A, noise=camera, lam=2e-3),
+    "TV": TotalVariationRecon(A, noise=camera),
 }
 X_hat = {name: A.crop_to_data(method.fit().predict(Y_meas)) for name, method in methods.items()}
 
