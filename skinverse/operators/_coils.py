@@ -30,8 +30,9 @@ def estimate_coil_maps(
     n_calibration : int, default=24
         Side of the square in the centre that is used, at most that of the data.
     kernel_size : int, default=6
-        Side of the patches of which neighbouring frequencies are combined. Larger ones follow maps that vary
-        faster, and need more time.
+        Side of the patches of which neighbouring frequencies are combined, at most ``(n_calibration + 1) //
+        2``: with fewer patches than frequencies in a patch, the maps of most pixels would be lost. Larger
+        ones follow maps that vary faster, and need more time.
     crop : float, default=0.9
         Least eigenvalue, from 0 to 1, at which a pixel belongs to the object. Elsewhere the data tell nothing
         of the maps, which are zero there.
@@ -85,10 +86,11 @@ def estimate_coil_maps(
     if not 0 <= crop <= 1:
         raise ValueError(f"crop: expected a number from 0 to 1, got {crop!r}")
     centre = _centre(kspace.astype(np.complex128), n_calibration)
-    if not 1 <= kernel_size <= min(centre.shape[1:]):
+    largest = (min(centre.shape[1:]) + 1) // 2
+    if not 1 <= kernel_size <= largest:
         raise ValueError(
-            f"kernel_size: expected a number from 1 to {min(centre.shape[1:])}, the side of the centre, got "
-            f"{kernel_size!r}"
+            f"kernel_size: expected a number from 1 to {largest}, so that the centre has as many patches as "
+            f"each of them has frequencies, got {kernel_size!r}"
         )
     pairs = _pairs(_projection(centre, kernel_size), len(kspace), kernel_size)
     values, vectors = _leading(pairs, kspace.shape[1:], centred=centred)

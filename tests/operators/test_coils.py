@@ -103,7 +103,7 @@ def test_undersampled_data_are_reconstructed_with_estimated_maps() -> None:
     [
         (lambda y: estimate_coil_maps(y[0]), r"n_coils, height, width.*\(64, 60\)"),
         (lambda y: estimate_coil_maps(y, n_calibration=0), "n_calibration.*positive.*0"),
-        (lambda y: estimate_coil_maps(y, n_calibration=5), "kernel_size.*1 to 5.*6"),
+        (lambda y: estimate_coil_maps(y, n_calibration=10), "kernel_size.*1 to 5.*6"),
         (lambda y: estimate_coil_maps(y, kernel_size=0), "kernel_size.*0"),
         (lambda y: estimate_coil_maps(y, crop=2.0), "crop.*2.0"),
         (lambda y: estimate_coil_maps(y * (np.arange(60) % 2)), "central square of 24 x 24.*288.*n_calib"),

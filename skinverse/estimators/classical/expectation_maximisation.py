@@ -18,11 +18,13 @@ from skinverse.noise import NoiseModel, Poisson
 from skinverse.operators import LinearMap
 from skinverse.solvers import Solution
 
-# Least mean of a count relative to the largest datum, by which one may divide, and least denominator relative
-# to what is without regulariser: what convolutions by Fourier transforms leave of zero is far below.
+# Least mean of a count relative to the largest datum, by which one may divide, and least denominator
+# relative to what is without regulariser.
 _LEAST, _LEAST_DENOMINATOR = 1e-12, 0.1
-# Negative sensitivity relative to the largest one that is no rounding.
-_NEGATIVE = 1e-4
+# Sensitivity relative to the largest one up to which it is zero but for rounding. Fourier transforms in
+# single precision leave some 1e-7, and pixels that a blur hardly sees would grow by the ratio of two such
+# errors.
+_UNSEEN = 1e-4
 
 
 class ExpectationMaximisation(BaseReconstructor):
@@ -221,12 +223,12 @@ def _subsets(units: Units, n: int) -> list[_Subset]:
         A = units.A if n == 1 else units.A.block(k, units.A.dimsd[0], n)
         sensitivity = A.adjoint(torch.ones_like(units.data[:1, k::n]))
         most = float(sensitivity.abs().max())
-        if bool((sensitivity < -_NEGATIVE * most).any()):
+        if bool((sensitivity < -_UNSEEN * most).any()):
             raise ValueError(
                 "operator: expected one without negative values, which makes counts of images, got an "
                 "operator whose adjoint of ones has some"
             )
-        sensitivity = torch.where(sensitivity > _LEAST * most, sensitivity, 0)
+        sensitivity = torch.where(sensitivity > _UNSEEN * most, sensitivity, 0)
         subsets.append(_Subset(A, units.data[:, k::n], background[:, k::n], sensitivity))
     return subsets
 

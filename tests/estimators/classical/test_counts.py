@@ -22,7 +22,7 @@ from skinverse import (
 from skinverse.datasets import load_photographs, make_ellipses
 from skinverse.metrics import psnr
 from skinverse.noise import Poisson, PoissonGaussian
-from skinverse.operators import gaussian_blur, parallel_beam
+from skinverse.operators import convolution, gaussian_blur, parallel_beam
 
 GAIN, BACKGROUND = 0.05, 0.3
 NOISE = Poisson(gain=GAIN, background=BACKGROUND)
@@ -195,6 +195,17 @@ def test_pixels_that_nothing_sees_are_zero_and_counts_of_zero_too() -> None:
     A = pylops.MatrixMult(np.array([[1.0, 1.0, 0.0], [0.0, 1.0, 0.0]]))
     found = MLEM(A, max_steps=200).fit().predict(np.array([[3.0, 1.0], [0.0, 0.0]]))
     assert_allclose(found, [[2.0, 1.0, 0.0], [0.0, 0.0, 0.0]], atol=1e-3)
+
+
+def test_pixels_that_a_blur_hardly_sees_do_not_grow() -> None:
+    profile = np.exp(-(np.arange(-8, 9) ** 2) / 2)
+    psf = np.multiply.outer(profile, profile) / profile.sum() ** 2
+    A = convolution(psf.astype(np.float32), (48, 48), boundary="valid")  # 1e-28 of the light of a corner
+    image = 1 + 100 * np.abs(make_ellipses(1, 48, random_state=0))
+    data = Poisson().sample((A @ image[0])[None], 0)
+    found = RichardsonLucy(A, max_steps=30).fit().predict(data)
+    assert_allclose((A @ found[0]).sum(), data.sum(), rtol=1e-3)
+    assert psnr(A.crop_to_data(image), A.crop_to_data(found)) > 20
 
 
 def test_an_operator_with_negative_values_is_refused() -> None:
