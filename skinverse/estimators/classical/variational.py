@@ -288,7 +288,7 @@ class WaveletRecon(VariationalReconstructor):
         allowed=OneOf("fista", "ista"),
         doc="Proximal gradient steps with or without momentum, where ``lam`` is a number.",
     )
-    max_steps: int = max_steps_parameter(2000, "Largest number of iterations.")
+    max_steps: int = max_steps_parameter(5000, "Largest number of iterations.")
     tol: float = tol_parameter(
         1e-4,
         """

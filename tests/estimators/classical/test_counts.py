@@ -67,21 +67,24 @@ def test_the_minimum_is_that_of_a_general_solver() -> None:
 @pytest.mark.parametrize("method", VARIATIONAL)
 def test_counts_are_reconstructed_without_negative_values_unless_asked_for(method: Any) -> None:
     images, data, A = tomography()
-    found = method(A, noise=NOISE, lam=1.0).fit().predict(data)
+    how = {"noise": NOISE, "lam": 2.0, "tol": 1e-3}
+    found = method(A, **how).fit().predict(data)
     assert found.min() >= 0 and psnr(images, found).min() > 15
-    capped = method(A, noise=NOISE, lam=1.0, bounds=(None, 0.5)).fit().predict(data)
+    capped = method(A, **how, bounds=(None, 0.5)).fit().predict(data)
     assert capped.max() <= 0.5
 
 
-@pytest.mark.parametrize("method", [TotalVariationRecon, WaveletRecon])
-def test_the_rule_finds_a_weight_that_is_nearly_the_best(method: Any) -> None:
-    images, data, A = tomography()
+@pytest.mark.parametrize("background", [BACKGROUND, 20 * BACKGROUND])
+def test_the_rule_finds_a_weight_that_is_nearly_the_best(background: float) -> None:
+    images, _, A = tomography(24)
+    noise = Poisson(gain=GAIN, background=background)
+    data = noise.sample(np.stack([A @ x for x in images]).reshape(2, *A.dimsd), 1)
     by_weight = [
-        psnr(images, method(A, noise=NOISE, lam=lam).fit().predict(data)) for lam in (0.5, 1, 2, 4, 8, 16)
+        psnr(images, TotalVariationRecon(A, noise=noise, lam=lam).fit().predict(data))
+        for lam in (0.5, 1, 2, 4, 8, 16)
     ]
-    x, info = method(A, noise=NOISE).fit().predict(data, return_info=True)
+    x = TotalVariationRecon(A, noise=noise).fit().predict(data)
     assert np.all(np.max(by_weight, axis=0) - psnr(images, x) < 1.0)
-    assert np.all((info.lam > 0.2) & (info.lam < 30))
 
 
 def test_the_rule_knows_no_units() -> None:
