@@ -357,7 +357,7 @@ class MasksAll(Descent):
         return super().predict(Y_meas, return_info=return_info)
 
 
-@breaks("weights", "weights and an operator with them differ")
+@breaks("weights", "in the place of an operator with them change")
 class IgnoresWeights(Descent):
     noise: Gaussian | float | None = noise_parameter(kind=Gaussian)
 

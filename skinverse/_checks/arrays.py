@@ -23,7 +23,7 @@ from skinverse._checks._expect import (
     relative_difference,
 )
 from skinverse._checks._promise import promise
-from skinverse._checks._subject import Array, Problem, Subject
+from skinverse._checks._subject import Array, Subject
 from skinverse.noise import Gaussian
 
 # What rounding does to a reconstruction when it is computed in other company.
@@ -137,26 +137,6 @@ def masked(subject: Subject) -> None:
     rest = subject.copy(operator=pylops.Restriction(mask[1].size, kept, dtype=operator.dtype) @ operator)
     expected = rest.predict(data[1:].reshape(len(data) - 1, -1)[:, kept])
     expect_close(found[1:], expected, 1e-5, "a mask and an operator without its rows differ by {}")
-
-
-@promise(made_by=lambda subject: subject.has("noise") and not subject.counted)
-def weights(subject: Subject) -> None:
-    """Weights are those of a whitened operator, what has weight zero is masked, or weights are refused."""
-    operator, images, data = subject.compared_problem
-    roots = np.sqrt(np.random.default_rng(0).uniform(0.5, 2, operator.dimsd))
-    weighted = Gaussian(weights=roots**2)
-    try:
-        found = subject.solved(subject.fit_steadily(subject.compared_problem, noise=weighted), data)
-    except ValueError:
-        refused = partial(subject.fit_steadily(subject.compared_problem, noise=weighted).predict, data)
-        expect_refusal(refused, "weights", naming="noise", kinds=ValueError)
-        return
-    whitened = Problem(
-        pylops.Diagonal(roots.ravel()) @ operator, images, (roots * data).reshape(len(data), -1)
-    )
-    whitened.operator.dims = operator.dims
-    expected = subject.solved(subject.fit_steadily(whitened, noise=None), whitened.data)
-    expect_close(found, expected, 1e-5, "weights and an operator with them differ by {}")
 
 
 @promise(made_by=lambda subject: subject.has("noise") and not subject.counted)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pylops
 
-from skinverse._checks._expect import expect, relative_difference
+from skinverse._checks._expect import expect, expect_refusal, relative_difference
 from skinverse._checks._promise import promise
 from skinverse._checks._subject import Array, Problem, Subject, smooth_images
+from skinverse.noise import Gaussian
 
 # Relative change that is none: of what is trained in single precision, and of what is solved for tightly.
 _LEARNED, _COMPUTED = 1e-3, 1e-5
@@ -69,6 +71,27 @@ def form(subject: Subject) -> None:
         found = subject.solved(subject.fit_steadily(problem), problem.data)
         change = relative_difference(found, expected)
         _expect_none(subject, change, f"the operator {otherwise} changes the reconstruction")
+
+
+@promise(made_by=lambda subject: subject.has("noise") and not subject.counted)
+def weights(subject: Subject) -> None:
+    """Weights are those of a whitened operator, what has weight zero is masked, or weights are refused."""
+    operator, images, data = subject.compared_problem
+    roots = np.sqrt(np.random.default_rng(0).uniform(0.5, 2, operator.dimsd))
+    weighted = Gaussian(weights=roots**2)
+    try:
+        found = subject.solved(subject.fit_steadily(subject.compared_problem, noise=weighted), data)
+    except ValueError:
+        refused = partial(subject.fit_steadily(subject.compared_problem, noise=weighted).predict, data)
+        expect_refusal(refused, "weights", naming="noise", kinds=ValueError)
+        return
+    whitened = Problem(
+        pylops.Diagonal(roots.ravel()) @ operator, images, (roots * data).reshape(len(data), -1)
+    )
+    whitened.operator.dims = operator.dims
+    expected = subject.solved(subject.fit_steadily(whitened, noise=None), whitened.data)
+    change = relative_difference(found, expected)
+    _expect_none(subject, change, "weights in the place of an operator with them change the reconstruction")
 
 
 @promise(made_by=lambda subject: not subject.counted)

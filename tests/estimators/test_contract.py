@@ -59,8 +59,8 @@ BY_RULE = ("TotalGeneralizedVariationRecon", "TotalVariationRecon", "WaveletReco
 KEPT_BY_RULE = ("units_of_operator", "level", "form", "phase", "converged_is_true")
 # What methods that take several kinds of noise must keep where data are counts.
 OF_COUNTS = {
-    "AdversarialRegularizer": ("masked", "pickled", "regressor"),
-    "BilevelRegularizer": ("masked", "saved"),
+    "AdversarialRegularizer": ("pickled", "regressor"),
+    "BilevelRegularizer": ("saved",),
     "TotalVariationRecon": (
         "masked",
         "saved",
