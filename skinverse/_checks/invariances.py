@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -75,15 +74,18 @@ def form(subject: Subject) -> None:
 
 @promise(made_by=lambda subject: subject.has("noise") and not subject.counted)
 def weights(subject: Subject) -> None:
-    """Weights are those of a whitened operator, what has weight zero is masked, or weights are refused."""
+    """Weights of the noise do what an operator and data with their roots do, or are refused."""
     operator, images, data = subject.compared_problem
     roots = np.sqrt(np.random.default_rng(0).uniform(0.5, 2, operator.dimsd))
-    weighted = Gaussian(weights=roots**2)
+
+    def weighted() -> Array:
+        model = subject.fit_steadily(subject.compared_problem, noise=Gaussian(weights=roots**2))
+        return subject.solved(model, data)
+
     try:
-        found = subject.solved(subject.fit_steadily(subject.compared_problem, noise=weighted), data)
+        found = weighted()
     except ValueError:
-        refused = partial(subject.fit_steadily(subject.compared_problem, noise=weighted).predict, data)
-        expect_refusal(refused, "weights", naming="noise", kinds=ValueError)
+        expect_refusal(weighted, "weights", naming="noise", kinds=ValueError)
         return
     whitened = Problem(
         pylops.Diagonal(roots.ravel()) @ operator, images, (roots * data).reshape(len(data), -1)

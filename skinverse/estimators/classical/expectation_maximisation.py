@@ -73,7 +73,7 @@ class ExpectationMaximisation(BaseReconstructor):
             n_steps,
             met if self.early_stopping else torch.isfinite(residual),
             residual,
-            units.fidelity()(x),
+            units.fidelity()(x) + self._penalty(units, x),
         )
         return units.restored(solution, (0.0, None))
 
@@ -88,6 +88,10 @@ class ExpectationMaximisation(BaseReconstructor):
     @abstractmethod
     def _n_subsets(self) -> int:
         """Number of parts of the data that are used in turn."""
+
+    @abstractmethod
+    def _penalty(self, units: Units, x: Tensor) -> Tensor | float:
+        """What is minimised beside the divergence."""
 
     @abstractmethod
     def _denominator(self, units: Units, x: Tensor, sensitivity: Tensor) -> Tensor:
@@ -141,6 +145,9 @@ class MLEM(ExpectationMaximisation):
     def _n_subsets(self) -> int:
         return self.n_subsets
 
+    def _penalty(self, units: Units, x: Tensor) -> float:
+        return 0.0
+
     def _denominator(self, units: Units, x: Tensor, sensitivity: Tensor) -> Tensor:
         return sensitivity
 
@@ -185,6 +192,9 @@ class RichardsonLucy(ExpectationMaximisation):
 
     def _n_subsets(self) -> int:
         return 1
+
+    def _penalty(self, units: Units, x: Tensor) -> Tensor:
+        return units.weight(self.lam) * TotalVariation(axes=self._spatial_axes(units.A))(x)
 
     def _denominator(self, units: Units, x: Tensor, sensitivity: Tensor) -> Tensor:
         if self.lam == 0:

@@ -26,6 +26,8 @@ from skinverse.noise import Gaussian
 from skinverse.operators import LinearMap
 from skinverse.solvers import Solution
 
+# Data that are not complex.
+_REAL = torch.empty(0, device="cpu")
 # Up to this many numbers the operator is written out as a dense matrix for an exact decomposition.
 _DENSE = 2**22
 # Components are computed until `lam` cuts one off, first so many, then by a factor more each time, as long as
@@ -103,6 +105,7 @@ class SpectralCutoff(BaseReconstructor):
 
     def _check_combination(self) -> None:
         check_noise_known(self.lam, self.noise)
+        white_std(self.noise, "SpectralCutoff", _REAL)
 
     def _check_fitted(self) -> None:
         operator = getattr(self, "operator_", None)
