@@ -820,7 +820,7 @@ class SavesOthers(Descent):
         super(SavesOthers, copy.copy(self).set_params(n_iterations=1)).save(path)
 
 
-@breaks("other_operator", "differs from that of y under A by 2.0e.00")
+@breaks("other_operator", "the same image seen by another operator differs by")
 class Sticks(Descent):
     def _operator_for(self, images: Any, data: Any) -> Any:
         return self.operator_ if images is None else super()._operator_for(images, data)

@@ -49,7 +49,7 @@ def other_operator(subject: Subject) -> None:
     sign, order = 1 if subject.counted else -1, np.arange(operator.shape[0])[::-1]  # counts have no sign
     other = sign * (pylops.Restriction(operator.shape[0], order, dtype=operator.dtype) @ operator)
     found = subject.copy(operator=other).predict(sign * data.reshape(len(data), -1)[:, order])
-    told = "the image of other data under the operator that makes them of it differs by {}"
+    told = "the same image seen by another operator differs by {}"
     expect_close(found, subject.reconstruction, _ROUNDING, told)
 
 

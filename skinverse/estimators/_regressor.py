@@ -10,7 +10,7 @@ import pylops
 from numpy.typing import ArrayLike
 from sklearn.base import MetaEstimatorMixin, RegressorMixin, clone
 from sklearn.utils import Tags, get_tags
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, check_non_negative, validate_data
 
 from skinverse import persistence
 from skinverse._arrays import check_complete
@@ -141,6 +141,8 @@ class ReconstructionRegressor(MetaEstimatorMixin, RegressorMixin, Parametrized):
             return np.ma.array(values, mask=np.ma.getmaskarray(X).reshape(values.shape))
         floats = [np.float64, np.float32]
         rows = np.asarray(X)
+        if rows.dtype.kind in "if" and get_tags(estimator).input_tags.positive_only:
+            check_non_negative(rows, type(estimator).__name__)
         array = X if rows.ndim < 3 else rows.reshape(len(rows), -1)
         if rows.dtype.kind == "c" and estimator.operator is not None:
             rows = rows.reshape(len(rows), -1)

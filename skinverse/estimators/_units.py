@@ -238,8 +238,12 @@ class NormalisedFidelity:
     def __init__(self, A: LinearMap, noise: NoiseModel, normal: Normalisation) -> None:
         self.A, self._plain, self._noise, self._normal = weighted(noise.rows, A), A, noise, normal
         self.counted = noise.counted
-        gain, factor = gain_of(self.A), noise.factor
-        self.unit = factor * normal.spread * gain * (1.0 if self.counted else normal.spread * gain)
+
+    @property
+    def unit(self) -> float:
+        """The fidelity of data is this times ``F``."""
+        gain = self._normal.spread * gain_of(self.A)
+        return self._noise.factor * gain * (1.0 if self.counted else gain)
 
     @property
     def unit_of_weight(self) -> float:

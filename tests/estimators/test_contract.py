@@ -131,7 +131,7 @@ BRIEF: dict[str, dict[str, Any]] = {
     "BilevelRegularizer": QUICK["BilevelRegularizer"] | {"pretraining": False},
     "DeepEquilibriumRecon": {"tol": 1e-2},
     **{name: {"n_iterations": 2} for name in QUICK if "n_iterations" in QUICK[name]},
-    "GenerativeCovariancePrior": QUICK["GenerativeCovariancePrior"],
+    "GenerativeCovariancePrior": {"n_latent": 2, "n_restarts": 1},
 }
 
 
