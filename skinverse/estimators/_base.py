@@ -379,12 +379,15 @@ class BaseReconstructor(Parametrized, ABC):
             images = None if images is None else per_sample(images, operator.dims, "X_true", "operator.dims")
             self._noise_model.check_shape(tuple(operator.dimsd))
             A = as_torch(operator)
-        if A is not None and rows is not None:
-            rows = self._measurements(rows, A)
+        if rows is not None:
+            rows = rows if A is None else self._measurements(rows, A)
             self._check_learned_from(rows)
-            data = to_batch(rows, device).reshape(-1, *A.dimsd)
+            data = to_batch(rows, device)
+            data = data if A is None else data.reshape(-1, *A.dimsd)
         self._check_pairs(images, data)
         masks = None if rows is None else missing(rows)
+        if A is not None and data is not None and masks is None:
+            warn_of_doubts(A, data)
         if masks is None or "Y_meas" not in self._needs:
             self._learn_from(operator, images, None if masks is not None else data)
         else:
@@ -398,8 +401,6 @@ class BaseReconstructor(Parametrized, ABC):
         self.operator_ = operator
         if A is not None and images is not None and data is not None and self._paired:
             check_not_swapped(A, images, data)
-        if A is not None and data is not None:
-            warn_of_doubts(A, data)
         self._fit(A, images, data)
 
     def _learn_from_measured(

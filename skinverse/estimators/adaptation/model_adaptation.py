@@ -285,7 +285,7 @@ class ModelAdaptation(BaseReconstructor):
                 f"ModelAdaptation: the search for the {phase} did not converge in {self.max_steps} steps "
                 f"(last change {change:.1e}): raise max_steps or tol, or give noise",
                 ConvergenceWarning,
-                stacklevel=5,
+                stacklevel=6,
             )
 
     # ------------------------------------------------------------------ what is given

@@ -63,7 +63,7 @@ def noise_in_images(
     )
     if noise_std == 0:
         message = 'lam="auto" sees no noise in Y_meas: lam is 0; pass noise or lam'
-        warnings.warn(message, stacklevel=7)
+        warnings.warn(message, stacklevel=8)
     return noise_std * _rms(_unit_noise(A, images, data))
 
 

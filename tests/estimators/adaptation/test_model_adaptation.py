@@ -402,17 +402,6 @@ def test_another_operator_needs_another_fit(fitted: Any) -> None:
     assert model.fit(Y_meas=ELSEWHERE).operator_.parameters["sigma"] == once
 
 
-def test_no_noise_is_noise_of_level_zero(fitted: Any) -> None:
-    family = GaussianBlur((SIZE, SIZE), OLD)
-    found = [
-        ModelAdaptation(family, estimator=fitted["gradient descent"], mu=np.inf, noise=level)
-        .fit(Y_meas=ELSEWHERE)
-        .operator_.parameters["sigma"]
-        for level in (None, 0.0)
-    ]
-    assert found[0] == found[1]
-
-
 @pytest.mark.filterwarnings("default:ModelAdaptation:sklearn.exceptions.ConvergenceWarning")
 def test_a_search_that_did_not_end_says_so(fitted: Any) -> None:
     model = ModelAdaptation(B, estimator=fitted["gradient descent"], max_steps=1)
