@@ -341,7 +341,8 @@ def test_noise_free_unpaired_data_are_reported(denoising) -> None:
 def test_given_noise_level_is_used(denoising) -> None:
     images, data, A = denoising
     method = AdversarialRegularizer(A, lam="auto", trainer=TINY, noise=0.3).fit(images, data)
-    assert method.lam_ == pytest.approx(0.3, rel=0.03)
+    # A^* noise has the deviation 0.3, and the fidelity is 1/2 ||x - y||^2 over its square.
+    assert method.lam_ == pytest.approx(1 / 0.3, rel=0.03)
 
 
 # ------------------------------------------------------------------------------------------ the weight
