@@ -135,7 +135,8 @@ def prior(_prior: GenerativeCovariancePrior) -> GenerativeCovariancePrior:
 @pytest.fixture(scope="session")
 def _complex_prior(images: np.ndarray, fourier: Any) -> GenerativeCovariancePrior:
     with _narrow_networks():
-        return _fit_prior(images * np.exp(1j * _blobs(64, seed=5)), fourier)
+        # What is measured has noise of this deviation in both parts together.
+        return _fit_prior(images * np.exp(1j * _blobs(64, seed=5)), fourier, noise=NOISE / np.sqrt(2))
 
 
 @pytest.fixture

@@ -90,8 +90,8 @@ def test_adapted_weights_explain_the_data_and_are_forgotten(
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_adapting_for_longer_never_raises_the_objective(prior: Any, data: np.ndarray) -> None:
     start = prior.set_params(constraint="range").predict(data, return_info=True)[1].objective
-    last = start
-    prior.set_params(constraint="adapted", noise=1e-3, lam=NOISE**2)
+    last = start = start * (NOISE / 1e-3) ** 2  # the fidelity is in units of the noise
+    prior.set_params(constraint="adapted", noise=1e-3, lam=(NOISE / 1e-3) ** 2)
     for max_steps in (40, 80, 160):
         objective = prior.set_params(max_steps=max_steps).predict(data, return_info=True)[1].objective
         assert (objective <= last * (1 + 1e-9)).all()
@@ -117,7 +117,7 @@ def test_encoded_image_and_latent_variables_agree(
     accurate: None, prior: Any, data: np.ndarray, normalised: Any
 ) -> None:
     """The image is the best one for what the encoder sees in it: the linear system by a dense matrix."""
-    prior.set_params(constraint="encoded", lam=0.02, tol=1e-10)
+    prior.set_params(constraint="encoded", lam=0.02, tol=1e-10, noise=None)
     x, info = prior.predict(data, return_info=True)
     assert info.converged.all()
     model = copy.deepcopy(prior.module_).double().requires_grad_(False)
@@ -187,17 +187,21 @@ def test_a_level_that_cannot_be_met_is_warned_of(prior: Any, data: np.ndarray) -
         prior.predict(data)
 
 
-def test_auto_is_the_variance_of_the_noise(
+def test_auto_is_one_in_units_of_the_noise(
     prior: Any, complex_prior: Any, data: np.ndarray, complex_data: np.ndarray, normalised: Any
 ) -> None:
     def weight(method: Any, data: np.ndarray) -> np.ndarray:
         return method.set_params(constraint="range").predict(data, return_info=True)[1].lam
 
-    assert_allclose(weight(prior, data), NOISE**2, rtol=1e-6)
+    assert_allclose(weight(prior, data), 1, rtol=1e-6)
     prior.set_params(noise=None)
     varying = prior.spread_ * normalised(prior, data)
     assert_allclose(weight(prior, data), (0.05**2) * (varying**2).mean(1), rtol=1e-6)
-    assert_allclose(weight(complex_prior, complex_data), NOISE**2 / 2, rtol=1e-6)
+    assert_allclose(weight(complex_prior, complex_data), 1, rtol=1e-6)
+    complex_prior.set_params(noise=None)
+    varying = complex_prior.spread_ * normalised(complex_prior, complex_data)
+    expected = (0.05**2) * (np.abs(varying) ** 2).mean(1) / 2  # of each part
+    assert_allclose(weight(complex_prior, complex_data), expected, rtol=1e-6)
 
 
 def test_a_number_is_the_weight(prior: Any, operator: Any, data: np.ndarray) -> None:
