@@ -200,7 +200,7 @@ def test_auto_is_one_in_units_of_the_noise(
     assert_allclose(weight(complex_prior, complex_data), 1, rtol=1e-6)
     complex_prior.set_params(noise=None)
     varying = complex_prior.spread_ * normalised(complex_prior, complex_data)
-    expected = (0.05**2) * (np.abs(varying) ** 2).mean(1) / 2  # of each part
+    expected = (0.05**2) * (np.abs(varying) ** 2).reshape(len(varying), -1).mean(1) / 2  # of each part
     assert_allclose(weight(complex_prior, complex_data), expected, rtol=1e-6)
 
 
