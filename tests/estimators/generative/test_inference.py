@@ -67,7 +67,7 @@ def test_sparse_keeps_single_pixels_that_no_image_has(prior: Any) -> None:
     smooth = prior.level_ + prior.spread_ * model.mean(0.3 * draw(2, 2)).detach()[:, 0].numpy()
     spoiled = smooth.copy()
     spoiled[:, 1, 6] += 2
-    x = prior.set_params(operator=None, constraint="sparse", lam=0.01).predict(spoiled)
+    x = prior.set_params(operator=None, constraint="sparse", lam=0.01, noise=None).predict(spoiled)
     assert_allclose(x[:, 1, 6], spoiled[:, 1, 6], atol=0.3)
     assert np.median(np.abs(x - smooth)) < 0.02
 
@@ -205,7 +205,7 @@ def test_auto_is_one_in_units_of_the_noise(
 
 
 def test_a_number_is_the_weight(prior: Any, operator: Any, data: np.ndarray) -> None:
-    x, info = prior.set_params(lam=0.5).predict(data, return_info=True)
+    x, info = prior.set_params(lam=0.5, noise=None).predict(data, return_info=True)
     assert (info.lam == 0.5).all()
     little = prior.set_params(lam=1e-3).predict(data)
     residuals = [np.linalg.norm(residual_norms(operator, v, data)) for v in (little, x)]
@@ -246,7 +246,7 @@ def test_large_units_take_as_few_steps(
 @pytest.mark.parametrize("constraint", ["soft", "encoded", "range", "sparse"])
 def test_more_restarts_never_raise_the_objective(prior: Any, data: np.ndarray, constraint: str) -> None:
     """ "adapted" starts from "range"."""
-    prior.set_params(constraint=constraint, lam=0.02)
+    prior.set_params(constraint=constraint, lam=0.02, noise=None)
     objectives = [
         prior.set_params(n_restarts=k).predict(data, return_info=True)[1].objective for k in (1, 2, 5)
     ]
@@ -280,7 +280,7 @@ def test_more_restarts_keep_the_starts_of_fewer(measure: Any) -> None:
 def test_soft_objective_is_below_that_of_what_the_encoder_says(
     accurate: None, prior: Any, data: np.ndarray, truth: np.ndarray, objective_of: Any, normalised: Any
 ) -> None:
-    x, info = prior.set_params(lam=0.02, tol=1e-7).predict(data, return_info=True)
+    x, info = prior.set_params(lam=0.02, noise=None, tol=1e-7).predict(data, return_info=True)
     square = prior.spread_**2
     objective = objective_of(SoftObjective, prior, normalised(prior, data), 0.02 / square)
     x, truth = ((v - prior.level_) / prior.spread_ for v in (x, truth))
@@ -311,7 +311,7 @@ def test_companions_do_not_matter(prior: Any, data: np.ndarray, constraint: str)
 
 
 def test_companions_do_not_matter_where_the_data_say_little(prior: Any, data: np.ndarray) -> None:
-    prior.set_params(constraint="encoded", lam=0.3, max_steps=20)
+    prior.set_params(constraint="encoded", lam=0.3, noise=None, max_steps=20)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         together = prior.predict(data)

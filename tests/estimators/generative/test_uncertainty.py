@@ -81,9 +81,9 @@ def test_standard_deviations_of_the_estimator_are_those_of_its_posterior(
     real_matrix: Any,
     dense_covariance: Any,
 ) -> None:
-    """With ``lam="auto"`` the weight is the variance of the noise."""
+    """With ``lam="auto"`` the weight is the variance of the noise, one in units of the likelihood."""
     x, std, info = prior.predict(data, return_std=True, return_info=True)
-    assert_allclose(info.lam, NOISE**2, rtol=1e-6)
+    assert_allclose(info.lam, 1, rtol=1e-6)
     lam = (NOISE / prior.spread_) ** 2
     objective = objective_of(SoftObjective, prior, normalised(prior, data), lam)
     starts = objective.model.starts(
