@@ -20,7 +20,7 @@ from skinverse._tensors import as_channels
 from skinverse.estimators.generative import inference, objectives
 from skinverse.estimators.generative.inference import minimise_from_starts
 from skinverse.estimators.generative.objectives import RangeObjective, SoftObjective
-from skinverse.operators import structurally_random
+from skinverse.operators import as_torch, structurally_random
 from skinverse.solvers import lbfgs
 
 SIZE = (8, 8)
@@ -200,7 +200,10 @@ def test_auto_is_one_in_units_of_the_noise(
     assert_allclose(weight(complex_prior, complex_data), 1, rtol=1e-6)
     complex_prior.set_params(noise=None)
     varying = complex_prior.spread_ * normalised(complex_prior, complex_data)
-    expected = (0.05**2) * (np.abs(varying) ** 2).reshape(len(varying), -1).mean(1) / 2  # of each part
+    n_measured = as_torch(complex_prior.operator).n_measured
+    expected = (
+        (0.05**2) * (np.abs(varying) ** 2).reshape(len(varying), -1).sum(1) / n_measured / 2
+    )  # of a part
     assert_allclose(weight(complex_prior, complex_data), expected, rtol=1e-6)
 
 
