@@ -73,6 +73,10 @@ OPERATORS = {
     "pixels that are left": (inpainting(MASK), (1, 1)),
     "samples": (fourier_sampling(MASK), (3, 3)),
     "samples of coils": (fourier_sampling(MASK, coil_maps=COILS), (3, 3)),
+    "samples in a list": (
+        pylops.Restriction(48, np.flatnonzero(MASK), dtype=complex) @ fourier_sampling(MASK),
+        (1, 1),
+    ),
     "some views": (
         pylops.Restriction((5, 11), [0, 3, 4], axis=0) @ parallel_beam((6, 8), np.arange(5), 11),
         (1, 3),
@@ -101,7 +105,7 @@ def test_networks_see_neighbours_where_data_have_them(name: str, tmp_path: Path)
     assert_array_equal(skinverse.load(tmp_path / "model").predict(y), model.predict(y))
 
 
-@pytest.mark.parametrize("name", ["pixels that are left", "samples", "samples of coils"])
+@pytest.mark.parametrize("name", ["pixels that are left", "samples in a list"])
 def test_a_list_has_no_order(name: str) -> None:
     operator, _ = OPERATORS[name]
     model, _, y = small(operator, Trainer(max_epochs=5, lr=1e-2))
