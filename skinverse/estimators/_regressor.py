@@ -141,7 +141,7 @@ class ReconstructionRegressor(MetaEstimatorMixin, RegressorMixin, Parametrized):
             return np.ma.array(values, mask=np.ma.getmaskarray(X).reshape(values.shape))
         floats = [np.float64, np.float32]
         rows = np.asarray(X)
-        if rows.dtype.kind in "if" and get_tags(estimator).input_tags.positive_only:
+        if rows.size and rows.dtype.kind in "if" and get_tags(estimator).input_tags.positive_only:
             check_non_negative(rows, type(estimator).__name__)
         array = X if rows.ndim < 3 else rows.reshape(len(rows), -1)
         if rows.dtype.kind == "c" and estimator.operator is not None:

@@ -33,8 +33,8 @@ from skinverse.solvers import PrimalDualPath, spectral_measure
 _WEIGHTS = tuple(4 * 2.0**-k for k in range(22))
 # Octaves without a smaller error after which the search ends.
 _PATIENCE = 2
-# Difference of the logarithms of two errors that are the same but for the accuracy of the images.
-_PLATEAU = 1e-2
+# Difference of the logarithms of errors of flat images, which are as accurate as a few steps make them.
+_PLATEAU = 0.1
 # Steps and tolerance for each weight. With 30 steps, CT at 1 % of noise lost 8 dB against the best weight.
 _MAX_STEPS, _TOL = 100, 1e-3
 # Bisections of the logarithm of a weight that is known to an octave: it is found to 2 %.
