@@ -60,8 +60,8 @@ MAY_IMPORT = {
     "testing": {"_checks"},
 }
 
-# A family of estimators knows itself, these four files, and the rooms.
-BASE_FILES = {"_base", "_learned", "_regressor", "_units", "_validation"}
+# A family of estimators knows itself, these five files, and the rooms.
+BASE_FILES = {"_base", "_declarations", "_learned", "_regressor", "_units", "_validation"}
 
 # Third parties that few modules know.
 ONLY_IN = {

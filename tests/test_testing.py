@@ -25,7 +25,7 @@ from skinverse import ReconstructionRegressor, Tikhonov, Trainer
 from skinverse._differences import negative_laplacian
 from skinverse._parameters import Integer, Real, fitted, parameter
 from skinverse.estimators import BaseReconstructor, LearnedReconstructor
-from skinverse.estimators._base import noise_parameter
+from skinverse.estimators._declarations import noise_parameter
 from skinverse.functionals import LeastSquares, SquaredNorm
 from skinverse.noise import Gaussian
 from skinverse.operators import LinearMap

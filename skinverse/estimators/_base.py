@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 import os
 import warnings
@@ -36,7 +35,6 @@ from skinverse._arrays import (
 )
 from skinverse._defaults import copy_module, standard_defaults, survive_fork
 from skinverse._parameters import (
-    Bounds,
     Constraint,
     Instance,
     Integer,
@@ -65,7 +63,7 @@ from skinverse.estimators._validation import (
     warn_of_doubts,
 )
 from skinverse.metrics import mean_score, psnr
-from skinverse.noise import Gaussian, NoiseModel, Poisson, noise_model
+from skinverse.noise import NoiseModel, noise_model
 from skinverse.operators import LinearMap, as_torch, local_copy, note_sent
 from skinverse.solvers import Solution
 
@@ -94,65 +92,6 @@ class _Device(Constraint):
 
     def allows(self, value: Any) -> bool:
         return str(value).split(":")[0] in ("auto", "cpu", "cuda")
-
-
-# ---------------------------------------------------------------------- parameters that several methods have
-class _Deviation(Real):
-    """A number that stands for Gaussian noise."""
-
-    expected = "a standard deviation > 0"
-
-
-# What says of which kind noise is.
-_GAUSSIAN = _Deviation(gt=0) | Instance(Gaussian, name="Gaussian")
-_COUNTS = OneOf("poisson") | Instance(Poisson, name="Poisson")
-
-
-def noise_parameter(purpose: str = "", *, kind: type[NoiseModel] = NoiseModel) -> Any:
-    """Declare the noise of measurements, and what it is for."""
-    if kind is Poisson:
-        models = """
-        Noise of the measurements: ``"poisson"``, or a :class:`~skinverse.noise.Poisson` or
-        :class:`~skinverse.noise.PoissonGaussian` with the data units of one count and an expected background.
-        None is ``"poisson"``."""
-    elif kind is NoiseModel:
-        models = """
-        Noise of the measurements: a model of :mod:`skinverse.noise`, ``"poisson"`` for counts, or the
-        standard deviation of Gaussian noise in data units, of complex data that of the real part and of the
-        imaginary part, each. The fidelity ``D`` is its negative log-likelihood. None is Gaussian noise of
-        unknown strength, with ``D = 1/2 ||A x - y||^2``."""
-    else:
-        models = """
-        Noise of the measurements: its standard deviation in data units, of complex data that of the real part
-        and of the imaginary part, each, or a :class:`~skinverse.noise.Gaussian` with weights. None is noise
-        of unknown strength."""
-    allowed = {Gaussian: _GAUSSIAN, Poisson: _COUNTS, NoiseModel: _GAUSSIAN | _COUNTS}[kind]
-    return parameter(
-        default=None,
-        allowed=allowed | Null(),
-        doc=f"{inspect.cleandoc(models)} {inspect.cleandoc(purpose)}".strip(),
-    )
-
-
-def bounds_parameter(otherwise: str = "None is no bound.") -> Any:
-    """Declare an interval that the values of images keep to, and what None is."""
-    return parameter(
-        default=None,
-        allowed=Bounds() | Null(),
-        doc=f"""
-        Interval to which the values of the images are confined, None for a side without bound;
-        ``(0, None)`` is non-negativity. {otherwise}""",
-    )
-
-
-def max_steps_parameter(default: int, doc: str = "Largest number of iterations.") -> Any:
-    """Declare the largest number of iterations of a solver."""
-    return parameter(default=default, allowed=Integer(ge=1), doc=doc)
-
-
-def tol_parameter(default: float, doc: str) -> Any:
-    """Declare the tolerance at which a solver stops an image."""
-    return parameter(default=default, allowed=Real(ge=0), doc=doc)
 
 
 class BaseReconstructor(Parametrized, ABC):
@@ -416,8 +355,9 @@ class BaseReconstructor(Parametrized, ABC):
         check_dims(tuple(rows.shape), A.dimsd, "Y_meas", "operator.dimsd")
         known = where_measured(rows, A.measured)
         check_finite(known, "Y_meas", _TO_MASK)
-        for part in in_parts(known):
-            self._noise_model.check_data(to_batch(part))
+        if self._noise_model.counted:
+            for part in in_parts(known):
+                self._noise_model.check_data(to_batch(part))
         return known
 
     def _check_learned_from(self, rows: Rows) -> None:

@@ -99,12 +99,13 @@ class Units:
             return LeastSquares(self.linear, self.data)
         return KullbackLeibler(self.linear, self.data, background=self.background)
 
-    def expected_fidelity(self, x: Tensor) -> Tensor:
-        """What the fidelity of counts is on average, if they are those of the images."""
+    def explained_by(self, x: Tensor) -> Tensor:
+        """Whether the divergence of counts is at most what it is on average for the true image."""
         assert self.background is not None
-        one = self.factor * self.size  # count in these units
-        means = expand(one, self.data) * (self.A(x) + self.background).clamp_min(0)
-        return expected_divergence(means).flatten(1).sum(1) / one
+        divergence = KullbackLeibler(None, self.data, background=self.background)
+        clean, one = self.A(x), self.factor * self.size  # a count in these units is 1 / one
+        means = expand(one, clean) * (clean + self.background).clamp_min(0)
+        return divergence(clean) <= expected_divergence(means).flatten(1).sum(1) / one
 
     def select(self, index: Tensor) -> Self:
         """The problems of some images."""
@@ -238,6 +239,7 @@ class NormalisedFidelity:
     def __init__(self, A: LinearMap, noise: NoiseModel, normal: Normalisation) -> None:
         self.A, self._plain, self._noise, self._normal = weighted(noise.rows, A), A, noise, normal
         self.counted = noise.counted
+        self._levels: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
 
     @property
     def unit(self) -> float:
@@ -268,14 +270,22 @@ class NormalisedFidelity:
         if not self.counted:
             normed, y, _ = without_gain(self.A, self.weighted_data(data))
             return LeastSquares(None if self.A.identity else normed, y)
-        normal, A = self._normal, self.A
-        known = self._noise.reduced(normal.restored_data(data, normal.seen(self._plain, data)))
+        normal, A, (seen, of_level) = self._normal, self.A, self._level(data)
+        known = self._noise.reduced(normal.restored_data(data, seen))
         assert known.background is not None  # of counts
-        background = normal.of_level(A, data) + known.background  # of normalised images that are zero
+        background = (of_level + known.background) / normal.spread  # of normalised images that are zero
         divergence = KullbackLeibler(
-            None if A.identity else A, known.data / normal.spread, background=background / normal.spread
+            None if A.identity else A, known.data / normal.spread, background=background
         )
         return (1 / gain_of(A)) * divergence
+
+    def _level(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """What data, and weighted ones, are of the level; a training asks at every step."""
+        kind = like.dtype, like.device
+        if kind not in self._levels:
+            normal = self._normal
+            self._levels[kind] = normal.seen(self._plain, like), normal.of_level(self.A, like)
+        return self._levels[kind]
 
 
 def within(x: Tensor, bounds: Interval) -> Tensor:

@@ -11,7 +11,9 @@ from scipy.stats import chi2, theilslopes
 from skimage.restoration import estimate_sigma
 
 from skinverse._arrays import as_rows
-from skinverse.noise._models import Gaussian, NoiseModel, PoissonGaussian, as_numpy
+from skinverse.noise._base import NoiseModel, as_numpy
+from skinverse.noise._counts import PoissonGaussian
+from skinverse.noise._gaussian import Gaussian
 
 # Side of the blocks of pixels of which one image shows the variance, brightnesses that are told apart, and
 # the share of the blocks of each one that are smoother than the one that is taken for flat.

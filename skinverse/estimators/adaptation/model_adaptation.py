@@ -15,12 +15,8 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from torch import Tensor, nn
 
 from skinverse._parameters import Flag, Instance, Null, ParameterError, Real, fitted, parameter
-from skinverse.estimators._base import (
-    BaseReconstructor,
-    max_steps_parameter,
-    noise_parameter,
-    tol_parameter,
-)
+from skinverse.estimators._base import BaseReconstructor
+from skinverse.estimators._declarations import max_steps_parameter, noise_parameter, tol_parameter
 from skinverse.estimators._learned import LearnedReconstructor, batch_size_for
 from skinverse.estimators._units import gain_of
 from skinverse.estimators._validation import double, seed_of, white_std

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from skinverse._parameters import Flag, Integer, Real, parameter
 from skinverse._tensors import expand, relative_change
-from skinverse.estimators._base import BaseReconstructor, max_steps_parameter, noise_parameter
+from skinverse.estimators._base import BaseReconstructor
+from skinverse.estimators._declarations import max_steps_parameter, noise_parameter
 from skinverse.estimators._units import Units
 from skinverse.functionals import TotalVariation
 from skinverse.noise import NoiseModel, Poisson
@@ -30,7 +31,7 @@ _UNSEEN = 1e-4
 class ExpectationMaximisation(BaseReconstructor):
     """A method that multiplies images by what their counts lack, ``x <- x / d * A^* (y / (A x + b))``.
 
-    A method gives :meth:`_n_subsets` and :meth:`_denominator`.
+    A method gives :meth:`_n_subsets`, :meth:`_penalty` and :meth:`_denominator`.
     """
 
     max_steps: int = max_steps_parameter(
@@ -64,7 +65,7 @@ class ExpectationMaximisation(BaseReconstructor):
             residual[active], x[active] = relative_change(new, x[active]), new
             n_steps[active] += 1
             if self.early_stopping:
-                met[active] = now.fidelity()(new) <= now.expected_fidelity(new)
+                met[active] = now.explained_by(new)
                 active = active[~met[active]]
                 if len(active) == 0:
                     break

@@ -12,12 +12,8 @@ from torch import Tensor
 
 from skinverse._parameters import Array, Instance, Integer, Null, OneOf, Real, fitted, parameter
 from skinverse._tensors import norm
-from skinverse.estimators._base import (
-    BaseReconstructor,
-    bounds_parameter,
-    max_steps_parameter,
-    noise_parameter,
-)
+from skinverse.estimators._base import BaseReconstructor
+from skinverse.estimators._declarations import bounds_parameter, max_steps_parameter, noise_parameter
 from skinverse.estimators._units import Interval, Units
 from skinverse.estimators._validation import operator_digest, seed_of
 from skinverse.noise import Gaussian

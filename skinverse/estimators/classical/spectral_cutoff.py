@@ -14,7 +14,8 @@ from torch import Tensor
 
 from skinverse._parameters import Array, Instance, Integer, Null, OneOf, Real, fitted, parameter
 from skinverse._tensors import expand, norm
-from skinverse.estimators._base import BaseReconstructor, noise_parameter
+from skinverse.estimators._base import BaseReconstructor
+from skinverse.estimators._declarations import noise_parameter
 from skinverse.estimators._units import size_of
 from skinverse.estimators._validation import (
     check_noise_known,

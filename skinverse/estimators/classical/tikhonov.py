@@ -9,12 +9,8 @@ import torch
 from torch import Tensor
 
 from skinverse._tensors import expand, norm
-from skinverse.estimators._base import (
-    BaseReconstructor,
-    max_steps_parameter,
-    noise_parameter,
-    tol_parameter,
-)
+from skinverse.estimators._base import BaseReconstructor
+from skinverse.estimators._declarations import max_steps_parameter, noise_parameter, tol_parameter
 from skinverse.estimators._units import Units
 from skinverse.estimators._validation import check_noise_known
 from skinverse.estimators.classical.weights import least_error, weight_parameter

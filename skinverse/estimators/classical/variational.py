@@ -11,8 +11,8 @@ from torch import Tensor
 
 from skinverse._parameters import Flag, Integer, Null, OneOf, Real, parameter
 from skinverse._tensors import dot, expand, norm
-from skinverse.estimators._base import (
-    BaseReconstructor,
+from skinverse.estimators._base import BaseReconstructor
+from skinverse.estimators._declarations import (
     bounds_parameter,
     max_steps_parameter,
     noise_parameter,
@@ -20,7 +20,12 @@ from skinverse.estimators._base import (
 )
 from skinverse.estimators._units import Interval, Units
 from skinverse.estimators._validation import check_noise_known
-from skinverse.estimators.classical.weights import least_risk, weight_of_discrepancy, weight_parameter
+from skinverse.estimators.classical.weights import (
+    Minimisation,
+    least_risk,
+    weight_of_discrepancy,
+    weight_parameter,
+)
 from skinverse.functionals import (
     DataBall,
     Functional,
@@ -78,14 +83,7 @@ class VariationalReconstructor(BaseReconstructor):
         return self._solution(units, self._penalised(units, units.weight(float(self.lam))), x0)
 
     def _by_least_risk(self, units: Units, x0: Tensor) -> Solution:
-        found = least_risk(
-            units,
-            x0,
-            max_steps=self.max_steps,
-            objective=self._penalised,
-            variables=partial(self._variables, units.A),
-            images=self._images,
-        )
+        found = least_risk(units, x0, self._minimisation(units))
         solution = self._solution(units, self._penalised(units, found.weight), found.x)
         told = {"lam": units.restored_weight(found.weight)}
         if units.background is None:
@@ -96,17 +94,15 @@ class VariationalReconstructor(BaseReconstructor):
         if units.background is None:
             ball = DataBall(units.linear, units.data, units.discrepancy)
             return self._solution(units, self._objective(units, ball, 1.0), x0)
-        weight, met = weight_of_discrepancy(
-            units,
-            x0,
-            max_steps=self.max_steps,
-            objective=self._penalised,
-            variables=partial(self._variables, units.A),
-            images=self._images,
-        )
+        weight, met = weight_of_discrepancy(units, x0, self._minimisation(units))
         solution = self._solution(units, self._penalised(units, weight), x0)
         told = solution.extra | {"lam": units.restored_weight(weight)}
         return replace(solution, converged=solution.converged & met, extra=told)
+
+    def _minimisation(self, units: Units) -> Minimisation:
+        """What the rules for ``lam`` minimise."""
+        variables = partial(self._variables, units.A)
+        return Minimisation(self._penalised, variables, self._images, self.max_steps)
 
     def _solution(self, units: Units, objective: Functional, x0: Tensor) -> Solution:
         solution = self._minimise(objective, self._variables(units.A, x0))

@@ -67,6 +67,30 @@ def weight_parameter(doc: str) -> Any:
 
 
 @dataclass(frozen=True)
+class Minimisation:
+    """What is minimised for a weight, by primal-dual steps.
+
+    Parameters
+    ----------
+    objective : callable
+        Objective for a problem and a weight.
+    variables, images : callable
+        Maps from images to what is minimised over, and back.
+    max_steps : int
+        Largest number of steps for each weight, of which a hundred are enough.
+    """
+
+    objective: Callable[[Units, float | Tensor], Functional]
+    variables: Callable[[Tensor], Tensor]
+    images: Callable[[Tensor], Tensor]
+    max_steps: int
+
+    def path(self, z0: Tensor) -> PrimalDualPath:
+        """The way through minimisers for one weight after the other."""
+        return PrimalDualPath(z0, max_steps=min(self.max_steps, _MAX_STEPS), tol=_TOL)
+
+
+@dataclass(frozen=True)
 class Choice:
     """What was chosen for each image, free of units."""
 
@@ -75,15 +99,7 @@ class Choice:
     x: Tensor  # the image at about this weight
 
 
-def least_risk(
-    units: Units,
-    x0: Tensor,
-    *,
-    max_steps: int,
-    objective: Callable[[Units, float], Functional],
-    variables: Callable[[Tensor], Tensor],
-    images: Callable[[Tensor], Tensor],
-) -> Choice:
+def least_risk(units: Units, x0: Tensor, problem: Minimisation) -> Choice:
     """The weight at which further data of the same image would be predicted best, for each image.
 
     The mean square error of the prediction is estimated by ``(RSS + 2 sigma^2 df) / m`` where the noise level
@@ -103,12 +119,8 @@ def least_risk(
         The problem, with what is known of its noise.
     x0 : Tensor of shape (n, *dims)
         Starting points.
-    max_steps : int
-        Largest number of steps for each weight, of which a hundred are enough.
-    objective : callable
-        What is minimised, for a problem and a weight.
-    variables, images : callable
-        From images to what is minimised over, and back.
+    problem : Minimisation
+        What is minimised.
     """
     # In single precision rounding decides where the iteration stops, which changed images by a percent.
     units, size = _in_double_precision(units), units.size.double()
@@ -116,14 +128,13 @@ def least_risk(
     data = torch.cat([units.data[:, None], error.perturbed()], 1)
     k = data.shape[1]
     copies = _repeated(units, data)
-    z0 = variables(_doubled(x0).repeat_interleave(k, 0)).unflatten(0, (n, k))
-    path = PrimalDualPath(z0, max_steps=min(max_steps, _MAX_STEPS), tol=_TOL)
+    path = problem.path(problem.variables(_doubled(x0).repeat_interleave(k, 0)).unflatten(0, (n, k)))
     x, found = x0.clone(), torch.zeros_like(size)
     errors = found[:, None].expand(n, len(_WEIGHTS)) + torch.inf
     active = torch.arange(n, device=x0.device)
     for i, weight in enumerate(_WEIGHTS):
-        z = path.minimise(_Twins(objective(copies, weight), k).select(active))
-        group = images(z.flatten(0, 1)).unflatten(0, (-1, k))
+        z = path.minimise(_Twins(problem.objective(copies, weight), k).select(active))
+        group = problem.images(z.flatten(0, 1)).unflatten(0, (-1, k))
         image = group[:, 0]
         errors[active, i], level = error(image, group[:, 1:])
         best = errors[active].argmin(1)
@@ -140,15 +151,7 @@ def least_risk(
     return Choice(_vertex(errors).to(x.dtype.to_real()), found, x)
 
 
-def weight_of_discrepancy(
-    units: Units,
-    x0: Tensor,
-    *,
-    max_steps: int,
-    objective: Callable[[Units, float | Tensor], Functional],
-    variables: Callable[[Tensor], Tensor],
-    images: Callable[[Tensor], Tensor],
-) -> tuple[Tensor, Tensor]:
+def weight_of_discrepancy(units: Units, x0: Tensor, problem: Minimisation) -> tuple[Tensor, Tensor]:
     """The weight at which the fidelity is what it is of the true image on average, for each image.
 
     The fidelity grows with the weight. Weights fall by octaves until it is small enough; then their
@@ -162,25 +165,23 @@ def weight_of_discrepancy(
         Whether the fidelity came down to what was expected.
     """
     units = _in_double_precision(units)
-    fidelity, z0 = units.fidelity(), variables(_doubled(x0))
-    path = PrimalDualPath(z0, max_steps=min(max_steps, _MAX_STEPS), tol=_TOL)
+    z0 = problem.variables(_doubled(x0))
 
-    def excess(weight: float | Tensor) -> Tensor:
-        x = images(path.minimise(objective(units, weight)))
-        return fidelity(x) / units.expected_fidelity(x) - 1
+    def explains(path: PrimalDualPath, weight: float | Tensor) -> Tensor:
+        return units.explained_by(problem.images(path.minimise(problem.objective(units, weight))))
 
-    low, high = torch.full_like(units.size, _WEIGHTS[-1]), torch.full_like(units.size, _WEIGHTS[0])
-    found = torch.zeros_like(low, dtype=torch.bool)
+    low, found = torch.full_like(units.size, _WEIGHTS[-1]), torch.zeros_like(units.size, dtype=torch.bool)
+    path = problem.path(z0)
     for weight in _WEIGHTS:
-        enough = excess(weight) <= 0
-        low = torch.where(enough & ~found, weight, low)
-        found = found | enough
+        enough = explains(path, weight)
+        low, found = torch.where(enough & ~found, weight, low), found | enough
         if bool(found.all()):
             break
-    high = torch.minimum(high, 2 * low)
+    high = (2 * low).clamp_max(_WEIGHTS[0])
+    path = problem.path(z0)  # the other one has gone as far as the last of the images needs
     for _ in range(_N_BISECTIONS):
         middle = (low * high).sqrt()
-        enough = excess(middle) <= 0
+        enough = explains(path, middle)
         low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
     return low.to(x0.dtype), found
 

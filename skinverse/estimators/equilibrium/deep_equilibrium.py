@@ -26,7 +26,7 @@ from skinverse._parameters import (
     fitted,
     parameter,
 )
-from skinverse.estimators._base import max_steps_parameter, noise_parameter, tol_parameter
+from skinverse.estimators._declarations import max_steps_parameter, noise_parameter, tol_parameter
 from skinverse.estimators._learned import (
     Failures,
     LearnedReconstructor,

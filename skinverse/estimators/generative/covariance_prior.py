@@ -30,7 +30,7 @@ from skinverse._parameters import (
     parameter,
 )
 from skinverse._tensors import from_channels
-from skinverse.estimators._base import max_steps_parameter, noise_parameter, tol_parameter
+from skinverse.estimators._declarations import max_steps_parameter, noise_parameter, tol_parameter
 from skinverse.estimators._learned import LearnedReconstructor, analytic_inverse
 from skinverse.estimators._units import deviation, gain_of, without_gain
 from skinverse.estimators._validation import (

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from skinverse._parameters import Instance, Integer, Null, OneOf, Real, fitted, parameter
 from skinverse._tensors import spatial_axes
 from skinverse.energies import WeightedEnergy
-from skinverse.estimators._base import BaseReconstructor, noise_parameter
+from skinverse.estimators._base import BaseReconstructor
+from skinverse.estimators._declarations import noise_parameter
 from skinverse.estimators._learned import fit_initial, in_batches
 from skinverse.estimators._validation import check_not_swapped
 from skinverse.estimators.regularizers.base import EnergyReconstructor

@@ -15,7 +15,7 @@ from skinverse._defaults import copy_module
 from skinverse._parameters import Flag, Integer, Null, OneOf, Real, fitted, parameter
 from skinverse._tensors import expand, norm
 from skinverse.energies import WeightedEnergy
-from skinverse.estimators._base import bounds_parameter, max_steps_parameter, tol_parameter
+from skinverse.estimators._declarations import bounds_parameter, max_steps_parameter, tol_parameter
 from skinverse.estimators._learned import LearnedReconstructor, check_kinds
 from skinverse.estimators._units import Interval, within
 from skinverse.functionals import Box, EnergyFunctional, Functional

@@ -23,7 +23,7 @@ from skinverse._parameters import (
 )
 from skinverse._tensors import rms
 from skinverse.energies import SmoothEnergy, WeightedEnergy
-from skinverse.estimators._base import noise_parameter
+from skinverse.estimators._declarations import noise_parameter
 from skinverse.estimators._learned import held_out_psnr, in_batches
 from skinverse.estimators._units import gain_of
 from skinverse.estimators._validation import white_std

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from skinverse._parameters import Elements, Flag, Instance, Integer, Null, ParameterError, fitted, parameter
 from skinverse._tensors import as_channels, from_channels, planes_for, real_like, spatial_axes
-from skinverse.estimators._base import BaseReconstructor, bounds_parameter, noise_parameter
+from skinverse.estimators._base import BaseReconstructor
+from skinverse.estimators._declarations import bounds_parameter, noise_parameter
 from skinverse.estimators._learned import (
     LearnedReconstructor,
     after,

@@ -1,0 +1,72 @@
+"""Parameters that several methods declare: noise, bounds, steps and tolerance."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from skinverse._parameters import Bounds, Constraint, Instance, Integer, Null, OneOf, Real, parameter
+from skinverse.noise import Gaussian, NoiseModel, Poisson
+
+
+class _Deviation(Real):
+    """A number that stands for Gaussian noise."""
+
+    expected = "a standard deviation > 0"
+
+
+_GAUSSIAN: Constraint = _Deviation(gt=0) | Instance(Gaussian, name="Gaussian")
+_COUNTS: Constraint = OneOf("poisson") | Instance(Poisson, name="Poisson")
+# What each kind of noise allows, and how it is told.
+_NOISE: dict[type[NoiseModel], tuple[Constraint, str]] = {
+    Gaussian: (
+        _GAUSSIAN,
+        """
+        Noise of the measurements: its standard deviation in data units, of complex data that of the real part
+        and of the imaginary part, each, or a :class:`~skinverse.noise.Gaussian` with weights. None is noise
+        of unknown strength.""",
+    ),
+    Poisson: (
+        _COUNTS,
+        """
+        Noise of the measurements: ``"poisson"``, or a :class:`~skinverse.noise.Poisson` or
+        :class:`~skinverse.noise.PoissonGaussian` with the data units of one count and an expected background.
+        None is ``"poisson"``.""",
+    ),
+    NoiseModel: (
+        _GAUSSIAN | _COUNTS,
+        """
+        Noise of the measurements: a model of :mod:`skinverse.noise`, ``"poisson"`` for counts, or the
+        standard deviation of Gaussian noise in data units, of complex data that of the real part and of the
+        imaginary part, each. The fidelity ``D`` is its negative log-likelihood. None is Gaussian noise of
+        unknown strength, with ``D = 1/2 ||A x - y||^2``.""",
+    ),
+}
+
+
+def noise_parameter(purpose: str = "", *, kind: type[NoiseModel] = NoiseModel) -> Any:
+    """Declare the noise of measurements, of some kind of model, and what it is for."""
+    allowed, models = _NOISE[kind]
+    doc = f"{inspect.cleandoc(models)} {inspect.cleandoc(purpose)}".strip()
+    return parameter(default=None, allowed=allowed | Null(), doc=doc)
+
+
+def bounds_parameter(otherwise: str = "None is no bound.") -> Any:
+    """Declare an interval that the values of images keep to, and what None is."""
+    return parameter(
+        default=None,
+        allowed=Bounds() | Null(),
+        doc=f"""
+        Interval to which the values of the images are confined, None for a side without bound;
+        ``(0, None)`` is non-negativity. {otherwise}""",
+    )
+
+
+def max_steps_parameter(default: int, doc: str = "Largest number of iterations.") -> Any:
+    """Declare the largest number of iterations of a solver."""
+    return parameter(default=default, allowed=Integer(ge=1), doc=doc)
+
+
+def tol_parameter(default: float, doc: str) -> Any:
+    """Declare the tolerance at which a solver stops an image."""
+    return parameter(default=default, allowed=Real(ge=0), doc=doc)
