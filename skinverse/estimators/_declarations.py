@@ -18,7 +18,7 @@ class _Deviation(Real):
 _GAUSSIAN: Constraint = _Deviation(gt=0) | Instance(Gaussian, name="Gaussian")
 _COUNTS: Constraint = OneOf("poisson") | Instance(Poisson, name="Poisson")
 # What each kind of noise allows, and how it is told.
-_NOISE: dict[type[NoiseModel], tuple[Constraint, str]] = {
+_NOISE: dict[type, tuple[Constraint, str]] = {
     Gaussian: (
         _GAUSSIAN,
         """
@@ -44,7 +44,7 @@ _NOISE: dict[type[NoiseModel], tuple[Constraint, str]] = {
 }
 
 
-def noise_parameter(purpose: str = "", *, kind: type[NoiseModel] = NoiseModel) -> Any:
+def noise_parameter(purpose: str = "", *, kind: type = NoiseModel) -> Any:
     """Declare the noise of measurements, of some kind of model, and what it is for."""
     allowed, models = _NOISE[kind]
     doc = f"{inspect.cleandoc(models)} {inspect.cleandoc(purpose)}".strip()
