@@ -17,6 +17,9 @@ from skinverse._tensors import fold, mirror
 
 # Channels up to which the derivative in the filters is faster as a product of matrices than as a convolution.
 _FEW_CHANNELS = 2
+# Numbers of a filter up to which one product of matrices is faster than a transposed convolution: 2 to 3
+# times for 7 x 7 pixels; it is half as fast for 7 x 7 of three channels, and as fast for 11 x 11.
+_FEW_PLACES = 100
 # Where eigenvalues are made positive, this rounds off the corner at 0, relative to the mean of those of the
 # Gram matrix. It is 1000 times the error of single precision, and adds 3e-4 to the square of a bound.
 _ROUNDING = 1e-4
@@ -90,11 +93,12 @@ class _Synthesise(torch.autograd.Function):
     def forward(ctx: Any, u: Tensor, filters: Tensor) -> Tensor:
         ctx.save_for_backward(u, filters)
         margin = filters.shape[-1] // 2
-        if filters.ndim == 5:
-            return fold(F.conv_transpose3d(u, filters), margin)
+        if filters.ndim == 5 or filters[0].numel() > _FEW_PLACES:
+            transposed: Any = F.conv_transpose3d if filters.ndim == 5 else F.conv_transpose2d
+            return fold(transposed(u, filters), margin)
         # Convolutions onto one channel leave the vector units of a CPU idle: what each filter adds to the
-        # places around a pixel is one product of matrices, 2 to 10 times as fast. One for each image: in a
-        # single product of all of them sums might depend on companions.
+        # places around a pixel is one product of matrices. One for each image: in a single product of all of
+        # them sums might depend on companions.
         around = torch.bmm(filters.flatten(1).T.expand(len(u), -1, -1), u.flatten(2))
         height, width = (n + 2 * margin for n in u.shape[2:])
         return fold(F.fold(around, (height, width), filters.shape[-1]), margin)

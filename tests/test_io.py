@@ -165,6 +165,13 @@ def test_other_rows_are_not_read(tmp_path: Path) -> None:
     assert read_data_exchange(tmp_path / "a.h5", rows=slice(-2, None)).counts.shape == (2, 2, 4)
 
 
+@pytest.mark.parametrize("kind", ["uint8", "int16", "float16"])
+def test_angles_are_as_precise_as_the_file_tells_them(kind: str, tmp_path: Path) -> None:
+    theta = {"exchange/theta": np.array([0, 45, 90, 135, 180]).astype(kind)}
+    found = read_data_exchange(written(tmp_path / "a.h5", tomography() | theta))
+    assert_allclose(found.angles, np.arange(5) * np.pi / 4, rtol=1e-14)
+
+
 @pytest.mark.parametrize("unit", ["deg", "degrees", b"Degree"])
 def test_units_of_degrees_are_taken(unit: str | bytes, tmp_path: Path) -> None:
     path = written(tmp_path / "a.h5", tomography())
@@ -277,6 +284,12 @@ def test_each_slice_has_its_own_rescaling(tmp_path: Path) -> None:
     assert found.unit == "BQML"
 
 
+def test_an_unspecified_rescaling_names_no_unit(tmp_path: Path) -> None:
+    for modality, unit in {"CT": "HU", "MR": None}.items():
+        write_slice(tmp_path / modality, np.ones((2, 3)), (0, 0, 0), Modality=modality, RescaleType="US")
+        assert read_dicom_series(tmp_path / modality).unit == unit
+
+
 def test_images_without_a_unit_and_without_a_thickness(tmp_path: Path) -> None:
     stored = np.arange(6).reshape(2, 3)
     absent = dict.fromkeys(["RescaleSlope", "RescaleIntercept", "SliceThickness"])
@@ -336,6 +349,8 @@ COLOUR = {
         (one(Rows=3, PixelData=bytes(18)), "expected one series, got files with different Rows"),
         (one(ImagePositionPatient=None), "2.dcm: .* got a DICOM file without ImagePositionPatient"),
         (one(PixelData=None), "2.dcm: expected a slice of a series, got a DICOM file without PixelData"),
+        (one(SamplesPerPixel=None), "2.dcm: .* got a DICOM file without SamplesPerPixel"),
+        (one(PixelSpacing=""), "2.dcm: .* got a DICOM file without PixelSpacing"),
         (one(NumberOfFrames=2, PixelData=bytes(24)), "expected one grey frame, got 2 of 1 values per pixel"),
         (one(**COLOUR), "2.dcm: expected one grey frame, got 1 of 3 values per pixel"),
         (
@@ -402,6 +417,15 @@ def test_voxel_sizes_are_in_micrometres(
 
 def to_float(distance: float | None) -> float | None:
     return None if distance is None else float(distance)
+
+
+@pytest.mark.parametrize("inside", ["<Instrument/>", '<BinaryOnly MetadataFile="b.ome.tif"/>'])
+def test_descriptions_without_one_image_tell_no_sizes(inside: str, tmp_path: Path) -> None:
+    xml = (
+        f'<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">{inside}</OME>'
+    )
+    tifffile.imwrite(tmp_path / "a.ome.tif", STACK[0], description=xml, metadata=None)
+    assert read_tiff(tmp_path / "a.ome.tif").spacing == (None, None)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", ">u2", "int16", "float32", "float64"])

@@ -124,4 +124,4 @@ def _angles(file: Any, n_angles: int) -> Array:
     unit = np.asarray(theta.attrs.get("units", "deg")).astype(str).item()
     if not unit.strip().lower().startswith("deg"):
         raise ValueError(f"{file.filename}: exchange/theta: expected degrees, got the unit {unit!r}")
-    return np.deg2rad(theta[:])
+    return np.deg2rad(theta[:], dtype=np.float64)

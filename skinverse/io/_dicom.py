@@ -118,7 +118,8 @@ def _read(file: Path) -> Any:
         image = pydicom.dcmread(file)
     except pydicom.errors.InvalidDicomError as error:
         raise ValueError(f"{file}: expected a DICOM file, which this is not") from error
-    missing = [keyword for keyword in (*_COMMON, "ImagePositionPatient", "PixelData") if keyword not in image]
+    needed = (*_COMMON, "ImagePositionPatient", "SamplesPerPixel", "PixelData")
+    missing = [keyword for keyword in needed if image.get(keyword) is None]
     if missing:
         raise ValueError(f"{file}: expected a slice of a series, got a DICOM file without {missing[0]}")
     if image.SamplesPerPixel != 1 or int(image.get("NumberOfFrames") or 1) != 1:
@@ -159,5 +160,6 @@ def _values(image: Any) -> Array:
 
 
 def _unit(image: Any) -> str | None:
-    named = image.get("Units") or image.get("RescaleType")
+    rescaled = image.get("RescaleType")
+    named = image.get("Units") or (rescaled if rescaled != "US" else None)  # "US" is unspecified
     return named or ("HU" if image.get("Modality") == "CT" else None)

@@ -123,7 +123,9 @@ def _sizes(file: Any) -> dict[str, float | None]:
 def _sizes_of_ome(metadata: str) -> dict[str, float | None]:
     with needed_from("io"):
         import tifffile
-    pixels = tifffile.xml2dict(metadata)["OME"]["Image"]["Pixels"]
+    image = tifffile.xml2dict(metadata)["OME"].get("Image", {})
+    # Of several images the sizes are not known to be those of this one; other files hold them, too.
+    pixels = image.get("Pixels", {}) if isinstance(image, dict) else {}
     return {
         axis: _micrometres(pixels.get(f"PhysicalSize{axis}"), pixels.get(f"PhysicalSize{axis}Unit", "um"))
         for axis in "XYZ"

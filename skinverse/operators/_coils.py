@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pylops
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike, NDArray
 
@@ -10,6 +11,20 @@ from numpy.typing import ArrayLike, NDArray
 _NOISE = 0.02
 # Eigenvalues whose vectors are computed together.
 _AT_ONCE = 2**15
+
+
+def sensitivities(maps: NDArray) -> pylops.LinearOperator:
+    """The images that coils of these complex sensitivities, (n_coils, ...), see.
+
+    Raises
+    ------
+    ValueError
+        If a sensitivity is NaN or infinite.
+    """
+    if not np.isfinite(maps).all():
+        raise ValueError("coil_maps must be finite, got NaN or inf")
+    dtype = np.result_type(maps, np.complex64).name
+    return pylops.VStack([pylops.Diagonal(coil, dtype=dtype) for coil in maps])
 
 
 def estimate_coil_maps(
@@ -85,7 +100,7 @@ def estimate_coil_maps(
         raise ValueError(f"kspace: expected shape (n_coils, height, width), got {kspace.shape}")
     if not 0 <= crop <= 1:
         raise ValueError(f"crop: expected a number from 0 to 1, got {crop!r}")
-    centre = _centre(kspace.astype(np.complex128), n_calibration)
+    centre = _centre(kspace, n_calibration).astype(np.complex128)
     largest = (min(centre.shape[1:]) + 1) // 2
     if not 1 <= kernel_size <= largest:
         raise ValueError(
@@ -125,7 +140,8 @@ def whiten_coils(kspace: ArrayLike, noise: ArrayLike, *, axis: int = 0) -> NDArr
     Raises
     ------
     ValueError
-        If the numbers of coils differ, or the noise has not as many independent samples as there are coils.
+        If the numbers of coils differ, the noise is not complex and finite, or it has not as many independent
+        samples as there are coils.
 
     Notes
     -----
@@ -150,6 +166,8 @@ def whiten_coils(kspace: ArrayLike, noise: ArrayLike, *, axis: int = 0) -> NDArr
             f"noise: expected a scan with the coils of kspace, its axis {axis}, as first axis, got shapes "
             f"{scan.shape} and {data.shape}"
         )
+    if not np.iscomplexobj(scan) or not np.isfinite(scan).all():
+        raise ValueError(f"noise: expected finite complex samples, got {scan.dtype} or some not finite")
     samples = scan.reshape(n_coils, -1).astype(np.complex128)
     covariance = samples @ samples.conj().T / (2 * max(samples.shape[1], 1))
     deviations = np.sqrt(np.diag(covariance).real)

@@ -271,7 +271,7 @@ class BlockDiagonal(LinearMap):
         lefts, tops = accumulate(self._widths, initial=0), accumulate(self._heights, initial=0)
         pieces = zip(self._parts, lefts, self._widths, tops, strict=False)
         return _sum_of_forms(
-            (form := part.form_after(inner.between(left, left + width))) and form.placed(top, n_rows)
+            (form := part.form_after(inner.selected(slice(left, left + width)))) and form.placed(top, n_rows)
             for part, left, width, top in pieces
         )
 
@@ -304,7 +304,7 @@ class SideBySide(LinearMap):
     def form_after(self, inner: Form) -> Form | None:
         lefts = accumulate(self._widths, initial=0)
         return _sum_of_forms(
-            part.form_after(inner.between(left, left + width))
+            part.form_after(inner.selected(slice(left, left + width)))
             for part, left, width in zip(self._parts, lefts, self._widths, strict=False)
         )
 

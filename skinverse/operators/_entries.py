@@ -21,7 +21,7 @@ from skinverse.operators import _arguments as kinds
 from skinverse.operators._arguments import Kind
 from skinverse.operators._circulant import BOUNDARIES
 from skinverse.operators._convolution import Convolution
-from skinverse.operators._nonuniform import NonuniformTransform
+from skinverse.operators._nonuniform import MAX_FREQUENCY, NonuniformTransform
 from skinverse.operators._offsets import AngleOffset, DetectorOffset
 from skinverse.operators._parallel_beam import ParallelBeam
 from skinverse.operators._parametric import GaussianBlur
@@ -180,7 +180,7 @@ def _trajectory_fits(arguments: Arguments) -> bool:
     """The trajectory keeps to the band and has enough axes, and the density a weight for each point."""
     trajectory, density = arguments["trajectory"], arguments["density"]
     n_samples, ndim = trajectory.shape
-    in_band = n_samples > 0 and bool((abs(trajectory) <= 3.15).all())
+    in_band = n_samples > 0 and bool((abs(trajectory) <= MAX_FREQUENCY).all())
     return (
         in_band
         and ndim in (2, 3)

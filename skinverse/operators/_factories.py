@@ -10,8 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 from pylops import LinearOperator
 from pylops.signalprocessing import DCT, FFT2D
 
+from skinverse.operators._coils import sensitivities
 from skinverse.operators._sampling import Sampling
-from skinverse.operators._validation import sizes
+from skinverse.operators._validation import sizes, with_int_sizes
 
 
 def fourier_sampling(
@@ -89,22 +90,21 @@ def fourier_sampling(
                 "use np.tile(mask, (height, 1))"
             )
         spectrum = _spectrum(mask.shape, "complex128", centred=centred)
-        return _with_int_sizes(Sampling(mask.shape, mask, "complex128") @ spectrum)
+        return with_int_sizes(Sampling(mask.shape, mask, "complex128") @ spectrum)
     coil_maps = np.asarray(coil_maps)
     if coil_maps.ndim != 3 or coil_maps.shape[-mask.ndim :] != mask.shape:
         expected = ", ".join(["n_coils", *["height"] * (mask.ndim == 1), *map(str, mask.shape)])
         raise ValueError(f"coil_maps must be of shape ({expected}) as the mask is, got {coil_maps.shape}")
-    dtype = np.result_type(coil_maps, np.complex64).name
-    sense = pylops.VStack([pylops.Diagonal(coil, dtype=dtype) for coil in coil_maps])
+    sense = sensitivities(coil_maps)
+    dtype = str(sense.dtype)
     spectrum = _spectrum(coil_maps.shape, dtype, centred=centred)
-    return _with_int_sizes(Sampling(coil_maps.shape, mask, dtype) @ spectrum @ sense)
+    return with_int_sizes(Sampling(coil_maps.shape, mask, dtype) @ spectrum @ sense)
 
 
 def _spectrum(dims: tuple[int, ...], dtype: str, *, centred: bool) -> LinearOperator:
     """Orthonormal Fourier transform of the last two axes, with the zero frequency in the centre."""
-    engine = (
-        "scipy" if dtype == "complex64" else "numpy"
-    )  # NumPy's warns that it computes in double precision
+    # NumPy's engine warns that it computes in double precision.
+    engine = "scipy" if dtype == "complex64" else "numpy"
     return FFT2D(
         dims,
         axes=(-2, -1),
@@ -114,13 +114,6 @@ def _spectrum(dims: tuple[int, ...], dtype: str, *, centred: bool) -> LinearOper
         engine=engine,
         dtype=dtype,
     )
-
-
-def _with_int_sizes(operator: LinearOperator) -> LinearOperator:
-    """The operator with Python integers where pylops computed NumPy's."""
-    for name in ("shape", "dims", "dimsd"):
-        setattr(operator, name, tuple(map(int, getattr(operator, name))))
-    return operator
 
 
 def structurally_random(
@@ -179,7 +172,7 @@ def structurally_random(
     flip = pylops.Diagonal(rng.choice([-1.0, 1.0], dims))
     permute = pylops.Restriction(n, rng.permutation(n))
     subsample = pylops.Restriction(n, np.sort(rng.choice(n, n_measurements, replace=False)))
-    return _with_int_sizes(subsample @ DCT(n) @ permute @ flip)
+    return with_int_sizes(subsample @ DCT(n) @ permute @ flip)
 
 
 def inpainting(mask: ArrayLike) -> LinearOperator:
@@ -209,14 +202,14 @@ def inpainting(mask: ArrayLike) -> LinearOperator:
     array([1., 3., 4.])
     """
     known = _mask(mask)
-    return _with_int_sizes(
+    return with_int_sizes(
         pylops.Restriction(known.size, np.flatnonzero(known)) @ pylops.Identity(known.shape)
     )
 
 
 def _mask(mask: ArrayLike) -> NDArray[np.bool_]:
     """A boolean array; numbers are refused, since they may be indices or densities."""
-    mask = np.asarray(mask)
+    mask = np.array(mask)
     if mask.dtype != bool:
         raise ValueError(f"mask must be boolean, got {mask.dtype}")
     if not mask.any():

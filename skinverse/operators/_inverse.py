@@ -134,9 +134,9 @@ class Form:
             return None
         return Form((Part(factor * rows, formula, self.scaled(1 / factor), abs(factor)),))
 
-    def between(self, start: int, stop: int) -> Form:
-        """Some of the rows."""
-        return Form(tuple(replace(part, rows=part.rows[start:stop]) for part in self.parts))
+    def selected(self, kept: slice | NDArray[np.intp]) -> Form:
+        """Some of the rows, by their indices."""
+        return Form(tuple(replace(part, rows=part.rows[kept]) for part in self.parts))
 
     def placed(self, start: int, n_rows: int) -> Form:
         """The rows among others, which are zero."""

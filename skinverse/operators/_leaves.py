@@ -57,7 +57,7 @@ class Diagonal(LinearMap):
 
     def __init__(self, values: np.ndarray, dims: tuple[int, ...]) -> None:
         super().__init__(dims, dims)
-        self._constants["d"] = torch.from_numpy(np.require(values, requirements="W"))
+        self._constants["d"] = torch.from_numpy(np.require(values, requirements=["C", "W"]))
         self.isometry = self.coisometry = bool(np.ptp(np.abs(values).astype(float)) == 0)
 
     def _forward(self, x: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ class Sampling(LinearMap):
 
     def __init__(self, mask: np.ndarray, dims: tuple[int, ...]) -> None:
         super().__init__(dims, dims)
-        self._constants["mask"] = torch.from_numpy(np.require(mask, requirements="W"))
+        self._constants["mask"] = torch.from_numpy(np.array(mask, order="C"))
         self.isometry = self.coisometry = bool(mask.all())
 
     def _forward(self, x: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ class Matrix(LinearMap):
 
     def __init__(self, matrix: np.ndarray, dims: tuple[int, ...], dimsd: tuple[int, ...]) -> None:
         super().__init__(dims, dimsd)
-        self._constants["A"] = torch.from_numpy(np.require(matrix, requirements="W"))
+        self._constants["A"] = torch.from_numpy(np.require(matrix, requirements=["C", "W"]))
 
     def layout_after(self, images: Layout) -> Layout:
         return (

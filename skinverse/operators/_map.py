@@ -464,10 +464,9 @@ class _Block(LinearMap):
         return None if whole is None else whole[self._rows]
 
     def form_after(self, inner: Form) -> Form | None:
-        if self._rows.step != 1:
-            return None
-        whole, width = self._parts[0].form_after(inner), math.prod(self.dimsd[1:])
-        return whole and whole.between(self._rows.start * width, self._rows.stop * width)
+        whole = self._parts[0].form_after(inner)
+        places = np.arange(math.prod(self._parts[0].dimsd)).reshape(self._parts[0].dimsd)
+        return whole and whole.selected(places[self._rows].ravel())
 
 
 class Composition(LinearMap):

@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 from functools import reduce
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-import pylops
 import scipy.sparse as sp
 import torch
 from numpy.typing import ArrayLike, NDArray
 from pylops import LinearOperator
 from torch import Tensor
 
+from skinverse._optional import needed_from
+from skinverse.operators._coils import sensitivities
 from skinverse.operators._inverse import AnalyticInverse, Form, Formula
 from skinverse.operators._lowering import as_torch
 from skinverse.operators._map import Layout, LinearMap
+from skinverse.operators._validation import sizes, with_int_sizes
 
 # Relative error of the transforms in single and in double precision. That of the adjoint is rounding alone:
 # finufft computes it with the transposed steps.
 _EPS = {torch.complex64: 1e-6, torch.complex128: 1e-12}
 # Plans that are kept: the batches of a few sizes, in two directions.
 _N_PLANS = 8
-# Rounding of trajectories that end at the border of the band.
-_SLACK = 1e-5
+# Largest frequency, with the rounding of trajectories that end at the border of the band.
+MAX_FREQUENCY = math.pi * (1 + 1e-5)
 # Steps to density weights: five more gave radial and spiral images that are as near to the truth to 0.1 dB.
 _N_DENSITY = 10
 
@@ -65,7 +68,7 @@ def nonuniform_fourier(
 
     Raises
     ------
-    ImportError
+    ModuleNotFoundError
         If finufft is not installed.
     ValueError
         If the trajectory has another shape or leaves the band, coil maps or density have another shape, or
@@ -104,8 +107,8 @@ def nonuniform_fourier(
     >>> A.dims, A.dimsd
     ((16, 16), (256,))
     """
-    shape = tuple(int(size) for size in shape)
-    if len(shape) not in (2, 3) or min(shape) < 1:
+    shape = sizes(shape, "shape")
+    if len(shape) not in (2, 3):
         raise ValueError(f"shape must be that of an image of two or three axes, got {shape}")
     points = _trajectory(trajectory, len(shape))
     weights = None if density is None else _density(density, len(points))
@@ -115,12 +118,8 @@ def nonuniform_fourier(
     if maps.ndim != len(shape) + 1 or maps.shape[1:] != shape:
         expected = ", ".join(map(str, shape))
         raise ValueError(f"coil_maps must be of shape (n_coils, {expected}), got {maps.shape}")
-    dtype = np.result_type(maps, np.complex64).name
-    sense = pylops.VStack([pylops.Diagonal(coil, dtype=dtype) for coil in maps])
-    operator = NonuniformTransform(maps.shape, points, weights, dtype) @ sense
-    for name in ("shape", "dims", "dimsd"):
-        setattr(operator, name, tuple(map(int, getattr(operator, name))))
-    return operator
+    sense = sensitivities(maps)
+    return with_int_sizes(NonuniformTransform(maps.shape, points, weights, str(sense.dtype)) @ sense)
 
 
 def _trajectory(trajectory: ArrayLike, ndim: int) -> NDArray[np.float64]:
@@ -130,7 +129,7 @@ def _trajectory(trajectory: ArrayLike, ndim: int) -> NDArray[np.float64]:
             f"trajectory must be real and of shape (n_samples, {ndim}), got {points.dtype} {points.shape}"
         )
     points = points.astype(np.float64)
-    if not bool((np.abs(points) <= np.pi * (1 + _SLACK)).all()):
+    if not bool((np.abs(points) <= MAX_FREQUENCY).all()):
         raise ValueError(
             "trajectory must be in radians per pixel, from -pi to pi, got values up to "
             f"{np.abs(points).max():.4g}: of k in cycles per field of view it is 2 * pi * k / shape"
@@ -139,7 +138,7 @@ def _trajectory(trajectory: ArrayLike, ndim: int) -> NDArray[np.float64]:
 
 
 def _density(density: ArrayLike, n_samples: int) -> NDArray[np.float64]:
-    weights = np.asarray(density, dtype=np.float64)
+    weights = np.array(density, dtype=np.float64)
     if weights.shape != (n_samples,):
         raise ValueError(f"density must be of shape ({n_samples},) as the trajectory is, got {weights.shape}")
     if not (bool(np.isfinite(weights).all()) and weights.min() >= 0 and weights.any()):
@@ -224,23 +223,27 @@ class _Nonuniform(LinearMap):
         That is to hold for all differences ``n`` of pixels, an image of twice the size. In it the triangle
         that counts the pairs of each difference makes the conditions one positive kernel, ``K w = 1``.
         """
-        w = torch.ones(len(self._trajectory), device="cpu")
+        w, response = torch.ones(len(self._trajectory), device="cpu"), self._response()
         if self._density is not None:
             w = torch.from_numpy(self._density / self._density.max()).float()
-            q = self._seen(w)
+            q = response(w)
             return w * ((w * q).sum() / (w * q.square()).sum())
         for _ in range(_N_DENSITY):
-            w = w / self._seen(w).clamp_min(torch.finfo(w.dtype).tiny)
+            w = w / response(w).clamp_min(torch.finfo(w.dtype).tiny)
         return w
 
-    def _seen(self, w: Tensor) -> Tensor:
-        """``K w``, one at every frequency of a grid for weights of one."""
+    def _response(self) -> Callable[[Tensor], Tensor]:
+        """``w -> K w``, one at every frequency of a grid for weights of one."""
         wide = tuple(2 * size for size in self._shape)
         transform = _Nonuniform(wide, (len(self._trajectory),), self._trajectory, None)
         lines = (1 - (torch.arange(2 * n, device="cpu") - n).abs() / n for n in self._shape)
         triangle = reduce(torch.multiply, torch.meshgrid(*lines, indexing="ij"))
-        images = triangle * transform._adjoint(w[None])
-        return 2 ** len(self._shape) * transform._forward(images)[0].real
+
+        def response(w: Tensor) -> Tensor:
+            images = triangle * transform._adjoint(w[None])
+            return 2 ** len(self._shape) * transform._forward(images)[0].real
+
+        return response
 
     def _transformed(
         self, kind: int, batch: Tensor, shape: tuple[int, ...], result: tuple[int, ...]
@@ -259,8 +262,10 @@ class _Nonuniform(LinearMap):
             while len(plans) >= _N_PLANS:
                 del plans[next(iter(plans))]  # the oldest
             name = str(dtype).removeprefix("torch.")
-            sign = -1 if kind == 2 else 1
-            options = {"eps": _EPS[dtype], "isign": sign, "dtype": name, "nthreads": torch.get_num_threads()}
+            sign, threads = -1 if kind == 2 else 1, torch.get_num_threads()
+            if kind == 1:  # several threads in one adjoint transform add in no fixed order: each has its own
+                threads = math.gcd(n, threads)
+            options = {"eps": _EPS[dtype], "isign": sign, "dtype": name, "nthreads": threads}
             plan = _finufft().Plan(kind, self._shape, n_trans=n, **options)
             real = np.float32 if dtype == torch.complex64 else np.float64
             plan.setpts(*(np.ascontiguousarray(axis, dtype=real) for axis in self._trajectory.T))
@@ -305,8 +310,6 @@ class _Gridding(Formula):
 
 
 def _finufft() -> ModuleType:
-    try:
+    with needed_from("mri"):
         import finufft
-    except ImportError as error:
-        raise ImportError("nonuniform_fourier needs finufft: pip install skinverse[mri]") from error
     return finufft

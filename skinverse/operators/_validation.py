@@ -64,3 +64,10 @@ def whole_numbers(values: Any) -> tuple[int, ...]:
         return tuple(index(value) for value in np.atleast_1d(np.asarray(values, dtype=object)))
     except TypeError:
         return ()
+
+
+def with_int_sizes(operator: pylops.LinearOperator) -> pylops.LinearOperator:
+    """The operator with Python integers where pylops computed NumPy's."""
+    for name in ("shape", "dims", "dimsd"):
+        setattr(operator, name, tuple(map(int, getattr(operator, name))))
+    return operator

@@ -158,8 +158,14 @@ def test_a_whitened_problem_weighs_coils_by_their_noise() -> None:
     ("data", "scan", "message"),
     [
         (np.ones((3, 5)), np.ones((4, 9)), r"noise.*\(4, 9\) and \(3, 5\)"),
-        (np.ones((2, 5)), np.ones((2, 9)), "at least 2 independent samples of 2 coils.*9 samples of rank 1"),
-        (np.ones((2, 5)), np.zeros((2, 9)), "rank 0"),
+        (np.ones((2, 5)), np.ones((2, 9)), "expected finite complex samples, got float64"),
+        (np.ones((2, 5)), np.full((2, 9), np.nan + 0j), "expected finite complex samples"),
+        (
+            np.ones((2, 5)),
+            np.ones((2, 9), complex),
+            "at least 2 independent samples of 2 coils.*9 samples of rank 1",
+        ),
+        (np.ones((2, 5)), np.zeros((2, 9), complex), "rank 0"),
     ],
 )
 def test_scans_that_tell_nothing_are_refused(data: NDArray, scan: NDArray, message: str) -> None:

@@ -573,6 +573,7 @@ INVERSES: dict[str, tuple[Callable[[], LinearMap], AnalyticInverse]] = {
     "scaled": (lambda: as_torch(2.0 * SCAN), FBP),
     "weighted": (lambda: as_torch(pylops.Diagonal(np.ones((3, 9))) @ SCAN), FBP),
     "some views": (lambda: as_torch(SCAN).block(0, 2), FBP),
+    "every second view": (lambda: as_torch(SCAN).block(0, 5, 2), FBP),
     "some views of a scaled one": (lambda: as_torch(2.0 * SCAN).block(1, 3), FBP),
     "stacked": (lambda: as_torch(pylops.VStack([SCAN, SCAN])), FBP),
     "angle offset": (lambda: as_torch(AngleOffset(SCAN, 0.2)), FBP),

@@ -22,6 +22,15 @@ WEIGHTS = np.where(RNG.random(DIMS) < 0.5, 0, RNG.normal(size=DIMS))
 SOME = pylops.Restriction(36, np.flatnonzero(MASK), dtype="complex128")
 
 
+@pytest.mark.parametrize("flip", [np.s_[::-1], np.s_[:, ::-1]])
+def test_a_flipped_mask_is_one_of_its_own(flip: tuple[slice, ...]) -> None:
+    mask = MASK.copy()
+    linear = as_torch(fourier_sampling(mask[flip]))
+    mask[:] = True  # the caller's
+    x = torch.from_numpy(RNG.normal(size=(1, *DIMS)) + 0j)
+    np.testing.assert_array_equal(linear(x)[0].numpy() != 0, MASK[flip])
+
+
 def shaped(operator: pylops.LinearOperator, *dimsd: int) -> pylops.LinearOperator:
     operator.dimsd = dimsd
     return operator

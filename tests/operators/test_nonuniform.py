@@ -106,6 +106,19 @@ def test_many_sizes_of_batches_and_threads_at_once() -> None:
         torch.testing.assert_close(y, expected[:n], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("n", [1, 3])
+def test_several_threads_add_in_a_fixed_order(n: int) -> None:
+    trajectory = np.random.default_rng(0).uniform(-np.pi, np.pi, (60000, 2))
+    linear, y = as_torch(nonuniform_fourier(trajectory, (192, 192))), values(n, 60000).astype(np.complex64)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = [linear.adjoint(torch.from_numpy(y)) for _ in range(4)]
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(x, found[0]) for x in found)
+
+
 # ---------------------------------------------------------------- what is known of it
 def test_what_the_map_says_of_itself() -> None:
     linear = as_torch(2.0 * nonuniform_fourier(points(50), (8, 6), coil_maps=values(3, 8, 6)))
@@ -178,6 +191,11 @@ def test_iterations_are_better_than_gridding() -> None:
         (lambda: nonuniform_fourier(np.full((9, 2), np.nan), (6, 7)), "-pi to pi.*nan"),
         (lambda: nonuniform_fourier(points(9), (6, 7), coil_maps=values(6, 7)), r"n_coils, 6, 7.*\(6, 7\)"),
         (lambda: nonuniform_fourier(points(9), (6, 7), coil_maps=values(3, 7, 6)), r"n_coils, 6, 7.*3, 7, 6"),
+        (lambda: nonuniform_fourier(points(9), (6.5, 7)), "shape must be positive sizes"),
+        (
+            lambda: nonuniform_fourier(points(9), (6, 7), coil_maps=np.full((2, 6, 7), np.nan)),
+            "must be finite",
+        ),
         (lambda: nonuniform_fourier(points(9), (6, 7), density=np.ones(8)), r"\(9,\).*\(8,\)"),
         (lambda: nonuniform_fourier(points(9), (6, 7), density=-np.ones(9)), "not negative.*-1"),
         (lambda: nonuniform_fourier(points(9), (6, 7), density=np.zeros(9)), "positive somewhere"),
@@ -190,5 +208,5 @@ def test_bad_input_is_named(make: Callable[[], Any], message: str) -> None:
 
 def test_without_finufft_a_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "finufft", None)
-    with pytest.raises(ImportError, match=r"pip install skinverse\[mri\]"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'skinverse\[mri\]'"):
         nonuniform_fourier(points(9), (6, 7))
