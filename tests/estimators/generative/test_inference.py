@@ -200,10 +200,10 @@ def test_auto_is_one_in_units_of_the_noise(
     assert_allclose(weight(complex_prior, complex_data), 1, rtol=1e-6)
     complex_prior.set_params(noise=None)
     varying = complex_prior.spread_ * normalised(complex_prior, complex_data)
-    n_measured = as_torch(complex_prior.operator).n_measured
-    expected = (
-        (0.05**2) * (np.abs(varying) ** 2).reshape(len(varying), -1).sum(1) / n_measured / 2
-    )  # of a part
+    measured = as_torch(complex_prior.operator).measured
+    assert measured is not None
+    # Half of the square is that of each part.
+    expected = 0.05**2 * (np.abs(varying[:, measured.numpy()]) ** 2).mean(1) / 2
     assert_allclose(weight(complex_prior, complex_data), expected, rtol=1e-6)
 
 
