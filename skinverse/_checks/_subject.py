@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ import pylops
 from sklearn.base import clone
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from skinverse._checks._expect import relative_difference
 from skinverse.operators import structurally_random
 
 Array = np.ndarray[Any, Any]
@@ -32,6 +33,34 @@ _TIGHT_TRAINING = {"tol": 1e-6}
 _SGD_LR, _NOISE = 0.1, 0.02
 # Counts in a pixel of brightness one.
 _BRIGHT = 300
+
+
+class Reconstructions:
+    """Images of one problem in two accuracies: after a few steps, and solved for to a tight tolerance.
+
+    Parameters
+    ----------
+    make : callable
+        Makes them; it is told whether a few steps are enough.
+    """
+
+    def __init__(self, make: Callable[[bool], Array]) -> None:
+        self.make = cache(make)
+
+    def mapped(self, change: Callable[[Array], Array]) -> Reconstructions:
+        """The same images in other units or in another layout."""
+        return Reconstructions(lambda roughly: change(self.make(roughly)))
+
+    def change_from(self, expected: Reconstructions, allowed: float) -> float:
+        """Relative difference from other ones: of the first steps where it is allowed, else of solutions.
+
+        Iterations that know neither units nor forms are the same step by step, also in when they stop, which
+        is told in a hundredth of the time; what takes other steps may still lead to the same solution.
+        """
+        at_first = relative_difference(self.make(True), expected.make(True))
+        return (
+            at_first if at_first <= allowed else relative_difference(self.make(False), expected.make(False))
+        )
 
 
 class Problem(NamedTuple):
@@ -186,26 +215,25 @@ class Subject:
         """The estimator fitted to :attr:`compared_problem` in that way."""
         return self.fit_steadily(self.compared_problem)
 
-    def solved(self, model: Any, data: Array, *, roughly: bool = False) -> Array:
-        """The first reconstructions, to another tolerance than that of the fit.
+    def solved(self, model: Any, data: Array) -> Reconstructions:
+        """The first reconstructions, to other tolerances than that of the fit.
 
         Without a tolerance the number of steps is part of the method.
         """
-        single = data.real.dtype == np.float32
-        tight = _TIGHT_LEARNED if self.learns or single else _TIGHT
-        how = self.those_of(**(_ROUGH if roughly else tight)) if self.has("tol") else {}
-        found: Array = copy.copy(model).set_params(**how).predict(data[:_N_SOLVED])
-        return found
+
+        def make(roughly: bool) -> Array:
+            single = data.real.dtype == np.float32
+            tight = _TIGHT_LEARNED if self.learns or single else _TIGHT
+            how = self.those_of(**(_ROUGH if roughly else tight)) if self.has("tol") else {}
+            found: Array = copy.copy(model).set_params(**how).predict(data[:_N_SOLVED])
+            return found
+
+        return Reconstructions(make)
 
     @cached_property
-    def compared_images(self) -> Array:
+    def compared_images(self) -> Reconstructions:
         """What comparisons expect."""
         return self.solved(self.compared, self.compared_problem.data)
-
-    @cached_property
-    def compared_images_roughly(self) -> Array:
-        """The same after a few steps."""
-        return self.solved(self.compared, self.compared_problem.data, roughly=True)
 
     def copy(self, **params: Any) -> Any:
         """A copy of :attr:`fitted` with other parameters; nested ones become its own."""

@@ -10,7 +10,7 @@ import pylops
 
 from skinverse._checks._expect import expect, expect_refusal, relative_difference
 from skinverse._checks._promise import promise
-from skinverse._checks._subject import Array, Problem, Subject, smooth_images
+from skinverse._checks._subject import Array, Problem, Reconstructions, Subject, smooth_images
 from skinverse.noise import Gaussian
 
 # Relative change that is none: of what is trained in single precision, and of what is solved for tightly.
@@ -68,8 +68,7 @@ def form(subject: Subject) -> None:
         other.dims = operator.dims
         problem = Problem(other, images, values.reshape(-1, *other.dimsd))
         found = subject.solved(subject.fit_steadily(problem), problem.data)
-        change = relative_difference(found, expected)
-        _expect_none(subject, change, f"the operator {otherwise} changes the reconstruction")
+        _expect_none(subject, found, expected, f"the operator {otherwise} changes the reconstruction")
 
 
 @promise(made_by=lambda subject: subject.has("noise") and not subject.counted)
@@ -78,9 +77,11 @@ def weights(subject: Subject) -> None:
     operator, images, data = subject.compared_problem
     roots = np.sqrt(np.random.default_rng(0).uniform(0.5, 2, operator.dimsd))
 
-    def weighted() -> Array:
+    def weighted() -> Reconstructions:
         model = subject.fit_steadily(subject.compared_problem, noise=Gaussian(weights=roots**2))
-        return subject.solved(model, data)
+        found = subject.solved(model, data)
+        found.make(True)  # where it would be refused
+        return found
 
     try:
         found = weighted()
@@ -92,8 +93,9 @@ def weights(subject: Subject) -> None:
     )
     whitened.operator.dims = operator.dims
     expected = subject.solved(subject.fit_steadily(whitened, noise=None), whitened.data)
-    change = relative_difference(found, expected)
-    _expect_none(subject, change, "weights in the place of an operator with them change the reconstruction")
+    _expect_none(
+        subject, found, expected, "weights in the place of an operator with them change the reconstruction"
+    )
 
 
 @promise(made_by=lambda subject: not subject.counted)
@@ -112,15 +114,16 @@ def _expect_levels_harmless(subject: Subject, problem: Problem, levels: tuple[fl
     operator, images, data = problem
     seen = (operator @ np.ones(operator.shape[1], images.dtype)).reshape(operator.dimsd)
 
-    def raised(constant: float) -> Array:
+    def raised(constant: float) -> Reconstructions:
+        """What varies: the size of the constant does not count, nor that of the mean."""
         problem = Problem(operator, images + constant, data + constant * seen)
-        return subject.solved(subject.fit_steadily(problem), problem.data) - constant
+        found = subject.solved(subject.fit_steadily(problem), problem.data)
+        return found.mapped(lambda x: (x - constant - images.mean())[None])
 
     expected = raised(0.0)
-    size = np.linalg.norm(expected - expected.mean())
     for multiple in levels:
-        change = float(np.linalg.norm(raised(multiple * float(images.std())) - expected) / size)
-        _expect_none(subject, change, f"a level of {multiple:g} changes the rest of the image")
+        found = raised(multiple * float(images.std()))
+        _expect_none(subject, found, expected, f"a level of {multiple:g} changes the rest of the image")
 
 
 @promise(made_by=lambda subject: not subject.counted)
@@ -131,8 +134,7 @@ def phase(subject: Subject) -> None:
         problem = _denoising(subject, smooth_images(2, (6, 6), complex_=True))
     model, turn = subject.fit(problem), np.exp(0.7j)
     found, expected = (subject.solved(model, data) for data in (turn * problem.data, problem.data))
-    change = relative_difference(found, turn * expected)
-    _expect_none(subject, change, "a phase changes the reconstruction")
+    _expect_none(subject, found, expected.mapped(lambda x: turn * x), "a phase changes the reconstruction")
 
 
 def _expect_factors_harmless(
@@ -146,33 +148,29 @@ def _expect_factors_harmless(
     def fitted(problem: Problem, factor: float, power: int) -> Any:
         return subject.fit_steadily(problem, **_rescaled(subject, factor, power))
 
-    def change(model: Any, problem: Problem, factor: float, *, roughly: bool = False) -> float:
-        found = back(subject.solved(model, problem.data, roughly=roughly).astype(_wide(problem)), factor)
-        expected = subject.compared_images_roughly if roughly else subject.compared_images
-        return relative_difference(found, expected)
+    def found(model: Any, problem: Problem, factor: float) -> Reconstructions:
+        wide = _wide(problem)
+        return subject.solved(model, problem.data).mapped(lambda x: back(x.astype(wide), factor))
 
-    first, second = _FACTORS
+    expected, (first, second) = subject.compared_images, _FACTORS
     small, weighted = scaled(first), isinstance(subject.parameters.get("lam"), (int, float))
-    models, changes = {}, {}
+    by_power, changes = {}, {}
     for power in (0, 1, 2, -1, -2) if weighted else (0,):
-        models[power] = fitted(small, first, power)
-        changes[power] = change(models[power], small, first, roughly=True)
+        by_power[power] = found(fitted(small, first, power), small, first)
+        changes[power] = relative_difference(by_power[power].make(True), expected.make(True))
         if changes[power] <= _allowed(subject):
             break
     power = min(changes, key=lambda power: changes[power])
     told = f" and lam times its power {power}" if weighted else ""
-    _expect_none(
-        subject, change(models[power], small, first), f"{what} times {first:g}{told} change the image"
-    )
+    _expect_none(subject, by_power[power], expected, f"{what} times {first:g}{told} change the image")
     if not subject.learns:  # what is learned is compared as strictly at the extremes
         large = scaled(second)
-        worst = change(fitted(large, second, power), large, second)
-        _expect_none(subject, worst, f"{what} times {second:g}{told} change the image")
+        otherwise = f"{what} times {second:g}{told} change the image"
+        _expect_none(subject, found(fitted(large, second, power), large, second), expected, otherwise)
     for factor in _EXTREME_FACTORS:
         far = _in_single_precision(scaled(factor))
-        found = change(fitted(far, factor, power), far, factor)
         otherwise = f"{what} times {factor:g} in single precision{told} change the image"
-        _expect_none(subject, found, otherwise, most=_SINGLE)
+        _expect_none(subject, found(fitted(far, factor, power), far, factor), expected, otherwise, _SINGLE)
 
 
 def _in_single_precision(problem: Problem) -> Problem:
@@ -191,8 +189,16 @@ def _denoising(subject: Subject, images: Array) -> Problem:
     return Problem(identity, images, subject.measured(identity, images))
 
 
-def _expect_none(subject: Subject, change: float, otherwise: str, most: float | None = None) -> None:
+def _expect_none(
+    subject: Subject,
+    found: Reconstructions,
+    expected: Reconstructions,
+    otherwise: str,
+    most: float | None = None,
+) -> None:
+    """Expect no change of images."""
     most = _allowed(subject) if most is None else most
+    change = found.change_from(expected, most)
     expect(change <= most, f"{otherwise} by {change:.1e} relative, more than {most:.0e}")
 
 
