@@ -15,7 +15,7 @@ from skinverse.estimators import _units
 from skinverse.estimators._units import Normalisation
 from skinverse.operators import as_torch
 
-BRIEF = Trainer(n_steps=20)
+BRIEF = Trainer(n_steps=6)
 
 
 @pytest.fixture(scope="module")
