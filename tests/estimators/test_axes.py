@@ -83,7 +83,8 @@ def test_noise_that_is_drawn_for_channels_does_not_depend_on_their_place(method:
     last = fitted(method, np.moveaxis(x, 1, -1), channel_axis=-1, patch_size=None)
     # The losses, since Adam's first steps have the length of the rate wherever a gradient is not zero.
     losses = [[epoch["train_loss"] for epoch in model.history_] for model in (first, last)]
-    assert_allclose(*losses, rtol=1e-5)
+    # Rounding makes 2e-6 on one processor and 6e-5 on another, other noise more than 0.01.
+    assert_allclose(*losses, rtol=1e-3)
 
 
 @pytest.mark.parametrize(("shape", "axis"), [((2, 4, 6, 5), None), ((2, 6, 5, 3), -1), ((2, 3, 4, 5, 2), 3)])

@@ -74,8 +74,8 @@ def steps_to_1e_5(f: Map, z0: Tensor, b: Tensor, *solvers: Map, max_steps: int =
 @pytest.mark.parametrize("bend", [0, 0.3, 1])
 def test_anderson_never_needs_more_steps_than_picard(dtype: torch.dtype, kind: str, bend: float) -> None:
     """Also for maps that are not affine, ``(1 - bend) u + bend tanh(u)`` of ``u = M z + b``."""
-    for rho in (0.5, 0.7, 0.9, 0.99):
-        for size in (2, 5, 40):
+    for rho in (0.5, 0.9, 0.99):
+        for size in (2, 40):
             M, b = MATRICES[kind](rho, size).to(dtype), draw(3, size, seed=4).to(dtype)
 
             def f(z: Tensor, b: Tensor, M: Tensor = M) -> Tensor:

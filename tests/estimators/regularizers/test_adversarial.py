@@ -362,7 +362,7 @@ def trainings(tmp_path_factory) -> str:
 def test_fit_finds_the_best_weight_and_scale(denoising, bounds, trainings) -> None:
     """No neighbour on a grid of weights and scales does better on the pairs that it saw."""
     images, data, A = denoising
-    trainer = Trainer(max_epochs=20, lr=1e-2, final_lr=1e-2, validation_fraction=0.0)
+    trainer = Trainer(max_epochs=8, lr=1e-2, final_lr=1e-2, validation_fraction=0.0)
     method = AdversarialRegularizer(
         A, lam="fit", bounds=bounds, tol=1e-5, max_steps=1000, trainer=trainer, memory=trainings
     ).fit(images, data)
@@ -600,12 +600,12 @@ def uninterrupted(request) -> tuple[AdversarialRegularizer, np.ndarray, np.ndarr
     """Three phases of two epochs of two steps each."""
     images, data, A = make_problem("denoising", n_samples=8, size=12, noise=0.2, random_state=0)
     data = data if request.param else data[:7]
-    trainer = Trainer(max_epochs=2, batch_size=3, lr=1e-2, validation_fraction=0.25, score_every=1)
+    trainer = Trainer(max_epochs=2, batch_size=3, lr=1e-2, validation_fraction=0.25, score_every=2)
     method = AdversarialRegularizer(A, lam="auto", n_recursions=1, patch_size=8, trainer=trainer)
     return method.fit(images, data), images, data
 
 
-@pytest.mark.parametrize("step", [2, 7, 11])
+@pytest.mark.parametrize("step", [7, 11])
 def test_a_killed_training_goes_on_to_the_same_weights(uninterrupted, step, tmp_path, monkeypatch) -> None:
     whole, images, data = uninterrupted
     method = clone(whole).set_params(trainer__checkpoint=tmp_path / "training")

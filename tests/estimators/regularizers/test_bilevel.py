@@ -70,7 +70,7 @@ def best_weight(images: np.ndarray, data: np.ndarray) -> float:
 
 
 def roughness(**params: Any) -> BilevelRegularizer:
-    trainer = Trainer(max_epochs=60, batch_size=12, lr=0.1, final_lr=0.01, validation_fraction=0.0)
+    trainer = Trainer(max_epochs=45, batch_size=12, lr=0.1, final_lr=0.01, validation_fraction=0.0)
     return BilevelRegularizer(
         energy=Roughness(), trainer=trainer, pretraining=False, patch_size=None, **params
     )
@@ -90,7 +90,7 @@ def test_training_finds_the_best_weight_of_a_known_regularizer(denoising, hyperg
 def test_the_best_weight_is_found_where_pixels_sit_on_bounds(denoising) -> None:
     """Those do not move with the weight; a derivative that moved them would end elsewhere."""
     images, data, _ = denoising
-    method = roughness(bounds=(0.4, 0.6), tol=1e-6).fit(images, data)
+    method = roughness(bounds=(0.4, 0.6), tol=1e-5).fit(images, data)
     lam, errors = method.lam_, []
     for factor in (0.9, 1.0, 1.1):
         errors.append(np.square(method.set_params(lam=factor * lam).predict(data) - images).sum())
@@ -108,7 +108,7 @@ def test_the_risk_is_minimised_without_true_images(denoising) -> None:
 def test_training_beats_its_own_start() -> None:
     """The upper level improves on denoising pretraining with calibrated weight and scale."""
     images, data, A = make_problem("denoising", n_samples=12, size=16, noise=0.2, random_state=0)
-    pretrained = Trainer(max_epochs=20, lr=1e-2, final_lr=1e-2, validation_fraction=0.0)
+    pretrained = Trainer(max_epochs=10, lr=1e-2, final_lr=1e-2, validation_fraction=0.0)
     start, trained = (
         BilevelRegularizer(
             A,
@@ -117,7 +117,7 @@ def test_training_beats_its_own_start() -> None:
         )
         .fit(images, data)
         .predict(data)
-        for n, lr in ((1, 1e-9), (15, 1e-2))
+        for n, lr in ((1, 1e-9), (10, 1e-2))
     )
     assert np.square(trained - images).mean() < 0.9 * np.square(start - images).mean()
 
@@ -129,7 +129,7 @@ def test_the_penalty_makes_the_regularizer_smoother(denoising) -> None:
         p.data *= 4  # rough to begin with
     common = dict(
         energy=energy, beta=1.2, lam=0.1, pretraining=False,
-        trainer=Trainer(max_epochs=30, lr=1e-2, final_lr=1e-3, validation_fraction=0.0),
+        trainer=Trainer(max_epochs=15, lr=1e-2, final_lr=1e-3, validation_fraction=0.0),
     )  # fmt: skip
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -344,12 +344,12 @@ def fit(method: BilevelRegularizer, images: np.ndarray, data: np.ndarray) -> tup
 def uninterrupted(request) -> tuple[BilevelRegularizer, list[str], np.ndarray, np.ndarray]:
     """Two phases, or one without true images, of three epochs of two steps each."""
     images, data, A = make_problem("deblurring", n_samples=8, size=12, noise=0.02, random_state=0)
-    trainer = Trainer(max_epochs=3, batch_size=3, lr=1e-2, validation_fraction=0.25, score_every=1)
+    trainer = Trainer(max_epochs=3, batch_size=3, lr=1e-2, validation_fraction=0.25, score_every=3)
     method = BilevelRegularizer(A, patch_size=8, pretrainer=trainer, trainer=trainer, **CASES[request.param])
     return *fit(method, images, data), images, data
 
 
-@pytest.mark.parametrize("step", [2, 7, 10])
+@pytest.mark.parametrize("step", [2, 10])
 def test_a_killed_training_goes_on_to_the_same_weights(uninterrupted, step, tmp_path, monkeypatch) -> None:
     """With the same warning too, which counts the reconstructions of both processes."""
     whole, warned, images, data = uninterrupted
