@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -11,16 +13,24 @@ Axes = tuple[int, ...]
 # The spatial axes of grey images (n, H, W), and of those with channels (n, C, H, W).
 IMAGE_AXES: Axes = (-2, -1)
 
+# Distances of neighbouring pixels along some axes, one for each; None is 1 along all of them.
+Spacing = Sequence[float] | None
+
 
 def axes_of(x: Tensor, axes: Axes) -> Axes:
     """Those of some spatial axes that a batch has behind its first one: of signals (n, L) only the last."""
     return tuple(axis for axis in axes if axis + x.ndim > 0)
 
 
-def add_adjoint_difference(g: Tensor, axis: int, out: Tensor) -> None:
-    """Add the adjoint of ``x.diff(dim=axis)`` at ``g`` to ``out``, which is one entry longer than ``g``."""
-    without_end(out, axis).sub_(g)
-    without_start(out, axis).add_(g)
+def distances(axes: Axes, spacing: Spacing) -> tuple[float, ...]:
+    """Distances of neighbouring pixels along the axes, 1 where nothing is said."""
+    return (1.0,) * len(axes) if spacing is None else tuple(spacing)
+
+
+def add_adjoint_difference(g: Tensor, axis: int, out: Tensor, factor: float = 1.0) -> None:
+    """Add the adjoint of ``factor * x.diff(dim=axis)`` at ``g`` to ``out``, which is one entry longer."""
+    without_end(out, axis).sub_(g, alpha=factor)
+    without_start(out, axis).add_(g, alpha=factor)
 
 
 def negative_laplacian(x: Tensor, axes: Axes = IMAGE_AXES) -> Tensor:

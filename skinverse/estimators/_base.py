@@ -56,6 +56,7 @@ from skinverse.estimators._validation import (
     check_dims,
     check_not_swapped,
     check_operator,
+    check_spacing,
     information,
     per_sample,
     resolve_device,
@@ -114,6 +115,8 @@ class BaseReconstructor(Parametrized, ABC):
     _load: ClassVar[int] = 1
     # What is known of the noise, where a method makes it a parameter.
     noise: Any = None
+    # Distances of pixels, where a method makes them a parameter.
+    spacing: Any = None
 
     __metadata_request__fit: ClassVar[dict[str, str]] = {"X_true": UNUSED, "Y_meas": UNUSED}
     __metadata_request__predict: ClassVar[dict[str, str]] = {"Y_meas": UNUSED, "return_info": UNUSED}
@@ -283,6 +286,7 @@ class BaseReconstructor(Parametrized, ABC):
     def _check_images(self, dims: tuple[int, ...]) -> None:
         """Refuse images of another layout than the method can treat."""
         check_channel_axis(self.channel_axis, dims)
+        check_spacing(self.spacing, spatial_axes(len(dims), self.channel_axis))
 
     def _spatial_axes(self, A: LinearMap) -> tuple[int, ...]:
         """The axes of images that are space, counted from the end."""

@@ -1,11 +1,21 @@
-"""Parameters that several methods declare: noise, bounds, steps and tolerance."""
+"""Parameters that several methods declare: noise, bounds, sizes of pixels, steps and tolerance."""
 
 from __future__ import annotations
 
 import inspect
 from typing import Any
 
-from skinverse._parameters import Bounds, Constraint, Instance, Integer, Null, OneOf, Real, parameter
+from skinverse._parameters import (
+    Bounds,
+    Constraint,
+    Elements,
+    Instance,
+    Integer,
+    Null,
+    OneOf,
+    Real,
+    parameter,
+)
 from skinverse.noise import Gaussian, NoiseModel, Poisson
 
 
@@ -59,6 +69,18 @@ def bounds_parameter(otherwise: str = "None is no bound.") -> Any:
         doc=f"""
         Interval to which the values of the images are confined, None for a side without bound;
         ``(0, None)`` is non-negativity. {otherwise}""",
+    )
+
+
+def spacing_parameter() -> Any:
+    """Declare the distances of pixels, which differences are divided by."""
+    return parameter(
+        default=None,
+        allowed=Elements(Real(gt=0), name="numbers > 0") | Null(),
+        doc="""
+        Distances of neighbouring pixels along each axis of space, in any unit of length; None is 1 along all
+        of them. Differences are divided by them, so that slices twice as far apart may differ twice as much.
+        With all distances times ``c``, ``c`` times the same number ``lam`` gives the same image.""",
     )
 
 

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from skinverse._differences import Spacing
 from skinverse._tensors import expand, norm, real_like
 from skinverse.estimators._validation import double, single
 from skinverse.functionals import Box, Functional, KullbackLeibler, LeastSquares
@@ -49,9 +50,10 @@ class Units:
     factor: float = 1.0
     noise_std: Tensor | None = None  # of white noise, (n,)
     background: Tensor | None = None  # of counts, (n, *dimsd) or (n, 1, ...)
+    length: float = 1.0  # by which a functional of first differences measures the distances of pixels
 
     @classmethod
-    def of(cls, A: LinearMap, data: Tensor, noise: NoiseModel) -> Self:
+    def of(cls, A: LinearMap, data: Tensor, noise: NoiseModel, spacing: Spacing = None) -> Self:
         """The problem in its own units."""
         known = noise.reduced(data)
         size = size_of(known.data, A)
@@ -59,12 +61,14 @@ class Units:
         std = None if known.std is None else deviation(known.std, data) / size
         background = None if known.background is None else known.background / expand(size, data)
         base = torch.zeros_like(size)
-        return cls(normed, known.data / expand(size, data), gain, size, base, noise.factor, std, background)
+        length = 1.0 if spacing is None else float(min(spacing))
+        scaled = known.data / expand(size, data)
+        return cls(normed, scaled, gain, size, base, noise.factor, std, background, length)
 
     @classmethod
-    def without_level(cls, A: LinearMap, data: Tensor, noise: NoiseModel) -> Self:
+    def without_level(cls, A: LinearMap, data: Tensor, noise: NoiseModel, spacing: Spacing = None) -> Self:
         """The same without the constant image that explains most of the data, where that changes nothing."""
-        whole = cls.of(A, data, noise)
+        whole = cls.of(A, data, noise, spacing)
         if whole.background is not None:  # the noise of counts grows with the level
             return whole
         ones = torch.ones_like(whole.A.adjoint(whole.data[:1]))
@@ -128,6 +132,7 @@ class Units:
         """The weight of a functional of degree one beside that fidelity, one per image.
 
         ``lam / (c s)`` over the factor; ``lam / s`` over it for counts, of which the fidelity has degree one.
+        Where the functional takes differences, also over the length by which it measures.
         """
         return (lam / self._unit_of_weight).to(self.size.dtype)
 
@@ -158,7 +163,8 @@ class Units:
 
     @property
     def _unit_of_weight(self) -> Tensor:
-        return self.gain * self.factor * self._scale * torch.ones_like(self.size, dtype=torch.float64)
+        ones = torch.ones_like(self.size, dtype=torch.float64)
+        return self.length * self.gain * self.factor * self._scale * ones
 
 
 @dataclass(frozen=True)
@@ -286,6 +292,11 @@ class NormalisedFidelity:
             normal = self._normal
             self._levels[kind] = normal.seen(self._plain, like), normal.of_level(self.A, like)
         return self._levels[kind]
+
+
+def in_pixels(spacing: Spacing) -> Spacing:
+    """Distances of pixels by the smallest of them, which is the ``length`` of :class:`Units`."""
+    return None if spacing is None else tuple(float(h) / float(min(spacing)) for h in spacing)
 
 
 def within(x: Tensor, bounds: Interval) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,20 @@ def check_channel_axis(channel_axis: int | None, dims: tuple[int, ...]) -> None:
         f"channel_axis: expected an axis of one image beside one of space, got {channel_axis} for images of "
         f"shape ({size}{',' * (len(dims) == 1)})"
     )
+
+
+def check_spacing(spacing: Sequence[float] | None, axes: tuple[int, ...]) -> None:
+    """Refuse distances of pixels that are not one for each axis of space.
+
+    Raises
+    ------
+    ParameterError
+        If there are more or fewer.
+    """
+    if spacing is not None and len(spacing) != len(axes):
+        raise ParameterError(
+            f"spacing: expected one number for each of {len(axes)} axes of space, got {spacing!r}"
+        )
 
 
 def alike(masks: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:

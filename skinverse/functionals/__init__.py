@@ -4,6 +4,8 @@ from skinverse.functionals._base import Functional
 from skinverse.functionals._energy import EnergyFunctional
 from skinverse.functionals._fidelity import DataBall, KullbackLeibler, LeastSquares
 from skinverse.functionals._gaussian import SparseCholeskyGaussian
+from skinverse.functionals._nuclear import NuclearNorm as NuclearNorm
+from skinverse.functionals._nuclear import TotalNuclearVariation
 from skinverse.functionals._simple import Box, L1Norm, SquaredNorm
 from skinverse.functionals._sparsity import CosineSparsity, WaveletSparsity
 from skinverse.functionals._variation import GroupNorm as GroupNorm
@@ -21,6 +23,7 @@ __all__ = [
     "SparseCholeskyGaussian",
     "SquaredNorm",
     "TotalGeneralizedVariation",
+    "TotalNuclearVariation",
     "TotalVariation",
     "WaveletSparsity",
 ]

@@ -9,10 +9,16 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from skinverse._differences import IMAGE_AXES, Axes, axes_of
+from skinverse._differences import IMAGE_AXES, Axes, Spacing, axes_of
 from skinverse._tensors import LinearMap, dot, expand
 from skinverse.functionals._base import Functional
-from skinverse.functionals._derivatives import Gradient, SymmetrizedDerivative, n_entries, on_differences
+from skinverse.functionals._derivatives import (
+    Gradient,
+    SymmetrizedDerivative,
+    check_spacing,
+    n_entries,
+    on_differences,
+)
 from skinverse.functionals._simple import L1Norm, shrink, unit_ball
 
 
@@ -63,8 +69,9 @@ def _root(squares: Tensor) -> Tensor:
 class TotalVariation(Functional):
     """Total variation, ``TV(x) = sum_pixels |grad x|``.
 
-    The gradient consists of forward differences, which are zero across the border (Neumann). The variations
-    of channels add up. Of complex images the moduli of the differences count.
+    The gradient consists of forward differences, which are zero across the border (Neumann), divided by the
+    distances of the pixels. The variations of channels add up. Of complex images the moduli of the
+    differences count.
 
     Parameters
     ----------
@@ -74,6 +81,18 @@ class TotalVariation(Functional):
     axes : tuple of int, default=(-2, -1)
         The spatial axes of a batch, counted from the end: (-3, -2, -1) of volumes (n, D, H, W), (-3, -2) of
         images (n, H, W, C). All others are channels; of signals (n, L) there is only the last one.
+    spacing : sequence of float > 0 or None, default=None
+        Distances of neighbouring pixels along each of the axes, in any unit of length; None is 1. The value
+        has the unit of images over lengths: it is a sum over pixels, whatever their size.
+
+    Raises
+    ------
+    ValueError
+        If ``spacing`` is not one positive number for each axis.
+
+    See Also
+    --------
+    TotalNuclearVariation : Edges that channels share.
 
     References
     ----------
@@ -90,18 +109,19 @@ class TotalVariation(Functional):
     tensor([12.])
     """
 
-    def __init__(self, *, isotropic: bool = True, axes: Axes = IMAGE_AXES) -> None:
-        self.isotropic, self.axes = isotropic, axes
+    def __init__(self, *, isotropic: bool = True, axes: Axes = IMAGE_AXES, spacing: Spacing = None) -> None:
+        check_spacing(spacing, axes)
+        self.isotropic, self.axes, self.spacing = isotropic, axes, spacing
 
     def __call__(self, x: Tensor) -> Tensor:
         outer, gradient = self.split()
         return outer(gradient(x))
 
     def split(self) -> tuple[Functional, LinearMap]:
-        return GroupNorm() if self.isotropic else L1Norm(), Gradient(self.axes)
+        return GroupNorm() if self.isotropic else L1Norm(), Gradient(self.axes, self.spacing)
 
     def __repr__(self) -> str:
-        return f"TotalVariation(isotropic={self.isotropic}, axes={self.axes})"
+        return f"TotalVariation(isotropic={self.isotropic}, axes={self.axes}, spacing={self.spacing})"
 
 
 class TotalGeneralizedVariation(Functional):
@@ -114,9 +134,16 @@ class TotalGeneralizedVariation(Functional):
     Parameters
     ----------
     alpha : float > 0, default=2.0
-        Weight of the second order relative to the first.
+        Weight of the second order relative to the first, a length in the unit of ``spacing``.
     axes : tuple of int, default=(-2, -1)
         The spatial axes of a batch, as in :class:`TotalVariation`.
+    spacing : sequence of float > 0 or None, default=None
+        Distances of neighbouring pixels along each of the axes; None is 1.
+
+    Raises
+    ------
+    ValueError
+        If ``alpha`` is not positive, or ``spacing`` not one positive number for each axis.
 
     Notes
     -----
@@ -139,17 +166,19 @@ class TotalGeneralizedVariation(Functional):
     (tensor([True]), tensor([9.]))
     """
 
-    def __init__(self, *, alpha: float = 2.0, axes: Axes = IMAGE_AXES) -> None:
+    def __init__(self, *, alpha: float = 2.0, axes: Axes = IMAGE_AXES, spacing: Spacing = None) -> None:
         if not alpha > 0:
             raise ValueError(f"alpha: expected a number > 0, got {alpha!r}")
-        self.alpha, self.axes = alpha, axes
+        check_spacing(spacing, axes)
+        self.alpha, self.axes, self.spacing = alpha, axes, spacing
 
     def __call__(self, x: Tensor) -> Tensor:
-        return _minimum_over_fields(Gradient(self.axes)(x.detach()), self.alpha, self.axes)
+        g = Gradient(self.axes, self.spacing)(x.detach())
+        return _minimum_over_fields(g, self.alpha, self.axes, self.spacing)
 
     def lifted(self) -> Functional:
         """``sum_pixels |grad x - v| + alpha |E v|`` as a functional of image and field."""
-        return _LiftedVariation(self.alpha, self.axes)
+        return _LiftedVariation(self.alpha, self.axes, self.spacing)
 
     def lift(self, functional: Functional, n_axes: int = 2) -> Functional:
         """A functional of the image as one of image and field; the field has ``n_axes`` components."""
@@ -161,7 +190,7 @@ class TotalGeneralizedVariation(Functional):
         return torch.cat([x[:, None], field], dim=1)
 
     def __repr__(self) -> str:
-        return f"TotalGeneralizedVariation(alpha={self.alpha}, axes={self.axes})"
+        return f"TotalGeneralizedVariation(alpha={self.alpha}, axes={self.axes}, spacing={self.spacing})"
 
 
 class OfImage(Functional):
@@ -227,23 +256,23 @@ def _embed(x: Tensor, n_axes: int) -> Tensor:
 class _LiftedVariation(Functional):
     """``sum |grad x - v| + alpha |E v|`` of ``z = (x, v)``."""
 
-    def __init__(self, alpha: float, axes: Axes) -> None:
-        self.alpha, self.axes = alpha, axes
+    def __init__(self, alpha: float, axes: Axes, spacing: Spacing) -> None:
+        self.alpha, self.axes, self.spacing = alpha, axes, spacing
 
     def __call__(self, z: Tensor) -> Tensor:
         outer, linear = self.split()
         return outer(linear(z))
 
     def split(self) -> tuple[Functional, LinearMap]:
-        return _JointNorm(self.axes), _Joint(self.alpha, self.axes)
+        return _JointNorm(self.axes), _Joint(self.alpha, self.axes, self.spacing)
 
 
 class _Joint:
     """``(x, v) -> (grad x - v, alpha E v)``, stacked along the channels."""
 
-    def __init__(self, alpha: float, axes: Axes) -> None:
+    def __init__(self, alpha: float, axes: Axes, spacing: Spacing) -> None:
         self.alpha, self.axes = alpha, axes
-        self._grad, self._E = Gradient(axes), SymmetrizedDerivative(axes)
+        self._grad, self._E = Gradient(axes, spacing), SymmetrizedDerivative(axes, spacing)
 
     def __call__(self, z: Tensor) -> Tensor:
         x, v = z[:, 0], on_differences(z[:, 1:], self.axes)
@@ -288,7 +317,13 @@ class _JointNorm(Functional):
 
 
 def _minimum_over_fields(
-    g: Tensor, alpha: float, axes: Axes = IMAGE_AXES, *, gap: float = 1e-4, max_steps: int = 50_000
+    g: Tensor,
+    alpha: float,
+    axes: Axes = IMAGE_AXES,
+    spacing: Spacing = None,
+    *,
+    gap: float = 1e-4,
+    max_steps: int = 50_000,
 ) -> Tensor:
     """``min_v ||g - v|| + alpha ||E v||`` for gradients ``g``, by primal-dual steps to a relative gap.
 
@@ -296,7 +331,7 @@ def _minimum_over_fields(
     by its largest ``|alpha E^T w|`` is feasible, so the gap is a certificate. The gradients are scaled to a
     mean length of one, which suits steps of equal size.
     """
-    E, norm = SymmetrizedDerivative(axes), GroupNorm()
+    E, norm = SymmetrizedDerivative(axes, spacing), GroupNorm()
     mean = norm(g) / math.prod(g.shape[2:])
     unit = torch.where(mean > 0, mean, 1)
     g = g / expand(unit, g)

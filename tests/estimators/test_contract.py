@@ -71,6 +71,11 @@ OF_COUNTS = {
         "form",
     ),
 }
+# Other options of total variation, and what they must keep.
+OPTIONS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
+    ({"variation": "nuclear", "channel_axis": 0}, ("companions", "level", "phase", "converged_is_true")),
+    ({"spacing": (4e-6, 1e-6), "lam": 1e-7}, ("units", "saved")),
+]
 
 
 def reconstructors() -> Iterator[BaseReconstructor]:
@@ -108,6 +113,11 @@ def contract() -> Iterator[Any]:
     for check in reconstructor_checks(skinverse.TotalVariationRecon(tol=1e-2, max_steps=50)):
         if check.skipped or check.name in KEPT_BY_RULE:
             yield pytest.param(check, id=f"by-rule-{check}")
+    for option, kept in OPTIONS:
+        method = skinverse.TotalVariationRecon(**QUICK["TotalVariationRecon"] | option)
+        for check in reconstructor_checks(method):
+            if check.name in kept:
+                yield pytest.param(check, id=f"with-{'-'.join(option)}-{check}")
 
 
 @pytest.mark.parametrize("check", list(contract()))

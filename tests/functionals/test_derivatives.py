@@ -15,6 +15,7 @@ from skinverse.functionals import (
     KullbackLeibler,
     L1Norm,
     LeastSquares,
+    NuclearNorm,
     SquaredNorm,
     TotalVariation,
     WaveletSparsity,
@@ -66,7 +67,7 @@ def test_derivatives_at_kinks_are_subgradients(f: Functional, dtype: torch.dtype
         assert (f(x + step) >= f(x) + slope - 1e-9 * scale).all()
 
 
-@pytest.mark.parametrize("f", [L1Norm(), GroupNorm(), GroupNorm((1, 2))])
+@pytest.mark.parametrize("f", [L1Norm(), GroupNorm(), GroupNorm((1, 2)), NuclearNorm(())])
 @pytest.mark.parametrize("dtype", [torch.float32, REAL, COMPLEX])
 @pytest.mark.parametrize("step", [0.5, 1e4])
 def test_shrinkage_is_differentiable_where_the_image_is_zero(
@@ -80,7 +81,9 @@ def test_shrinkage_is_differentiable_where_the_image_is_zero(
 
 
 @pytest.mark.draws_globally
-@pytest.mark.parametrize("f", [L1Norm(), GroupNorm(), WaveletSparsity(order=2), CosineSparsity()])
+@pytest.mark.parametrize(
+    "f", [L1Norm(), GroupNorm(), NuclearNorm(()), WaveletSparsity(order=2), CosineSparsity()]
+)
 def test_proxes_are_differentiable_in_image_and_step(f: Functional) -> None:
     x, step = draw((2, 3, 8)), torch.tensor([0.3, 0.7], dtype=REAL)
     x[:, :, 5:] = 0

@@ -25,8 +25,10 @@ from skinverse.functionals import (
     KullbackLeibler,
     L1Norm,
     LeastSquares,
+    NuclearNorm,
     SquaredNorm,
     TotalGeneralizedVariation,
+    TotalNuclearVariation,
     TotalVariation,
     WaveletSparsity,
 )
@@ -85,6 +87,8 @@ def functionals(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Functio
         "DataBall dense": DataBall(A, data, 1000.0),
         "TotalVariation": TotalVariation(),
         "TotalVariation anisotropic": TotalVariation(isotropic=False),
+        "TotalVariation of distances": TotalVariation(spacing=(3.0, 0.5)),
+        "TotalNuclearVariation": TotalNuclearVariation(),
         "TotalGeneralizedVariation": TotalGeneralizedVariation(),
         "WaveletSparsity": WaveletSparsity(order=2),
         "CosineSparsity": CosineSparsity(),
@@ -232,7 +236,9 @@ def test_multiples_and_lifts_of_a_sum_keep_its_terms_apart() -> None:
     lifted = TGV.lift(f, 2)
     assert [term.split()[0].proximable for term in lifted.summands] == [True, True]
     assert_allclose(sum(term(z) for term in lifted.summands), f(z[:, 0]))
-    assert repr(2 * f) == "2 * LeastSquares() + 2 * TotalVariation(isotropic=True, axes=(-2, -1))"
+    assert (
+        repr(2 * f) == "2 * LeastSquares() + 2 * TotalVariation(isotropic=True, axes=(-2, -1), spacing=None)"
+    )
 
 
 @pytest.mark.parametrize("weight", [-1, -0.1, float("nan"), torch.tensor([1.0, -2.0, 0.0])])
@@ -245,7 +251,10 @@ def test_weights_are_not_negative(weight: Tensor | float) -> None:
     "f",
     [
         TotalVariation(isotropic=False),
+        TotalVariation(spacing=(3, 0.5)),
+        TotalNuclearVariation(spacing=(3, 0.5)),
         TotalGeneralizedVariation(alpha=0.5),
+        TotalGeneralizedVariation(spacing=(3, 0.5)),
         WaveletSparsity(order=2, n_levels=3),
         Box(0, None),
     ],
@@ -371,6 +380,11 @@ def groups(*sizes: int) -> Callable[[np.ndarray, int], float]:
     return lambda p, i: sum(np.linalg.norm(part, axis=0).sum() for part in np.split(p, cuts))
 
 
+def nuclear(p: np.ndarray, i: int) -> float:
+    """Of the matrices of directions and channels, (d, channels, *space)."""
+    return float(np.linalg.svd(np.moveaxis(p, (0, 1), (-2, -1)), compute_uv=False).sum())
+
+
 def haar(z: np.ndarray) -> float:
     """One level for four samples."""
     return float(np.abs(z[0::2] - z[1::2]).sum() / np.sqrt(2))
@@ -390,6 +404,10 @@ PROXES = {
     "GroupNorm": Prox(GroupNorm(), (2, 2), groups(2)),
     "GroupNorm complex": Prox(GroupNorm(), (2, 1), groups(2), True),
     "GroupNorm sizes": Prox(GroupNorm((2, 3)), (5, 2), groups(2, 3)),
+    "NuclearNorm": Prox(NuclearNorm(), (2, 3, 1, 2), nuclear),
+    "NuclearNorm complex": Prox(NuclearNorm(), (2, 2, 2, 1), nuclear, True),
+    "NuclearNorm of volumes": Prox(NuclearNorm((-3, -2, -1)), (3, 4, 1, 1, 2), nuclear),
+    "NuclearNorm of two channels": Prox(NuclearNorm((-3, -2, -1)), (3, 2, 1, 2, 1), nuclear),
     "SquaredNorm": Prox(SquaredNorm(), (2,), lambda z, i: squares(z)),
     "Box": Prox(Box(-0.5, 0.7), (2,), box(-0.5, 0.7)),
     "Box low": Prox(Box(0), (2,), box(0, np.inf)),

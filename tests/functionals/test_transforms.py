@@ -21,6 +21,7 @@ from skinverse.functionals import (
     Functional,
     LeastSquares,
     TotalGeneralizedVariation,
+    TotalNuclearVariation,
     TotalVariation,
     WaveletSparsity,
 )
@@ -66,6 +67,26 @@ SPLITS: dict[str, tuple[Functional, tuple[int, ...]]] = {
         f"lifted {shape} along {axes}": (TotalGeneralizedVariation(axes=axes).lifted(), shape)
         for axes, shape in [((-3, -2, -1), (4, 4, 2, 3)), ((-3, -2), (3, 4, 3, 2)), (FOUR, (5, 2, 3, 2, 3))]
     },
+    **{
+        f"TotalVariation {shape} of distances {spacing}": (TotalVariation(axes=axes, spacing=spacing), shape)
+        for axes, spacing, shape in [
+            (VOLUME, (5.0, 1.0, 0.5), (4, 2, 3)),
+            ((-3, -2), (0.1, 3), (4, 3, 2)),
+            ((-2, -1), (9.0, 0.5), (7,)),
+        ]
+    },
+    **{
+        f"lifted {shape} of distances {spacing}": (
+            TotalGeneralizedVariation(axes=axes, spacing=spacing).lifted(),
+            shape,
+        )
+        for axes, spacing, shape in [(VOLUME, (5, 1, 1), (4, 4, 2, 3)), ((-2, -1), (0.2, 3), (3, 4, 5))]
+    },
+    "TotalNuclearVariation": (TotalNuclearVariation(), (3, 4, 5)),
+    "TotalNuclearVariation of volumes": (
+        TotalNuclearVariation(axes=(-4, -3, -2), spacing=(5, 1, 1)),
+        (2, 3, 3, 2),
+    ),
     "lifted with another weight": (TotalGeneralizedVariation(alpha=0.3).lifted(), (3, 5, 4)),
     "OfImage of TotalVariation": (TGV.lift(TotalVariation(), 2), (3, 5, 6)),
     "OfImage of scaled signals": (TGV.lift(0.5 * TotalVariation(), 1), (2, 6)),
@@ -100,6 +121,7 @@ def test_norm_bounds_the_largest_singular_value(f: Functional, shape) -> None:
     [
         (TotalVariation().split()[1], (16, 16)),
         (TotalVariation(axes=VOLUME).split()[1], (12, 8, 8)),
+        (TotalVariation(axes=VOLUME, spacing=(5, 1, 0.5)).split()[1], (6, 8, 12)),
         (TGV.lift(TotalVariation(), 2).split()[1], (3, 16, 16)),
         (WaveletSparsity(2).transform, (16, 16)),
         (CosineSparsity().transform, (16, 16)),
@@ -202,7 +224,15 @@ def test_only_anisotropic_variation_is_invariant_under_rotations_and_flips() -> 
 
 
 @pytest.mark.parametrize(
-    "f", [TotalVariation(), TotalVariation(isotropic=False), TGV, WaveletSparsity(), CosineSparsity()]
+    "f",
+    [
+        TotalVariation(),
+        TotalVariation(isotropic=False),
+        TotalNuclearVariation(),
+        TGV,
+        WaveletSparsity(),
+        CosineSparsity(),
+    ],
 )
 @pytest.mark.parametrize("shape", [(1,), (1, 1), (3, 1, 1), (9,), (8, 12), (1, 9), (9, 1)])
 def test_constant_images_cost_nothing(f: Functional, shape) -> None:

@@ -21,6 +21,7 @@ from skinverse.functionals import (
     SparseCholeskyGaussian,
     SquaredNorm,
     TotalGeneralizedVariation,
+    TotalNuclearVariation,
     TotalVariation,
     WaveletSparsity,
 )
@@ -97,6 +98,7 @@ FUNCTIONALS: dict[str, Callable[[Tensor], Functional]] = {
     "LeastSquares of a map": lambda y: LeastSquares(BLUR, y, weights=y.abs()),
     "SquaredNorm": lambda y: SquaredNorm(),
     "TotalGeneralizedVariation": lambda y: TGV,
+    "TotalNuclearVariation": lambda y: TotalNuclearVariation(axes=(-1,), spacing=(2.0,)),
     "TotalVariation": lambda y: TotalVariation(),
     "WaveletSparsity": lambda y: WaveletSparsity(order=2),
     "a multiple": lambda y: 0.3 * L1Norm(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -12,8 +13,8 @@ from torch import Tensor
 from skinverse._parameters import Flag, Integer, Real, parameter
 from skinverse._tensors import expand, relative_change
 from skinverse.estimators._base import BaseReconstructor
-from skinverse.estimators._declarations import max_steps_parameter, noise_parameter
-from skinverse.estimators._units import Units
+from skinverse.estimators._declarations import max_steps_parameter, noise_parameter, spacing_parameter
+from skinverse.estimators._units import Units, in_pixels
 from skinverse.functionals import TotalVariation
 from skinverse.noise import NoiseModel, Poisson
 from skinverse.operators import LinearMap
@@ -52,7 +53,7 @@ class ExpectationMaximisation(BaseReconstructor):
         return Poisson() if self.noise is None else super()._noise_model
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
-        units = Units.of(A, data, self._noise_model)
+        units = Units.of(A, data, self._noise_model, self.spacing)
         subsets = _subsets(units, min(self._n_subsets(), units.A.dimsd[0]))
         x = _uniform(units)
         n_steps = torch.zeros(len(x), dtype=torch.int64, device=x.device)
@@ -190,19 +191,23 @@ class RichardsonLucy(ExpectationMaximisation):
     """
 
     lam: float = parameter(default=0.0, allowed=Real(ge=0), doc="Weight of the total variation.")
+    spacing: Sequence[float] | None = spacing_parameter()
 
     def _n_subsets(self) -> int:
         return 1
 
     def _penalty(self, units: Units, x: Tensor) -> Tensor:
-        return units.weight(self.lam) * TotalVariation(axes=self._spatial_axes(units.A))(x)
+        return units.weight(self.lam) * self._variation(units.A)(x)
 
     def _denominator(self, units: Units, x: Tensor, sensitivity: Tensor) -> Tensor:
         if self.lam == 0:
             return sensitivity
-        slope = _slope(x, self._spatial_axes(units.A))
+        slope = _slope(x, self._variation(units.A))
         weight = expand(units.weight(self.lam), x)
         return torch.maximum(sensitivity + weight * slope, _LEAST_DENOMINATOR * sensitivity)
+
+    def _variation(self, A: LinearMap) -> TotalVariation:
+        return TotalVariation(axes=self._spatial_axes(A), spacing=in_pixels(self.spacing))
 
 
 @dataclass(frozen=True)
@@ -258,9 +263,9 @@ def _sum(x: Tensor) -> Tensor:
     return x.flatten(1).sum(1)
 
 
-def _slope(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+def _slope(x: Tensor, variation: TotalVariation) -> Tensor:
     """Derivative of the total variation, ``-div(grad x / |grad x|)``; what is flat has none."""
-    _, gradient = TotalVariation(axes=axes).split()
+    _, gradient = variation.split()
     g = gradient(x)
     length = g.square().sum(1, keepdim=True).sqrt()
     return gradient.adjoint(torch.where(length > 0, g / length, 0))

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from skinverse._parameters import Flag, Integer, Null, OneOf, Real, parameter
+from skinverse._parameters import Integer, Null, OneOf, Real, parameter
 from skinverse._tensors import dot, expand, norm
 from skinverse.estimators._base import BaseReconstructor
 from skinverse.estimators._declarations import (
     bounds_parameter,
     max_steps_parameter,
     noise_parameter,
+    spacing_parameter,
     tol_parameter,
 )
-from skinverse.estimators._units import Interval, Units
+from skinverse.estimators._units import Interval, Units, in_pixels
 from skinverse.estimators._validation import check_noise_known
 from skinverse.estimators.classical.weights import (
     Minimisation,
@@ -30,6 +32,7 @@ from skinverse.functionals import (
     DataBall,
     Functional,
     TotalGeneralizedVariation,
+    TotalNuclearVariation,
     TotalVariation,
     WaveletSparsity,
 )
@@ -74,7 +77,7 @@ class VariationalReconstructor(BaseReconstructor):
         check_noise_known(self.lam, self.noise)
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
-        units = Units.without_level(A, data, self._noise_model)
+        units = Units.without_level(A, data, self._noise_model, self.spacing)
         x0 = _back_projection(units.A, units.data) if units.background is None else _constant(units)
         if self.lam == "auto":
             return self._by_least_risk(units, x0)
@@ -146,7 +149,8 @@ class TotalVariationRecon(VariationalReconstructor):
     """Total variation regularisation (Rudin, Osher and Fatemi).
 
     Minimises, for each image, ``D(A x, y) + lam TV(x)`` with ``TV(x) = sum_pixels |grad x|`` by a
-    primal-dual method. The variations of channels add up.
+    primal-dual method. The variations of channels add up, or channels share their edges
+    (``variation="nuclear"``).
 
     See Also
     --------
@@ -162,6 +166,8 @@ class TotalVariationRecon(VariationalReconstructor):
     60, 1992.
     A. Chambolle and T. Pock, A first-order primal-dual algorithm for convex problems with applications to
     imaging, Journal of Mathematical Imaging and Vision 40, 2011.
+    K. M. Holt, Total nuclear variation and Jacobian extensions of total variation for vector fields, IEEE
+    Transactions on Image Processing 23, 2014.
 
     Examples
     --------
@@ -174,12 +180,16 @@ class TotalVariationRecon(VariationalReconstructor):
     (6, 16, 16)
     """
 
-    isotropic: bool = parameter(
-        default=True,
-        allowed=Flag(),
+    variation: str = parameter(
+        default="isotropic",
+        allowed=OneOf("isotropic", "anisotropic", "nuclear"),
         doc="""
-        Euclidean length of the gradient in each pixel; otherwise the sum of the absolute differences.""",
+        What is summed over pixels: "isotropic" is the Euclidean length of the gradient of each channel,
+        "anisotropic" the sum of its absolute values. "nuclear" is the sum of the singular values of the
+        Jacobian of all channels: it is smallest where they have their edges in the same places, as colours
+        and energies do, and the isotropic one where there is one channel.""",
     )
+    spacing: Sequence[float] | None = spacing_parameter()
     max_steps: int = max_steps_parameter(2000, "Largest number of iterations.")
     tol: float = tol_parameter(
         1e-3,
@@ -188,7 +198,14 @@ class TotalVariationRecon(VariationalReconstructor):
     )
 
     def _regularizer(self, A: LinearMap) -> Functional:
-        return TotalVariation(isotropic=self.isotropic, axes=self._spatial_axes(A))
+        return _VARIATIONS[self.variation](axes=self._spatial_axes(A), spacing=in_pixels(self.spacing))
+
+
+_VARIATIONS: dict[str, Callable[..., Functional]] = {
+    "isotropic": TotalVariation,
+    "anisotropic": partial(TotalVariation, isotropic=False),
+    "nuclear": TotalNuclearVariation,
+}
 
 
 class TotalGeneralizedVariationRecon(VariationalReconstructor):
@@ -219,8 +236,11 @@ class TotalGeneralizedVariationRecon(VariationalReconstructor):
     tgv_ratio: float = parameter(
         default=2.0,
         allowed=Real(gt=0),
-        doc="The ``alpha`` of the formula, weight of the second order against the first.",
+        doc="""
+        The ``alpha`` of the formula, weight of the second order against the first, in units of the smallest
+        ``spacing``.""",
     )
+    spacing: Sequence[float] | None = spacing_parameter()
     max_steps: int = max_steps_parameter(5000, "Largest number of iterations.")
     tol: float = tol_parameter(
         1e-3,
@@ -241,7 +261,8 @@ class TotalGeneralizedVariationRecon(VariationalReconstructor):
         return variables[:, 0]
 
     def _variation(self, A: LinearMap) -> TotalGeneralizedVariation:
-        return TotalGeneralizedVariation(alpha=self.tgv_ratio, axes=self._spatial_axes(A))
+        axes, spacing = self._spatial_axes(A), in_pixels(self.spacing)
+        return TotalGeneralizedVariation(alpha=self.tgv_ratio, axes=axes, spacing=spacing)
 
 
 class WaveletRecon(VariationalReconstructor):
