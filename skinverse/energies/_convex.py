@@ -25,7 +25,7 @@ class ConvexEnergy(Energy):
         Number of features in each layer.
     kernel_size : int, default=5
         Side of the filters in pixels, odd.
-    n_axes : int, default=2
+    ndim : int, default=2
         Number of spatial axes of the images: 3 for volumes.
 
     References
@@ -43,10 +43,10 @@ class ConvexEnergy(Energy):
     """
 
     def __init__(
-        self, n_channels: int = 1, *, n_features: int = 32, kernel_size: int = 5, n_axes: int = 2
+        self, n_channels: int = 1, *, n_features: int = 32, kernel_size: int = 5, ndim: int = 2
     ) -> None:
         super().__init__()
-        self.n_channels, size = n_channels, [kernel_size] * n_axes
+        self.n_channels, size = n_channels, [kernel_size] * ndim
         n = math.prod(size)
         self.first = nn.Parameter(torch.randn(n_features, n_channels, *size) / n**0.5)
         self.skip = nn.Parameter(torch.randn(n_features, n_channels, *size) / n**0.5)

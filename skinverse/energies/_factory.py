@@ -28,9 +28,7 @@ _OF_NETWORK: dict[str, Callable[[nn.Module], Energy]] = {
 _SIDE_IN_VOLUMES = 5
 
 
-def make_energy(
-    name: str, n_channels: int = 1, network: nn.Module | None = None, *, n_axes: int = 2
-) -> Energy:
+def make_energy(name: str, n_channels: int = 1, network: nn.Module | None = None, *, ndim: int = 2) -> Energy:
     """Make an untrained energy by its name.
 
     Parameters
@@ -42,7 +40,7 @@ def make_energy(
         Number of channels of the images, for the first three.
     network : nn.Module or None, default=None
         Network of the last three, which knows its own ``n_channels`` and spatial axes.
-    n_axes : int, default=2
+    ndim : int, default=2
         Number of spatial axes of the images, for the first three: 3 for volumes.
 
     Returns
@@ -69,5 +67,5 @@ def make_energy(
         raise ValueError(f"network: for the energy {name!r} expected {needed}")
     if network is not None:
         return _OF_NETWORK[name](network)
-    size = {} if n_axes == 2 else {"n_axes": n_axes, "kernel_size": _SIDE_IN_VOLUMES}
+    size = {} if ndim == 2 else {"ndim": ndim, "kernel_size": _SIDE_IN_VOLUMES}
     return _OF_CHANNELS[name](n_channels, **size)

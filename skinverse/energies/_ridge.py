@@ -37,7 +37,7 @@ class RidgeEnergy(Energy):
         Number of filters.
     kernel_size : int, default=7
         Side of the filters in pixels, odd.
-    n_axes : int, default=2
+    ndim : int, default=2
         Number of spatial axes of the images: 3 for volumes.
 
     References
@@ -60,13 +60,13 @@ class RidgeEnergy(Energy):
         convex: bool = False,
         n_filters: int = 48,
         kernel_size: int = 7,
-        n_axes: int = 2,
+        ndim: int = 2,
     ) -> None:
         super().__init__()
         self.n_channels, self.rho = n_channels, 0.0 if convex else 1.0
-        self.filters = nn.Parameter(_cosines(n_filters, n_channels, kernel_size, n_axes))
+        self.filters = nn.Parameter(_cosines(n_filters, n_channels, kernel_size, ndim))
         self.log_sharpness = nn.Parameter(torch.tensor(math.log(19.0)))
-        self.log_steepness = nn.Parameter(torch.full((n_filters, 1, *[1] * n_axes), math.log(5.0)))
+        self.log_steepness = nn.Parameter(torch.full((n_filters, 1, *[1] * ndim), math.log(5.0)))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.prepared()(x)
@@ -127,19 +127,19 @@ class _Ridges(Energy):
         return zip(self.filters.split(size), self.steepness.split(size), strict=True)
 
 
-def _cosines(n_filters: int, n_channels: int, k: int, n_axes: int) -> Tensor:
+def _cosines(n_filters: int, n_channels: int, k: int, ndim: int) -> Tensor:
     """A tight frame to start from: products of cosines, low frequencies first, mixed over the channels."""
     t = torch.arange(k)
     waves = torch.cos(math.pi * (t + 0.5) * t[:, None] / k) * torch.where(t == 0, 1, 2**0.5)[:, None] / k
-    frequencies = torch.cartesian_prod(*[t] * n_axes)
+    frequencies = torch.cartesian_prod(*[t] * ndim)
     factors = waves[frequencies[frequencies.sum(1).argsort(stable=True)[1:]]]
     atoms = factors[:, 0]
-    for axis in range(1, n_axes):
+    for axis in range(1, ndim):
         atoms = atoms[..., None] * factors[:, axis].reshape(-1, *[1] * axis, k)
     colours = torch.linalg.qr(torch.randn(n_channels, n_channels))[0]
-    bank = (atoms[:, None, None] * colours.reshape(1, n_channels, n_channels, *[1] * n_axes)).flatten(0, 1)
+    bank = (atoms[:, None, None] * colours.reshape(1, n_channels, n_channels, *[1] * ndim)).flatten(0, 1)
     if not len(bank):  # one pixel has no filter of zero mean
-        return torch.zeros(n_filters, n_channels, *[k] * n_axes)
+        return torch.zeros(n_filters, n_channels, *[k] * ndim)
     return bank[torch.arange(n_filters) % len(bank)]
 
 

@@ -39,7 +39,7 @@ class DnCNN(Network):
     group : {"C1", "D1", "C2", "C4", "D4"}, default="C1"
         Symmetry of the network: none, a flip, half turns, quarter turns, quarter turns and flips; of volumes
         in the plane of the last two axes.
-    n_axes : int, default=2
+    ndim : int, default=2
         Number of spatial axes of the images: 3 for volumes.
 
     Raises
@@ -70,17 +70,17 @@ class DnCNN(Network):
         n_features: int = 32,
         n_layers: int = 5,
         group: str = "C1",
-        n_axes: int = 2,
+        ndim: int = 2,
     ) -> None:
         super().__init__()
         if n_layers < 2:
             raise ValueError(f"n_layers: expected at least 2, got {n_layers}")
         self.n_channels = n_channels
         n_fields = _fields(n_features, group)
-        middle = [GroupConv(n_fields, n_fields, group=group, n_axes=n_axes) for _ in range(n_layers - 2)]
+        middle = [GroupConv(n_fields, n_fields, group=group, ndim=ndim) for _ in range(n_layers - 2)]
         first, last = (
-            LiftConv(n_channels, n_fields, group=group, n_axes=n_axes),
-            ProjectConv(n_fields, n_channels, group=group, n_axes=n_axes),
+            LiftConv(n_channels, n_fields, group=group, ndim=ndim),
+            ProjectConv(n_fields, n_channels, group=group, ndim=ndim),
         )
         self.layers = nn.ModuleList([first, *middle, last])
         with torch.no_grad():
@@ -118,7 +118,7 @@ class GradientStepCNN(Network):
         Side of the filters in pixels, odd.
     group : {"C1", "D1", "C2", "C4", "D4"}, default="C1"
         Symmetry of the network: the filters come in all orientations of the group.
-    n_axes : int, default=2
+    ndim : int, default=2
         Number of spatial axes of the images: 3 for volumes.
 
     Attributes
@@ -155,14 +155,14 @@ class GradientStepCNN(Network):
         n_layers: int = 5,
         kernel_size: int = 5,
         group: str = "C1",
-        n_axes: int = 2,
+        ndim: int = 2,
     ) -> None:
         super().__init__()
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size: expected an odd number, got {kernel_size}")
         self.n_channels, self.elements = n_channels, elements(group)
         n_fields = _fields(n_features, group)
-        size = [kernel_size] * n_axes
+        size = [kernel_size] * ndim
         self.filters = nn.Parameter(torch.randn(n_layers, n_fields, n_channels, *size))
         self.log_level = nn.Parameter(torch.full((n_layers, n_fields), math.log(0.1)))
         self.step = nn.Parameter(torch.zeros(n_layers))
@@ -198,7 +198,7 @@ class UNet(Network):
         Number of features at full resolution; it doubles with each halving.
     n_levels : int, default=3
         Number of resolutions.
-    n_axes : int, default=2
+    ndim : int, default=2
         Number of spatial axes of the images: 3 for volumes.
 
     References
@@ -217,7 +217,7 @@ class UNet(Network):
     """
 
     def __init__(
-        self, n_channels: int = 1, *, n_features: int = 32, n_levels: int = 3, n_axes: int = 2
+        self, n_channels: int = 1, *, n_features: int = 32, n_levels: int = 3, ndim: int = 2
     ) -> None:
         super().__init__()
         if n_levels < 1:
@@ -225,10 +225,10 @@ class UNet(Network):
         self.n_channels = n_channels
         widths = [n_features * 2**level for level in range(n_levels)]
         self.down = nn.ModuleList(
-            _block(a, b, n_axes) for a, b in zip([n_channels, *widths], widths, strict=False)
+            _block(a, b, ndim) for a, b in zip([n_channels, *widths], widths, strict=False)
         )
-        self.up = nn.ModuleList(_block(a + b, a, n_axes) for a, b in zip(widths, widths[1:], strict=False))
-        self.last = CONVOLUTIONS[n_axes](n_features, n_channels, 1)
+        self.up = nn.ModuleList(_block(a + b, a, ndim) for a, b in zip(widths, widths[1:], strict=False))
+        self.last = CONVOLUTIONS[ndim](n_features, n_channels, 1)
         with torch.no_grad():
             self.last.weight.mul_(_LAST)
 
@@ -250,8 +250,8 @@ class UNet(Network):
         return x - self.last(z)
 
 
-def _block(n_in: int, n_out: int, n_axes: int) -> nn.ModuleList:
-    return nn.ModuleList([CONVOLUTIONS[n_axes](n_in, n_out, 3), CONVOLUTIONS[n_axes](n_out, n_out, 3)])
+def _block(n_in: int, n_out: int, ndim: int) -> nn.ModuleList:
+    return nn.ModuleList([CONVOLUTIONS[ndim](n_in, n_out, 3), CONVOLUTIONS[ndim](n_out, n_out, 3)])
 
 
 def _halved(z: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ _IN_VOLUMES: dict[Any, dict[str, Any]] = {GradientStepCNN: {"kernel_size": 3}}
 _OF_VOLUMES = tuple(name for name in _KINDS if name != "lipschitz")
 
 
-def make_network(name: str, n_channels: int = 1, n_axes: int = 2) -> nn.Module:
+def make_network(name: str, n_channels: int = 1, ndim: int = 2) -> nn.Module:
     """Make an untrained network by its name.
 
     Parameters
@@ -39,7 +39,7 @@ def make_network(name: str, n_channels: int = 1, n_axes: int = 2) -> nn.Module:
         ``"lipschitz"``, from images to one channel.
     n_channels : int, default=1
         Channels of the images.
-    n_axes : int, default=2
+    ndim : int, default=2
         Number of spatial axes of the images: 3 for volumes.
 
     Returns
@@ -62,12 +62,12 @@ def make_network(name: str, n_channels: int = 1, n_axes: int = 2) -> nn.Module:
     if name not in _KINDS:
         raise ValueError(f"name: expected one of {list(_KINDS)}, got {name!r}")
     kind, settings = _KINDS[name]
-    if n_axes not in (2, 3) or (n_axes == 3 and name not in _OF_VOLUMES):
+    if ndim not in (2, 3) or (ndim == 3 and name not in _OF_VOLUMES):
         raise ValueError(
-            f"name: {name!r} is a network of images of 2 spatial axes, got {n_axes}: channel_axis says which "
+            f"name: {name!r} is a network of images of 2 spatial axes, got {ndim}: channel_axis says which "
             f"axis of an image holds channels, and volumes have {list(_OF_VOLUMES)}"
         )
-    in_volumes = {} if n_axes == 2 else {"n_axes": n_axes, **_IN_VOLUMES.get(kind, {})}
+    in_volumes = {} if ndim == 2 else {"ndim": ndim, **_IN_VOLUMES.get(kind, {})}
     network: nn.Module = kind(n_channels, **settings, **in_volumes)
     return network
 

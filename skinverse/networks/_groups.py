@@ -78,7 +78,7 @@ class GroupConv(nn.Module):
     group : {"C1", "D1", "C2", "C4", "D4"}, default="C4"
         Symmetry: none, a flip, half turns, quarter turns, quarter turns and flips; of volumes in the plane of
         the last two axes.
-    n_axes : int, default=2
+    ndim : int, default=2
         Number of spatial axes of the images: 3 for volumes.
 
     References
@@ -97,13 +97,13 @@ class GroupConv(nn.Module):
     quotients: Tensor
 
     def __init__(
-        self, n_in: int, n_out: int, *, kernel_size: int = 3, group: str = "C4", n_axes: int = 2
+        self, n_in: int, n_out: int, *, kernel_size: int = 3, group: str = "C4", ndim: int = 2
     ) -> None:
         super().__init__()
         self.elements = elements(group)
         order = len(self.elements)
         self.register_buffer("quotients", quotients(group), persistent=False)
-        size = [kernel_size] * n_axes
+        size = [kernel_size] * ndim
         fan_in = n_in * order * math.prod(size)
         self.weight = nn.Parameter(_uniform((n_out, n_in, order, *size), fan_in))
         self.offset = nn.Parameter(_uniform((n_out,), fan_in))
@@ -131,7 +131,7 @@ class LiftConv(nn.Module):
         Side of the kernel in pixels.
     group : {"C1", "D1", "C2", "C4", "D4"}, default="C4"
         The group.
-    n_axes : int, default=2
+    ndim : int, default=2
         Number of spatial axes of the images: 3 for volumes.
 
     Examples
@@ -142,11 +142,11 @@ class LiftConv(nn.Module):
     """
 
     def __init__(
-        self, n_in: int, n_out: int, *, kernel_size: int = 3, group: str = "C4", n_axes: int = 2
+        self, n_in: int, n_out: int, *, kernel_size: int = 3, group: str = "C4", ndim: int = 2
     ) -> None:
         super().__init__()
         self.elements = elements(group)
-        size = [kernel_size] * n_axes
+        size = [kernel_size] * ndim
         fan_in = n_in * math.prod(size)
         self.weight = nn.Parameter(_uniform((n_out, n_in, *size), fan_in))
         self.offset = nn.Parameter(_uniform((n_out,), fan_in))
@@ -171,7 +171,7 @@ class ProjectConv(nn.Module):
         Side of the kernel in pixels.
     group : {"C1", "D1", "C2", "C4", "D4"}, default="C4"
         The group.
-    n_axes : int, default=2
+    ndim : int, default=2
         Number of spatial axes of the images: 3 for volumes.
 
     Examples
@@ -182,11 +182,11 @@ class ProjectConv(nn.Module):
     """
 
     def __init__(
-        self, n_in: int, n_out: int, *, kernel_size: int = 3, group: str = "C4", n_axes: int = 2
+        self, n_in: int, n_out: int, *, kernel_size: int = 3, group: str = "C4", ndim: int = 2
     ) -> None:
         super().__init__()
         self.elements = elements(group)
-        size = [kernel_size] * n_axes
+        size = [kernel_size] * ndim
         fan_in = n_in * len(self.elements) * math.prod(size)
         self.weight = nn.Parameter(_uniform((n_out, n_in, *size), fan_in))
         self.offset = nn.Parameter(_uniform((n_out,), fan_in))

@@ -25,7 +25,7 @@ class LocalCNN(nn.Module):
         Number of features.
     n_layers : int, default=5
         Number of convolutions; each pixel sees ``2 n_layers + 1`` pixels in each direction.
-    n_axes : int, default=2
+    ndim : int, default=2
         Number of spatial axes of the images: 3 for volumes.
 
     Examples
@@ -39,12 +39,12 @@ class LocalCNN(nn.Module):
     lipschitz: float | None = None
 
     def __init__(
-        self, n_channels: int = 1, *, n_features: int = 32, n_layers: int = 5, n_axes: int = 2
+        self, n_channels: int = 1, *, n_features: int = 32, n_layers: int = 5, ndim: int = 2
     ) -> None:
         super().__init__()
         self.n_channels = n_channels
         widths = [n_channels, *[n_features] * (n_layers - 1), 1]
-        layer = CONVOLUTIONS[n_axes]
+        layer = CONVOLUTIONS[ndim]
         self.first = layer(n_channels, widths[1], 3)
         self.rest = nn.ModuleList(layer(a, b, 3) for a, b in pairwise(widths[1:]))
 

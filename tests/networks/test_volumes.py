@@ -25,10 +25,10 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def made(make: Any, name: str, n_channels: int = 1, n_axes: int = 3) -> Any:
+def made(make: Any, name: str, n_channels: int = 1, ndim: int = 3) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return make(name, n_channels, n_axes=n_axes).double()
+        return make(name, n_channels, ndim=ndim).double()
 
 
 def embedded(flat: nn.Module, deep: nn.Module) -> nn.Module:
@@ -44,7 +44,7 @@ def embedded(flat: nn.Module, deep: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("name", ["dncnn", "dncnn_d4"])
 def test_kernels_of_one_slice_make_a_network_of_slices(name: str) -> None:
-    flat = made(make_network, name, 2, n_axes=2)
+    flat = made(make_network, name, 2, ndim=2)
     deep = embedded(flat, made(make_network, name, 2))
     x = draw(2, 2, 3, 7, 6)
     slices = torch.stack([flat(x[:, :, i]) for i in range(3)], 2)

@@ -22,6 +22,6 @@ def untrained(energy: str | nn.Module, n_channels: int, n_axes: int) -> Energy:
     if isinstance(energy, nn.Module):
         return ModuleEnergy(copy_module(energy), n_channels)
     if energy not in _OF_NETWORKS:
-        return make_energy(energy, n_channels, n_axes=n_axes)
+        return make_energy(energy, n_channels, ndim=n_axes)
     formula, network = _OF_NETWORKS[energy]
     return make_energy(formula, n_channels, make_network(network, n_channels, n_axes))
