@@ -230,7 +230,8 @@ class NormalisedFidelity:
     """The fidelity of normalised images, ``D(A x, y) = unit F(x')``, whose gradient is of the size of images.
 
     ``F`` is ``1/2 ||A x' - y'||^2 / ||A||^2``, with weights in ``A`` and ``y'`` where the noise has some. Of
-    counts it is their divergence over ``||A||``.
+    counts it is their divergence over ``||A||``, and ``1/2 sum_i w_i |A x' - y'|_i^2 / ||A||^2`` is its
+    expansion at the data to second order, with ``weights``.
 
     Parameters
     ----------
@@ -263,6 +264,34 @@ class NormalisedFidelity:
         rows = self._noise.rows
         return data if rows is None else torch.from_numpy(rows.reshape(data.shape[1:])).to(data) * data
 
+    def weights(self, data: Tensor) -> Tensor | None:
+        """Weights ``w`` of squares that are close to ``F`` of counts; None where ``F`` is one of squares."""
+        if not self.counted:
+            return None
+        weights = self._normal.spread * gain_of(self.A) / self._estimated_means(data)
+        return self.A.measured_part(weights)
+
+    def relative_weights(self, data: Tensor) -> Tensor | None:
+        """The same up to a number, which is the same for all data, and at most 1.
+
+        It is 1 where no more is counted than on average in data of the training images' level. For any data
+        of this mean, at most one in ``k`` has then a weight below ``1 / k``.
+        """
+        if not self.counted:
+            return None
+        means = self._estimated_means(data)
+        return (self._mean_of_level(data) / means).clamp_max(1)
+
+    def n_expected(self, data: Tensor) -> Tensor:
+        """Mean of the squares at true images, (n,), in units of the variances: one for each measured datum.
+
+        Of counts it is one for each that is not zero, since dark data vary by less than a count.
+        """
+        if not self.counted:
+            return torch.full((len(data),), float(self.A.n_measured)).to(data.real)
+        counts, *_ = self._counts(data)
+        return self.A.measured_part(counts / self._estimated_means(data)).flatten(1).sum(1)
+
     def drawn(self, images: Tensor, seed: int) -> Tensor:
         """Data of normalised images with noise, the strength of which must be known."""
         normal = self._normal
@@ -276,14 +305,31 @@ class NormalisedFidelity:
         if not self.counted:
             normed, y, _ = without_gain(self.A, self.weighted_data(data))
             return LeastSquares(None if self.A.identity else normed, y)
-        normal, A, (seen, of_level) = self._normal, self.A, self._level(data)
-        known = self._noise.reduced(normal.restored_data(data, seen))
-        assert known.background is not None  # of counts
-        background = (of_level + known.background) / normal.spread  # of normalised images that are zero
-        divergence = KullbackLeibler(
-            None if A.identity else A, known.data / normal.spread, background=background
-        )
+        spread, A = self._normal.spread, self.A
+        counts, _, of_level = self._counts(data)
+        divergence = KullbackLeibler(None if A.identity else A, counts / spread, background=of_level / spread)
         return (1 / gain_of(A)) * divergence
+
+    def _counts(self, data: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Multiples of counts; their means without an image, and for images of the level everywhere."""
+        seen, of_level = self._level(data)
+        known = self._noise.reduced(self._normal.restored_data(data, seen))
+        assert known.background is not None  # of counts
+        return known.data, known.background, of_level + known.background
+
+    def _estimated_means(self, data: Tensor) -> Tensor:
+        """Means of these multiples, estimated from each one by itself.
+
+        They are at least what is expected without an image, and one count.
+        """
+        counts, background, _ = self._counts(data)
+        return torch.maximum(counts, background).clamp_min(1 / self._noise.factor).detach()
+
+    def _mean_of_level(self, data: Tensor) -> Tensor:
+        """Mean of all of them for images of the level, one count at least."""
+        *_, of_level = self._counts(data[:0])
+        mean = of_level.mean() * (math.prod(self.A.dimsd) / self.A.n_measured)
+        return mean.clamp_min(1 / self._noise.factor).detach()
 
     def _level(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """What data, and weighted ones, are of the level; a training asks at every step."""
@@ -297,6 +343,11 @@ class NormalisedFidelity:
 def in_pixels(spacing: Spacing) -> Spacing:
     """Distances of pixels by the smallest of them, which is the ``length`` of :class:`Units`."""
     return None if spacing is None else tuple(float(h) / float(min(spacing)) for h in spacing)
+
+
+def interval(bounds: Interval, noise: NoiseModel) -> Interval:
+    """The bounds; images that are counted are non-negative where nobody says."""
+    return (0.0, None) if bounds is None and noise.counted else bounds
 
 
 def within(x: Tensor, bounds: Interval) -> Tensor:

@@ -139,7 +139,12 @@ class PrimalDualUnrolled(Unrolled):
         )
 
     def stages(
-        self, A: LinearMap, data: Tensor, start: Tensor, channel_axis: int | None = None
+        self,
+        A: LinearMap,
+        data: Tensor,
+        start: Tensor,
+        channel_axis: int | None = None,
+        weights: Tensor | None = None,
     ) -> Iterator[Tensor]:
         """Yield the images after each iteration, of the kind and shape of ``start``."""
         found = DataSpace.of(A, channel_axis).neighbours
@@ -148,7 +153,7 @@ class PrimalDualUnrolled(Unrolled):
                 f"the networks see neighbours along the axes of the data: {self.neighbours}; expected data "
                 f"that have them, got {found} from an operator to data {A.dimsd}"
             )
-        return super().stages(A, data, start, channel_axis)
+        return super().stages(A, data, start, channel_axis, weights)
 
     def iterates(self, problem: ScaledProblem) -> Iterator[Tensor]:
         """Yield the images after each iteration."""

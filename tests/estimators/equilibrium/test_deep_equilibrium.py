@@ -113,7 +113,7 @@ def test_jacobian_free_gradient_is_that_of_one_step_and_goes_downhill() -> None:
         x = solved(module, A, data, backward.replace("one step", "gmres"))
         if backward == "one step":
             equation = Equation(module, A, data, images)
-            x = equation.f(x.detach(), equation.b)
+            x = equation.f(x.detach(), *equation.given)
         (x - images).square().sum().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in module.network.parameters()]))
     exact, free, one_step = gradients
@@ -158,8 +158,8 @@ def test_jacobian_penalty_is_the_size_of_the_jacobian() -> None:
     z = draw(1, 3, 3)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        sizes = jacobian_size(equation.f, z.repeat(1500, 1, 1), equation.b)
-    J = torch.autograd.functional.jacobian(lambda z: equation.f(z, equation.b), z).reshape(9, 9)
+        sizes = jacobian_size(equation.f, z.repeat(1500, 1, 1), *equation.given)
+    J = torch.autograd.functional.jacobian(lambda z: equation.f(z, *equation.given), z).reshape(9, 9)
     assert sizes.mean().item() == pytest.approx((J.square().sum() / 9).item(), rel=0.07)
 
 
@@ -191,7 +191,7 @@ def test_contraction_is_proven(
     A = as_torch(parallel_beam((4, 4), np.linspace(0, 3, n_angles), 8, dtype="float64"))
     z = draw(3, 4, 4, seed=seed + 5)
     equation = Equation(module, A, draw(3, *A.dimsd, seed=seed), z)
-    f, b = equation.f, equation.b
+    f, (b,) = equation.f, equation.given
     factor = module.contraction()
     assert factor is not None and factor < 1
     v = draw(3, 4, 4, seed=seed + 6)
