@@ -59,12 +59,12 @@ _SQUARES = """
     deviation of Gaussian noise in data units, of complex data that of the real part and of the imaginary
     part, each. None is Gaussian noise of unknown strength. Of counts, ``D`` is the negative log-likelihood
     expanded at the data to second order, ``1/2 sum_i w_i (A x + background - y)_i^2``: ``1 / w_i`` is the
-    variance that ``y_i`` itself tells, and that of one count at least. This is biased where counts are few."""
+    variance that ``y_i`` itself tells, at least that of one count. Where counts are few, this is biased."""
 # What makes a method of squares, whose weight is learned, of these weights.
 RELATIVE = """
-    Only ratios of the weights matter, and data that are darker than they are on average of the training images'
-    level all have the same: a training on pairs makes up for the bias, but weights as noisy as those of the
-    darkest data would do harm."""
+    Only ratios of the weights matter. Data that are darker than images of the level ``level_`` are on average
+    all have the same, since the weights of the darkest data are too noisy to be of use. A training on pairs
+    makes up for the bias."""
 # What bounds are where nobody says.
 OF_COUNTS = (
     "None is no bound, but non-negativity where the noise is that of counts; ``(None, None)`` is none there."

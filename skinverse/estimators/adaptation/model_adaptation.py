@@ -305,8 +305,8 @@ class ModelAdaptation(BaseReconstructor):
             )
         if self._given()._noise_model.counted:
             raise ParameterError(
-                "estimator: ModelAdaptation compares data by squares that are alike in all of them: expected a "
-                f"method with Gaussian noise, got noise={self._given().noise!r}"
+                "estimator: ModelAdaptation compares all data by the same squares: expected a method for "
+                f"Gaussian noise, got noise={self._given().noise!r}"
             )
         known = self._given().channel_axis
         if self.channel_axis not in (None, known):

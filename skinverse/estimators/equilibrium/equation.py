@@ -30,8 +30,8 @@ _MOVED = 0.5
 class Equation:
     """The equation ``z = f(z, b, w)`` with ``b = A^* W y`` for a batch of measurements ``y``.
 
-    The operator has norm 1. Each image may have weights ``w`` of its own, at most 1, and None is 1. ``z0`` are
-    the variables of given images ``x0``, which also tell the shape and kind of the solution.
+    The operator has norm 1. Each image may have weights ``w`` of its own, at most 1, in place of 1. ``z0``
+    are the variables of given images ``x0``, which also tell the shape and kind of the solution.
     """
 
     def __init__(

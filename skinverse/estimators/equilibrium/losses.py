@@ -72,9 +72,8 @@ class EquilibriumLoss:
         most = _DIVERGED * _mean_square(x).clamp_min(1)
         value = torch.where(torch.isfinite(solution.residual) & (value < most), value, torch.nan)
         if self.jacobian_weight and torch.is_grad_enabled():
-            value = value + self.jacobian_weight * jacobian_size(
-                equation.f, solution.x.detach(), *equation.given
-            )
+            size = jacobian_size(equation.f, solution.x.detach(), *equation.given)
+            value = value + self.jacobian_weight * size
         return value
 
     def _solution(self, equation: Equation, index: Tensor) -> Solution:

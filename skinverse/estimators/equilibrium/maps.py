@@ -1,7 +1,7 @@
 """The maps ``f`` whose fixed points are reconstructions.
 
-``h`` is the network, ``b`` is ``A^* W y``, and ``normal(z, w)`` is ``A^* W A z`` for an operator of norm 1 and
-weights of at most 1, which are left out where all of them are 1.
+``h`` is the network, ``b`` is ``A^* W y``, and ``normal(z, w)`` is ``A^* W A z`` for an operator of norm 1
+and weights of at most 1, which are left out where all of them are 1.
 """
 
 from __future__ import annotations

@@ -227,10 +227,8 @@ class Unrolled(nn.Module, ABC):
         if (of_images, of_data) == self.n_channels:
             return ScaledProblem(A, data, start, channel_axis, weights)
         if A.identity and self.n_channels == (1, 1) and of_images == of_data:
-            y, x0, w = (
-                None if batch is None else planes_for(batch, 1, "the network", channel_axis)
-                for batch in (data, start, weights)
-            )
+            y, x0 = (planes_for(batch, 1, "the network", channel_axis) for batch in (data, start))
+            w = None if weights is None else planes_for(weights, 1, "the network", channel_axis)
             return ScaledProblem(as_torch(pylops.Identity(x0.shape[1:])), y, x0, 0, w)
         raise ValueError(
             f"the network was trained on images of {self.n_channels[0]} and data of {self.n_channels[1]} "
@@ -242,9 +240,8 @@ class Unrolled(nn.Module, ABC):
 class ScaledProblem:
     """``A / ||A||`` from channels to channels, and ``y / ||A||`` and start as channels.
 
-    Whatever the unit of the operator is, the learned parts see numbers of order one. With weights ``w``, which
-    each image has of its own, ``A`` is ``W^1/2 A`` and ``y`` is ``W^1/2 y`` everywhere: all data are then
-    equally noisy.
+    Whatever the unit of the operator is, the learned parts see numbers of order one. With weights ``w``, of
+    which each image has its own, ``A`` is ``W^1/2 A`` and ``y`` is ``W^1/2 y`` everywhere.
     """
 
     def __init__(
