@@ -168,6 +168,15 @@ def test_masked_counts_are_never_read(method: Any) -> None:
     for value in (-7.0, 1e9, np.nan):
         spoilt = np.where(mask, value, data)
         assert_array_equal(model.predict(np.ma.masked_array(spoilt, mask)), found)
+    images, _, A = measured(NOISES["counts"])
+    common = np.broadcast_to(mask[0], data.shape)
+    again, other = (
+        method(A, noise=NOISES["counts"], trainer=BRIEF, **SMALL[method])
+        .fit(images, np.ma.masked_array(np.where(common, value, data), common))
+        .predict(data)
+        for value in (0.0, np.nan)
+    )
+    assert_array_equal(again, other)
     kept = np.flatnonzero(~mask[0])
     fewer = clone(model).set_params(
         operator=pylops.Restriction(N_DATA, kept) @ model.operator,
@@ -262,3 +271,13 @@ def test_gaussian_weights_are_the_same_for_all_images() -> None:
     first, second, _ = weighted.staged_predict(data[:1] - 1.0)
     step = (w * (first.reshape(1, -1) @ A.T - data[:1] + 1.0)) @ A / scale
     assert_allclose(second, first - step.reshape(first.shape), rtol=1e-5)
+
+
+def test_images_without_a_level_are_as_bright_as_their_spread() -> None:
+    """With a dictionary of one's own no level is taken, and yet the data have weights of order one."""
+    atoms = np.eye(30).reshape(30, *SIZE)
+    model, _ = fitted(LISTA, Poisson(), dictionary=atoms, bounds=(None, None))
+    assert model.level_ == 0
+    dark = np.full((1, N_DATA), 15.0)
+    counted = model.predict(dark)
+    assert_allclose(model.set_params(noise=None).predict(dark), counted, rtol=1e-6)

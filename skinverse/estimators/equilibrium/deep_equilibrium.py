@@ -104,6 +104,9 @@ class DeepEquilibriumRecon(LearnedReconstructor):
     level than those of the training need another training: the network is neither homogeneous nor does it
     keep constants.
 
+    Under counts ``A^* A`` is ``A^* W A`` and ``A^* y`` is ``A^* W y``, with weights of at most 1 that
+    ``noise`` describes: what is proven of a contraction holds for them, too.
+
     References
     ----------
     D. Gilton, G. Ongie and R. Willett, Deep equilibrium architectures for inverse problems in imaging, IEEE

@@ -91,6 +91,8 @@ class GenerativeCovariancePrior(LearnedReconstructor):
     or with a constant added, with data to match, the reconstructions are the same times it, or with it added.
     A trained model knows one unit and one level.
 
+    The bias that ``D`` has where counts are few (see ``noise``) stays, since the training knows no data.
+
     References
     ----------
     M. A. G. Duff, I. J. A. Simpson, M. J. Ehrhardt and N. D. F. Campbell, VAEs with structured image
@@ -173,7 +175,7 @@ class GenerativeCovariancePrior(LearnedReconstructor):
         doc="""
         Weight of ``R``. "auto" makes the minimiser the most probable image: it is 1 where the strength of the
         noise is known, and else the variance that is taken for it. "discrepancy" makes ``||A x - y||`` the
-        norm of the noise, of counts ``D`` half of the number of data with a count, and warns where it
+        norm of the noise, of counts ``2 D`` the number of those that are not zero, and warns where it
         cannot.""",
     )
     noise: NoiseModel | str | float | None = noise_of_squares_parameter(

@@ -50,6 +50,9 @@ class LearnedPrimalDual(UnrolledReconstructor):
     level than those of the training need another training: the networks are neither homogeneous nor do they
     keep constants.
 
+    Under counts ``A`` is ``W^1/2 A`` and ``y`` is ``W^1/2 y``, with weights that ``noise`` describes. The
+    networks ``D_k`` then see data that are all equally noisy.
+
     References
     ----------
     J. Adler and O. Oktem, Learned primal-dual reconstruction, IEEE Transactions on Medical Imaging 37, 2018.
