@@ -54,9 +54,34 @@ _NOISE: dict[type, tuple[Constraint, str]] = {
 }
 
 
+_SQUARES = """
+    Noise of the measurements: a model of :mod:`skinverse.noise`, ``"poisson"`` for counts, or the standard
+    deviation of Gaussian noise in data units, of complex data that of the real part and of the imaginary
+    part, each. None is Gaussian noise of unknown strength. Of counts, ``D`` is the negative log-likelihood
+    expanded at the data to second order, ``1/2 sum_i w_i (A x + background - y)_i^2``: ``1 / w_i`` is the
+    variance that ``y_i`` itself tells, at least that of one count. Where counts are few, this is biased."""
+# What makes a method of squares, whose weight is learned, of these weights.
+RELATIVE = """
+    Only ratios of the weights matter. Data that are darker than images of the level ``level_`` are on average
+    all have the same, since the weights of the darkest data are too noisy to be of use. A training on pairs
+    makes up for the bias."""
+# What bounds are where nobody says.
+OF_COUNTS = (
+    "None is no bound, but non-negativity where the noise is that of counts; ``(None, None)`` is none there."
+)
+
+
 def noise_parameter(purpose: str = "", *, kind: type = NoiseModel) -> Any:
     """Declare the noise of measurements, of some kind of model, and what it is for."""
-    allowed, models = _NOISE[kind]
+    return _noise(*_NOISE[kind], purpose)
+
+
+def noise_of_squares_parameter(purpose: str) -> Any:
+    """Declare the noise of measurements for a method whose data term is quadratic, and what it is for."""
+    return _noise(_GAUSSIAN | _COUNTS, _SQUARES, purpose)
+
+
+def _noise(allowed: Constraint, models: str, purpose: str) -> Any:
     doc = f"{inspect.cleandoc(models)} {inspect.cleandoc(purpose)}".strip()
     return parameter(default=None, allowed=allowed | Null(), doc=doc)
 

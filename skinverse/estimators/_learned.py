@@ -175,6 +175,10 @@ class LearnedReconstructor(BaseReconstructor):
             in_batches(lambda y: single(normal.of_data(y, seen)), A, data),
         )
 
+    def _measures_pixels(self, A: LinearMap) -> bool:
+        """Whether each pixel is measured by itself, and all of them alike: then patches are like images."""
+        return A.identity and self._noise_model.uniform
+
     def _fidelity(self, A: LinearMap) -> NormalisedFidelity:
         """The fidelity of normalised data of an operator."""
         return NormalisedFidelity(A, self._noise_model, self._normalisation)

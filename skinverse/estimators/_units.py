@@ -230,7 +230,8 @@ class NormalisedFidelity:
     """The fidelity of normalised images, ``D(A x, y) = unit F(x')``, whose gradient is of the size of images.
 
     ``F`` is ``1/2 ||A x' - y'||^2 / ||A||^2``, with weights in ``A`` and ``y'`` where the noise has some. Of
-    counts it is their divergence over ``||A||``.
+    counts it is their divergence over ``||A||``, and ``1/2 sum_i w_i |A x' - y'|_i^2 / ||A||^2`` is its
+    expansion at the data to second order, with ``weights``.
 
     Parameters
     ----------
@@ -245,7 +246,7 @@ class NormalisedFidelity:
     def __init__(self, A: LinearMap, noise: NoiseModel, normal: Normalisation) -> None:
         self.A, self._plain, self._noise, self._normal = weighted(noise.rows, A), A, noise, normal
         self.counted = noise.counted
-        self._levels: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
+        self._levels: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor, Tensor]] = {}
 
     @property
     def unit(self) -> float:
@@ -263,6 +264,41 @@ class NormalisedFidelity:
         rows = self._noise.rows
         return data if rows is None else torch.from_numpy(rows.reshape(data.shape[1:])).to(data) * data
 
+    def weights(self, data: Tensor) -> Tensor | None:
+        """Weights ``w`` of squares that are close to ``F`` of counts; None where ``F`` is one of squares.
+
+        One over the variance that each datum tells (K. Sauer and C. Bouman, A local update strategy for
+        iterative reconstruction from projections, IEEE Transactions on Signal Processing 41, 1993, and
+        J. A. Fessler, IEEE Transactions on Medical Imaging 13, 1994).
+        """
+        if not self.counted:
+            return None
+        weights = self._normal.spread * gain_of(self.A) / self._estimated_means(data)
+        return self.A.measured_part(weights)
+
+    def relative_weights(self, data: Tensor) -> Tensor | None:
+        """The same up to a number, but 1 where no more is counted than on average in data of the level.
+
+        Of data with this mean at most one in ``k`` has a weight below ``1 / k``, whatever they are, and each
+        weight depends on its own datum alone: those of a part of an image are a part of its weights.
+        """
+        # Of dark data the weights are too noisy to be of use. With this bound, errors of quadratic
+        # reconstructions from projections and blurred images of 1 to 1000 counts were at most 2 % larger than
+        # with the true variances in the weights; with a bound ten times as large, or none, up to 21 %.
+        if not self.counted:
+            return None
+        return (self._mean_of_level(data) / self._estimated_means(data)).clamp_max(1)
+
+    def n_expected(self, data: Tensor) -> Tensor:
+        """Mean of the squares at true images, (n,), in units of the variances: one for each measured datum.
+
+        Of counts it is one for each that is not zero, since dark data vary by less than a count.
+        """
+        if not self.counted:
+            return torch.full((len(data),), float(self.A.n_measured)).to(data.real)
+        counts, _ = self._counts(data)
+        return self.A.measured_part(counts / self._estimated_means(data)).flatten(1).sum(1)
+
     def drawn(self, images: Tensor, seed: int) -> Tensor:
         """Data of normalised images with noise, the strength of which must be known."""
         normal = self._normal
@@ -276,27 +312,56 @@ class NormalisedFidelity:
         if not self.counted:
             normed, y, _ = without_gain(self.A, self.weighted_data(data))
             return LeastSquares(None if self.A.identity else normed, y)
-        normal, A, (seen, of_level) = self._normal, self.A, self._level(data)
-        known = self._noise.reduced(normal.restored_data(data, seen))
-        assert known.background is not None  # of counts
-        background = (of_level + known.background) / normal.spread  # of normalised images that are zero
-        divergence = KullbackLeibler(
-            None if A.identity else A, known.data / normal.spread, background=background
-        )
+        spread, A, (_, of_level, _) = self._normal.spread, self.A, self._level(data)
+        counts, dark = self._counts(data)
+        background = (of_level + dark) / spread  # of normalised images that are zero
+        divergence = KullbackLeibler(None if A.identity else A, counts / spread, background=background)
         return (1 / gain_of(A)) * divergence
 
-    def _level(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """What data, and weighted ones, are of the level; a training asks at every step."""
+    def _counts(self, data: Tensor) -> tuple[Tensor, Tensor]:
+        """Multiples of counts, and their means without an image."""
+        seen, *_ = self._level(data)
+        known = self._noise.reduced(self._normal.restored_data(data, seen))
+        assert known.background is not None  # of counts
+        return known.data, known.background
+
+    def _estimated_means(self, data: Tensor) -> Tensor:
+        """Means of these multiples, estimated from each one by itself.
+
+        They are at least what is expected without an image, and one count.
+        """
+        counts, background = self._counts(data)
+        return torch.maximum(counts, background).clamp_min(1 / self._noise.factor).detach()
+
+    def _mean_of_level(self, data: Tensor) -> Tensor:
+        """Mean of all of them for images of the level, or of the spread where it is 0; at least one count."""
+        (*_, bright), (_, dark) = self._level(data), self._counts(data[:0])
+        mean = (bright + dark).mean()
+        return (mean * math.prod(self.A.dimsd) / self.A.n_measured).clamp_min(1 / self._noise.factor).detach()
+
+    def _level(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What data, and weighted ones, are of the level, and these of the spread where the level is zero.
+
+        A training asks at every step.
+        """
         kind = like.dtype, like.device
         if kind not in self._levels:
             normal = self._normal
-            self._levels[kind] = normal.seen(self._plain, like), normal.of_level(self.A, like)
+            seen, of_level = normal.seen(self._plain, like), normal.of_level(self.A, like)
+            not_zero = replace(normal, level=normal.level or normal.spread)
+            bright = of_level if normal.level else not_zero.of_level(self.A, like)
+            self._levels[kind] = seen, of_level, bright
         return self._levels[kind]
 
 
 def in_pixels(spacing: Spacing) -> Spacing:
     """Distances of pixels by the smallest of them, which is the ``length`` of :class:`Units`."""
     return None if spacing is None else tuple(float(h) / float(min(spacing)) for h in spacing)
+
+
+def interval(bounds: Interval, noise: NoiseModel) -> Interval:
+    """The bounds; images that are counted are non-negative where nobody says."""
+    return (0.0, None) if bounds is None and noise.counted else bounds
 
 
 def within(x: Tensor, bounds: Interval) -> Tensor:

@@ -61,6 +61,8 @@ KEPT_BY_RULE = ("units_of_operator", "level", "form", "phase", "converged_is_tru
 OF_COUNTS = {
     "AdversarialRegularizer": ("pickled", "regressor"),
     "BilevelRegularizer": ("saved",),
+    "GenerativeCovariancePrior": ("masked",),
+    "LearnedPrimalDual": ("saved", "units"),
     "TotalVariationRecon": (
         "masked",
         "saved",
@@ -70,6 +72,7 @@ OF_COUNTS = {
         "units_of_operator",
         "form",
     ),
+    "VariationalNetwork": ("masked", "companions", "form", "regressor", "units_of_operator"),
 }
 # Other options of total variation, and what they must keep.
 OPTIONS: list[tuple[dict[str, Any], tuple[str, ...]]] = [

@@ -303,6 +303,11 @@ class ModelAdaptation(BaseReconstructor):
             raise NotFittedError(
                 f"ModelAdaptation: expected a fitted estimator, got {kind.__name__} before its fit"
             )
+        if self._given()._noise_model.counted:
+            raise ParameterError(
+                "estimator: ModelAdaptation compares all data by the same squares: expected a method for "
+                f"Gaussian noise, got noise={self._given().noise!r}"
+            )
         known = self._given().channel_axis
         if self.channel_axis not in (None, known):
             raise ParameterError(

@@ -14,6 +14,7 @@ from skinverse._parameters import Integer, Null, OneOf, Real, parameter
 from skinverse._tensors import dot, expand, norm
 from skinverse.estimators._base import BaseReconstructor
 from skinverse.estimators._declarations import (
+    OF_COUNTS,
     bounds_parameter,
     max_steps_parameter,
     noise_parameter,
@@ -65,10 +66,7 @@ class VariationalReconstructor(BaseReconstructor):
         noise it minimises the regulariser among all images that explain the data,
         ``||A x - y|| <= sqrt(n_measurements) * std``; of counts the weight is bisected.""",
     )
-    bounds: tuple[float | None, float | None] | None = bounds_parameter(
-        "None is no bound, but non-negativity where the noise is that of counts; ``(None, None)`` is none "
-        "there."
-    )
+    bounds: tuple[float | None, float | None] | None = bounds_parameter(OF_COUNTS)
     noise: NoiseModel | str | float | None = noise_parameter(
         '``lam="discrepancy"`` needs to know how strong it is, "auto" uses it where it is known.'
     )

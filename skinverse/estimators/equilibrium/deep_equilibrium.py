@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,7 +27,12 @@ from skinverse._parameters import (
     fitted,
     parameter,
 )
-from skinverse.estimators._declarations import max_steps_parameter, noise_parameter, tol_parameter
+from skinverse.estimators._declarations import (
+    RELATIVE,
+    max_steps_parameter,
+    noise_of_squares_parameter,
+    tol_parameter,
+)
 from skinverse.estimators._learned import (
     Failures,
     LearnedReconstructor,
@@ -40,7 +46,7 @@ from skinverse.estimators.equilibrium.equation import BACKWARD, SOLVERS, Equatio
 from skinverse.estimators.equilibrium.losses import EquilibriumLoss, LastEquilibria, denoiser_loss
 from skinverse.estimators.equilibrium.module import Equilibrium
 from skinverse.networks import lipschitz_constant, make_network
-from skinverse.noise import Gaussian
+from skinverse.noise import NoiseModel
 from skinverse.operators import LinearMap
 from skinverse.solvers import Solution, coordinate_search
 from skinverse.training import Phase, Trainer, crop
@@ -97,6 +103,9 @@ class DeepEquilibriumRecon(LearnedReconstructor):
     it to the data, it gives the same reconstructions times it, or with it added. Images of another unit or
     level than those of the training need another training: the network is neither homogeneous nor does it
     keep constants.
+
+    Under counts ``A^* A`` is ``A^* W A`` and ``A^* y`` is ``A^* W y``, with weights of at most 1 that
+    ``noise`` describes: what is proven of a contraction holds for them, too.
 
     References
     ----------
@@ -192,9 +201,9 @@ class DeepEquilibriumRecon(LearnedReconstructor):
         Side of the patches on which the network learns to denoise, in pixels; None takes whole images.
         Without an operator the equilibrium is trained on patches too.""",
     )
-    noise: Gaussian | float | None = noise_parameter(
-        "The iteration sees measurements and operator with the weights; how strong the noise is it learns.",
-        kind=Gaussian,
+    noise: NoiseModel | str | float | None = noise_of_squares_parameter(
+        "The iteration sees measurements and operator with the roots of the weights; how strong the noise is "
+        f"it learns. {inspect.cleandoc(RELATIVE)}"
     )
     max_steps: int = max_steps_parameter(100, "Largest number of steps to the fixed point.")
     tol: float = tol_parameter(
@@ -273,7 +282,7 @@ class DeepEquilibriumRecon(LearnedReconstructor):
         """Train through the fixed point."""
         starts = in_batches(lambda y: self._start(A, y), A, data)
         fidelity = self._fidelity(A)
-        patch_size = self.patch_size if fidelity.A.identity else None
+        patch_size = self.patch_size if self._measures_pixels(A) else None
         # A patch is another one each time, and the unrolled iteration has to begin where it does in the end.
         goes_on = patch_size is None and self.backward != "unroll"
         last = LastEquilibria(module.variables(starts)) if goes_on else None
@@ -295,7 +304,7 @@ class DeepEquilibriumRecon(LearnedReconstructor):
             held_out_psnr(
                 lambda y: self._reconstruct(A, y).x,
                 n_images=_N_SCORED,
-                cropped=self._spatial_axes(A) if fidelity.A.identity else (),
+                cropped=self._spatial_axes(A) if self._measures_pixels(A) else (),
             ),
             state=(failures, derivatives) if last is None else (failures, derivatives, last),
         )
@@ -305,7 +314,7 @@ class DeepEquilibriumRecon(LearnedReconstructor):
 
     def _calibrate(self, module: Equilibrium, A: LinearMap, images: Tensor, data: Tensor) -> None:
         """Scale, step and weight to start from: the best reconstructions among those that converge."""
-        cropped = self._spatial_axes(A) if self._fidelity(A).A.identity else ()
+        cropped = self._spatial_axes(A) if self._measures_pixels(A) else ()
         x, y = crop(images, data, cropped)
         numbers = [module.log_scale]
         if self.iteration == "proximal":
@@ -358,17 +367,20 @@ class DeepEquilibriumRecon(LearnedReconstructor):
         )
 
     def _differentiable(self, module: Any, A: LinearMap, data: Tensor, start: Tensor) -> Tensor:
-        fidelity = self._fidelity(A)
-        equation = Equation(module, fidelity.A, fidelity.weighted_data(data), start, self.channel_axis)
+        equation = self._equation(module, A, data, start)
         return equation.image(self._solve(equation, equation.z0).x)
+
+    def _equation(self, module: Equilibrium, A: LinearMap, data: Tensor, start: Tensor) -> Equation:
+        fidelity = self._fidelity(A)
+        y, weights = fidelity.weighted_data(data), fidelity.relative_weights(data)
+        return Equation(module, fidelity.A, y, start, self.channel_axis, weights)
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
         self._check_unchanged()
         x0 = self._start(A, data)
         module = copy.deepcopy(self.module_).to(x0.device, x0.dtype.to_real())
         with torch.no_grad():
-            fidelity = self._fidelity(A)
-            equation = Equation(module, fidelity.A, fidelity.weighted_data(data), x0, self.channel_axis)
+            equation = self._equation(module, A, data, x0)
             solution = self._solve(equation, equation.z0)
             return replace(solution, x=equation.image(solution.x))
 

@@ -28,24 +28,35 @@ _MOVED = 0.5
 
 
 class Equation:
-    """The equation ``z = f(z, b)`` with ``b = A^* y`` for a batch of measurements ``y``.
+    """The equation ``z = f(z, b, w)`` with ``b = A^* W y`` for a batch of measurements ``y``.
 
-    The operator has norm 1. ``z0`` are the variables of given images ``x0``, which also tell the shape and
-    kind of the solution.
+    The operator has norm 1. Each image may have weights ``w`` of its own, at most 1, in place of 1. ``z0``
+    are the variables of given images ``x0``, which also tell the shape and kind of the solution.
     """
 
     def __init__(
-        self, module: Equilibrium, A: LinearMap, y: Tensor, x0: Tensor, channel_axis: int | None = None
+        self,
+        module: Equilibrium,
+        A: LinearMap,
+        y: Tensor,
+        x0: Tensor,
+        channel_axis: int | None = None,
+        weights: Tensor | None = None,
     ) -> None:
         self.module, self.A, self.dims = module, A, x0.shape[1:]
         self.square = 1.0 if A.identity else A.norm() ** 2 or 1.0
         self.f = module.map(self.normal, self.dims, channel_axis)
-        self.b = (y if A.identity else real_like(A.adjoint(y), x0)) / self.square
+        y = y if weights is None else weights * y
+        b = (y if A.identity else real_like(A.adjoint(y), x0)) / self.square
+        # What belongs to each image beside `z`.
+        self.given: tuple[Tensor, ...] = (b,) if weights is None else (b, weights)
         self.z0 = module.variables(x0)
 
-    def normal(self, z: Tensor) -> Tensor:
-        """``A^* A z``."""
-        return z if self.A.identity else real_like(self.A.adjoint(self.A(z)), z) / self.square
+    def normal(self, z: Tensor, w: Tensor | None = None) -> Tensor:
+        """``A^* W A z``."""
+        Az = z if self.A.identity else self.A(z)
+        WAz = Az if w is None else w * Az
+        return WAz if self.A.identity else real_like(self.A.adjoint(WAz), z) / self.square
 
     def image(self, z: Tensor) -> Tensor:
         """The image among the variables."""
@@ -71,7 +82,7 @@ def solve(
     return fixed_point(
         equation.f,
         z0,
-        given=(equation.b,),
+        given=equation.given,
         forward=SOLVERS[solver],
         backward=BACKWARD[backward],
         max_steps=max_steps,
@@ -83,14 +94,14 @@ def solve(
 
 
 def unroll(equation: Equation, z: Tensor, n_steps: int) -> Solution:
-    """So many steps ``z <- f(z, b)``; an image that turns non-finite keeps its last finite iterate.
+    """So many steps ``z <- f(z, b, w)``; an image that turns non-finite keeps its last finite iterate.
 
     The residual is the last relative change.
     """
     solution = Solution.direct(z)
     finite, residual = solution.converged, solution.residual
     for _ in range(n_steps):
-        new = equation.f(z, equation.b)
+        new = equation.f(z, *equation.given)
         finite = finite & torch.isfinite(norm(new))
         residual = relative_change(new, z).detach()
         z = torch.where(expand(finite, z), new, z)

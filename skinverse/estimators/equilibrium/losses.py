@@ -64,15 +64,16 @@ class EquilibriumLoss:
         if self.patch_size is not None:
             x, y = _patches(as_channels(x, channel_axis), as_channels(y, channel_axis), self.patch_size)
             x0, channel_axis = y, 0
-        A, weighted = self.fidelity.A, self.fidelity.weighted_data
-        equation = Equation(module, A, weighted(y), x0, channel_axis)
+        y, weights = self.fidelity.weighted_data(y), self.fidelity.relative_weights(y)
+        equation = Equation(module, self.fidelity.A, y, x0, channel_axis, weights)
         solution = self._solution(equation, index)
         value = _mean_square(equation.image(solution.x) - x)
         # Where the map gives no numbers, or nothing like images, the loss is none either: the training ends.
         most = _DIVERGED * _mean_square(x).clamp_min(1)
         value = torch.where(torch.isfinite(solution.residual) & (value < most), value, torch.nan)
         if self.jacobian_weight and torch.is_grad_enabled():
-            value = value + self.jacobian_weight * jacobian_size(equation.f, solution.x.detach(), equation.b)
+            size = jacobian_size(equation.f, solution.x.detach(), *equation.given)
+            value = value + self.jacobian_weight * size
         return value
 
     def _solution(self, equation: Equation, index: Tensor) -> Solution:
@@ -114,12 +115,12 @@ class LastEquilibria:
         self.known.copy_(state["known"])
 
 
-def jacobian_size(f: Map, z: Tensor, b: Tensor) -> Tensor:
+def jacobian_size(f: Map, z: Tensor, *given: Tensor) -> Tensor:
     """Hutchinson's estimate of ``||df/dz||_F^2`` of each image, per number."""
     with torch.enable_grad():
         z = z.requires_grad_()
         probe = torch.randn_like(z)
-        (product,) = torch.autograd.grad(f(z, b), z, probe, create_graph=True)
+        (product,) = torch.autograd.grad(f(z, *given), z, probe, create_graph=True)
     return norm(product).square() / z[0].numel()
 
 

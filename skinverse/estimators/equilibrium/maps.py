@@ -1,6 +1,7 @@
 """The maps ``f`` whose fixed points are reconstructions.
 
-``h`` is the network, ``normal`` is ``A^* A`` of an operator of norm 1, and ``b`` is ``A^* y``.
+``h`` is the network, ``b`` is ``A^* W y``, and ``normal(z, w)`` is ``A^* W A z`` for an operator of norm 1
+and weights of at most 1, which are left out where all of them are 1.
 """
 
 from __future__ import annotations
@@ -16,28 +17,29 @@ from skinverse._tensors import split_variables, stack_variables
 from skinverse.solvers import conjugate_gradient
 
 Images = Callable[[Tensor], Tensor]
-Map = Callable[[Tensor, Tensor], Tensor]  # f(z, b)
+Normal = Callable[..., Tensor]  # normal(z) or normal(z, w)
+Map = Callable[..., Tensor]  # f(z, b) or f(z, b, w)
 
 # Linear systems of ADMM: steps for a weight of one, tolerance.
 _CG_STEPS, _CG_TOL = 10, 1e-6
 
 
-def gradient(h: Images, normal: Images, eta: Tensor, lam: Tensor) -> Map:
-    """``f(z) = z - eta (A^*(A z - y) + lam (z - h(z)))``."""
-    return lambda z, b: z - eta * (normal(z) - b + lam * (z - h(z)))
+def gradient(h: Images, normal: Normal, eta: Tensor, lam: Tensor) -> Map:
+    """``f(z) = z - eta (A^* W (A z - y) + lam (z - h(z)))``."""
+    return lambda z, b, *w: z - eta * (normal(z, *w) - b + lam * (z - h(z)))
 
 
-def proximal(h: Images, normal: Images, eta: Tensor) -> Map:
-    """``f(z) = h(z - eta A^*(A z - y))``."""
-    return lambda z, b: h(z - eta * (normal(z) - b))
+def proximal(h: Images, normal: Normal, eta: Tensor) -> Map:
+    """``f(z) = h(z - eta A^* W (A z - y))``."""
+    return lambda z, b, *w: h(z - eta * (normal(z, *w) - b))
 
 
-def admm(h: Images, normal: Images, lam: Tensor, dims: tuple[int, ...]) -> Map:
-    """``x = (A^* A + lam)^-1 (A^* y + lam (z - u))``, ``z <- h(x + u)``, ``u <- u + x - z``."""
+def admm(h: Images, normal: Normal, lam: Tensor, dims: tuple[int, ...]) -> Map:
+    """``x = (A^* W A + lam)^-1 (A^* W y + lam (z - u))``, ``z <- h(x + u)``, ``u <- u + x - z``."""
 
-    def f(pair: Tensor, b: Tensor) -> Tensor:
+    def f(pair: Tensor, b: Tensor, *w: Tensor) -> Tensor:
         z, u = split_variables(pair, dims, dims)
-        x = resolvent(b + lam * (z - u), lam, normal)
+        x = resolvent(b + lam * (z - u), lam, lambda v: normal(v, *w))
         z = h(x + u)
         return stack_variables(z, u + x - z)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from skinverse._tensors import from_channels, planes_for, split_variables, stack_variables
-from skinverse.estimators.equilibrium.maps import Images, Map, admm, gradient, proximal
+from skinverse.estimators.equilibrium.maps import Images, Map, Normal, admm, gradient, proximal
 from skinverse.networks import lipschitz_constant, prepared
 
 # Values of an image up to which its companions could be felt: 16 x 16 pixels with DnCNN, 32 x 32 with U-Net.
@@ -66,8 +66,8 @@ class Equilibrium(nn.Module):
 
         return h
 
-    def map(self, normal: Images, dims: tuple[int, ...], channel_axis: int | None = None) -> Map:
-        """The map ``f`` of the iteration for a normal operator ``A^* A`` of norm 1."""
+    def map(self, normal: Normal, dims: tuple[int, ...], channel_axis: int | None = None) -> Map:
+        """The map ``f`` of the iteration for a normal operator ``A^* W A`` of norm 1."""
         h, lam = self.denoiser(channel_axis), self.log_lam.exp()
         if self.iteration == "proximal":
             return proximal(h, normal, self.log_eta.exp())

@@ -30,9 +30,13 @@ from skinverse._parameters import (
     parameter,
 )
 from skinverse._tensors import from_channels
-from skinverse.estimators._declarations import max_steps_parameter, noise_parameter, tol_parameter
+from skinverse.estimators._declarations import (
+    max_steps_parameter,
+    noise_of_squares_parameter,
+    tol_parameter,
+)
 from skinverse.estimators._learned import LearnedReconstructor, analytic_inverse
-from skinverse.estimators._units import deviation, gain_of, without_gain
+from skinverse.estimators._units import deviation, without_gain
 from skinverse.estimators._validation import (
     as_batch,
     check_noise_known,
@@ -44,12 +48,12 @@ from skinverse.estimators._validation import (
 )
 from skinverse.estimators.generative.generator import NormalisedGenerator, check_generator
 from skinverse.estimators.generative.image_adaptive import adapt_weights
-from skinverse.estimators.generative.inference import infer_latent, measure_deviation, noise_level, noise_norm
+from skinverse.estimators.generative.inference import infer_latent, measure_deviation, noise_level
 from skinverse.estimators.generative.losses import covariance_loss, evidence_bound, mean_loss
 from skinverse.estimators.generative.model import GenerativeModel, window_for
 from skinverse.estimators.generative.objectives import ChannelFidelity, LatentObjective
 from skinverse.estimators.generative.uncertainty import posterior_std
-from skinverse.noise import Gaussian
+from skinverse.noise import NoiseModel
 from skinverse.operators import LinearMap, as_torch
 from skinverse.solvers import Solution
 from skinverse.training import Phase
@@ -86,6 +90,8 @@ class GenerativeCovariancePrior(LearnedReconstructor):
     ``R`` are theirs; ``lam`` and ``noise`` are in the units of the data. Trained on images times a number
     or with a constant added, with data to match, the reconstructions are the same times it, or with it added.
     A trained model knows one unit and one level.
+
+    The bias that ``D`` has where counts are few (see ``noise``) stays, since the training knows no data.
 
     References
     ----------
@@ -169,12 +175,12 @@ class GenerativeCovariancePrior(LearnedReconstructor):
         doc="""
         Weight of ``R``. "auto" makes the minimiser the most probable image: it is 1 where the strength of the
         noise is known, and else the variance that is taken for it. "discrepancy" makes ``||A x - y||`` the
-        norm of the noise, and warns where it cannot.""",
+        norm of the noise, of counts ``2 D`` the number of those that are not zero, and warns where it
+        cannot.""",
     )
-    noise: Gaussian | float | None = noise_parameter(
-        "Then 5 % of the root mean square of an image's data are taken, without what the level of the "
-        'training images gives in them; "discrepancy" needs to know it.',
-        kind=Gaussian,
+    noise: NoiseModel | str | float | None = noise_of_squares_parameter(
+        """Where the strength is unknown, 5 % of the root mean square of an image's data are taken, without
+        what the level of the training images gives in them; "discrepancy" needs to know it."""
     )
     n_restarts: int = parameter(
         default=4,
@@ -333,10 +339,7 @@ class GenerativeCovariancePrior(LearnedReconstructor):
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
         objective, latent = self._infer_latent(A, data)
         if self.constraint == "adapted":
-            y = objective.fidelity.y
-            solution = adapt_weights(
-                objective, latent.x, noise_norm(self._noise_level(A, y), A, y), self.max_steps
-            )
+            solution = adapt_weights(objective, latent.x, self._noise_norm(A, data), self.max_steps)
             solution = replace(solution, x=objective.fidelity.image(solution.x), extra={"lam": objective.lam})
             return self._with_gain(A, solution)
         return self._with_gain(A, _with_image(objective, latent))
@@ -348,15 +351,17 @@ class GenerativeCovariancePrior(LearnedReconstructor):
         solution.extra["std"] = self.spread_ * objective.fidelity.image(std).abs()
         return replace(solution, converged=solution.converged & converged)
 
-    def _channel_fidelity(self, A: LinearMap, data: Tensor) -> ChannelFidelity:
-        return ChannelFidelity(A, data, self.shape_, self.channel_axis, real=self.real_)
+    def _channel_fidelity(self, A: LinearMap, data: Tensor, weights: Tensor | None = None) -> ChannelFidelity:
+        root = None if weights is None else weights.sqrt()
+        data = data if root is None else root * data
+        return ChannelFidelity(A, data, self.shape_, self.channel_axis, real=self.real_, root=root)
 
     def _infer_latent(self, A: LinearMap, data: Tensor) -> tuple[LatentObjective, Solution]:
         _check_size(A, self.dims_)
         model = copy.deepcopy(self.module_).to(data.device, data.dtype.to_real())
         likelihood = self._fidelity(A)
         normed, y, _ = without_gain(likelihood.A, likelihood.weighted_data(data))
-        fidelity = self._channel_fidelity(normed, y)
+        fidelity = self._channel_fidelity(normed, y, likelihood.weights(data))
         first = fidelity.channels(data if A.identity else analytic_inverse(A, data))
         return infer_latent(
             model,
@@ -364,16 +369,22 @@ class GenerativeCovariancePrior(LearnedReconstructor):
             model.starts(first, 1 if self.constraint == "encoded" else self.n_restarts),
             constraint=self.constraint,
             lam=self.lam if isinstance(self.lam, str) else self.lam / likelihood.unit,
-            noise_std=self._noise_level(A, y),
+            noise_std=self._noise_std(A, data),
+            noise_norm=self._noise_norm(A, data),
             max_steps=self.max_steps,
             tol=self.tol,
         )
 
-    def _noise_level(self, A: LinearMap, y: Tensor) -> Tensor:
+    def _noise_std(self, A: LinearMap, data: Tensor) -> Tensor:
         """Standard deviation of the noise in normalised data, those of an operator of norm 1."""
-        std = self._noise_model.reduced(y[:0]).std
-        gain = gain_of(self._fidelity(A).A)
-        return noise_level(A, y, None if std is None else deviation(std, y) / (gain * self.spread_))
+        likelihood = self._fidelity(A)
+        _, y, _ = without_gain(likelihood.A, likelihood.weighted_data(data))
+        known = self._noise_model.known
+        return noise_level(A, y, deviation(1 / math.sqrt(likelihood.unit), y) if known else None)
+
+    def _noise_norm(self, A: LinearMap, data: Tensor) -> Tensor:
+        """Expected norm of that noise in the data of each image."""
+        return self._fidelity(A).n_expected(data).sqrt() * self._noise_std(A, data)
 
     def _with_gain(self, A: LinearMap, solution: Solution) -> Solution:
         """Objective and weights in the unit of the fidelity, the objective but for the spread of images."""

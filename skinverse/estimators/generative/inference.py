@@ -68,19 +68,21 @@ def infer_latent(
     constraint: str,
     lam: float | str,
     noise_std: Tensor,
+    noise_norm: Tensor,
     max_steps: int,
     tol: float,
 ) -> tuple[LatentObjective, Solution]:
-    """The objective with its weight, and the best latent variables from the starts (n, n_starts, d)."""
+    """The objective with its weight, and the best latent variables from the starts (n, n_starts, d).
+
+    The standard deviation of the noise and its expected norm, (n,), are those of weighted data.
+    """
     variance = noise_std.square() / (2 if fidelity.y.is_complex() else 1)
     weight = variance if isinstance(lam, str) else torch.full_like(variance, lam)
     stages = [(kind(model, fidelity, weight), algorithm) for kind, algorithm in STAGES[constraint]]
     latent = minimise_from_starts(stages, starts, max_steps=max_steps, tol=tol)
     if lam != "discrepancy":
         return stages[-1][0], latent
-    return _match_discrepancy(
-        *stages[-1], latent.x, noise_norm(noise_std, fidelity.A, fidelity.y), max_steps, tol
-    )
+    return _match_discrepancy(*stages[-1], latent.x, noise_norm, max_steps, tol)
 
 
 def minimise_from_starts(stages: Stages, starts: Tensor, *, max_steps: int, tol: float) -> Solution:
@@ -110,11 +112,6 @@ def noise_level(A: LinearMap, data: Tensor, noise_std: float | None) -> Tensor:
         level = torch.full((len(data),), noise_std, dtype=data.dtype.to_real(), device=data.device)
     # Its square is to be positive, also of data that are zero.
     return level.clamp_min(torch.finfo(level.dtype).tiny ** 0.25)
-
-
-def noise_norm(noise_std: Tensor, A: LinearMap, data: Tensor) -> Tensor:
-    """Expected norm of the noise in the data of each image, (n,)."""
-    return math.sqrt(A.n_measured) * noise_std
 
 
 def _match_discrepancy(

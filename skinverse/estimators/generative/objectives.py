@@ -22,7 +22,11 @@ _SPARSE_TOL, _SPARSE_STEPS = 1e-6, 2000
 
 
 class ChannelFidelity:
-    """``1/2 ||A x - y||^2`` of images that are given as real channels, (n, channels, height, width)."""
+    """``1/2 ||A x - y||^2`` of images that are given as real channels, (n, channels, height, width).
+
+    With ``root`` each image has weights ``w``, of which these are the roots: ``A`` is then ``W^1/2 A``
+    everywhere, and ``y``, which is handed over so, the data times ``w^1/2``.
+    """
 
     def __init__(
         self,
@@ -32,10 +36,11 @@ class ChannelFidelity:
         channel_axis: int | None = None,
         *,
         real: bool,
-        mean_diagonal: float | None = None,
+        root: Tensor | None = None,
+        mean_diagonal: Tensor | None = None,
     ) -> None:
         self.A, self.y, self.shape, self.real = A, y, shape, real
-        self.channel_axis = channel_axis
+        self.channel_axis, self.root = channel_axis, root
         dtype = y.dtype.to_real() if real else y.dtype.to_complex()
         self._template = torch.empty(0, *A.dims, dtype=dtype, device=y.device)
         self.mean_diagonal = self._estimate_mean_diagonal() if mean_diagonal is None else mean_diagonal
@@ -52,16 +57,24 @@ class ChannelFidelity:
             self.shape,
             self.channel_axis,
             real=self.real,
-            mean_diagonal=self.mean_diagonal,
+            root=None if self.root is None else self.root[index],
+            mean_diagonal=self.mean_diagonal[index],
         )
 
     def apply(self, x: Tensor) -> Tensor:
         """``A x``."""
-        return self.A(self.image(x))
+        return self._weighted(self.A(self.image(x)))
 
     def adjoint(self, y: Tensor) -> Tensor:
         """``A^* y`` as channels."""
-        return self.channels(self.A.adjoint(y))
+        return self.channels(self.A.adjoint(self._weighted(y)))
+
+    def misfit(self, G: Tensor) -> LeastSquares:
+        """``1/2 ||A (G + v) - y||^2`` as a function of the image ``v``."""
+        A, y = None if self.A.identity else self.A, self.y - self.apply(G)
+        if self.root is None:
+            return LeastSquares(A, y)
+        return LeastSquares(A, torch.where(self.root > 0, y / self.root, 0), weights=self.root.square())
 
     def image(self, x: Tensor) -> Tensor:
         """Channels as images, (n, *A.dims)."""
@@ -72,10 +85,13 @@ class ChannelFidelity:
         images = images.real if self.real else images.to(images.dtype.to_complex())
         return as_channels(images, self.channel_axis).reshape(len(images), *self.shape)
 
-    def _estimate_mean_diagonal(self) -> float:
+    def _weighted(self, y: Tensor) -> Tensor:
+        return y if self.root is None else self.root * y
+
+    def _estimate_mean_diagonal(self) -> Tensor:
         """Mean of the diagonal of ``A^* A``: ``E ||A x||^2 / n_values`` of white noise ``x``, by one draw."""
         noise = torch.randn(1, *self.shape, generator=torch.Generator().manual_seed(0)).to(self.y.real)
-        return float(self.apply(noise).abs().square().sum()) / noise.numel()
+        return (norm(self.apply(noise)).square() / noise.numel()).expand(len(self.y))
 
 
 class Minimum(NamedTuple):
@@ -190,10 +206,8 @@ class SparseObjective(LatentObjective):
 
     @torch.no_grad()
     def _solve(self, G: Tensor) -> tuple[Tensor, Tensor]:
-        A, rest = self.fidelity.A, self.fidelity.y - self.fidelity.apply(G)
-        misfit = LeastSquares(None if A.identity else A, rest)
         solution = accelerated_gradient(
-            misfit + (self.lam / self.model.deviation) * L1Norm(),
+            self.fidelity.misfit(G) + (self.lam / self.model.deviation) * L1Norm(),
             torch.zeros_like(self.fidelity.image(G)),
             max_steps=_SPARSE_STEPS,
             tol=_SPARSE_TOL,
@@ -210,6 +224,7 @@ def jacobi(
     fidelity: ChannelFidelity, lam: Tensor, gaussian: SparseCholeskyGaussian
 ) -> Callable[[Tensor], Tensor]:
     """Division by the diagonal of ``A^* A + lam Sigma^-1``, that of ``A^* A`` taken as constant."""
-    diagonal = fidelity.mean_diagonal + expand(lam, gaussian.mean) * gaussian.precision_diagonal()
+    mean, lam = (expand(value, gaussian.mean) for value in (fidelity.mean_diagonal, lam))
+    diagonal = mean + lam * gaussian.precision_diagonal()
     inverse = 1 / diagonal.clamp_min(torch.finfo(diagonal.dtype).tiny)
     return lambda r: r * inverse

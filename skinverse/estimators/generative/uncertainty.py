@@ -86,8 +86,10 @@ def jacobian(model: GenerativeModel, z: Tensor) -> Tensor:
 
 
 def _in_double_precision(fidelity: ChannelFidelity) -> ChannelFidelity:
-    y = double(fidelity.y)
-    return ChannelFidelity(fidelity.A, y, fidelity.shape, fidelity.channel_axis, real=fidelity.real)
+    y, root = double(fidelity.y), None if fidelity.root is None else double(fidelity.root)
+    return ChannelFidelity(
+        fidelity.A, y, fidelity.shape, fidelity.channel_axis, real=fidelity.real, root=root
+    )
 
 
 def _draw(like: Tensor, rng: torch.Generator) -> Tensor:

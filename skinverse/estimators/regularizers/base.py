@@ -15,9 +15,14 @@ from skinverse._defaults import copy_module
 from skinverse._parameters import Flag, Integer, Null, OneOf, Real, fitted, parameter
 from skinverse._tensors import expand, norm
 from skinverse.energies import WeightedEnergy
-from skinverse.estimators._declarations import bounds_parameter, max_steps_parameter, tol_parameter
+from skinverse.estimators._declarations import (
+    OF_COUNTS,
+    bounds_parameter,
+    max_steps_parameter,
+    tol_parameter,
+)
 from skinverse.estimators._learned import LearnedReconstructor, check_kinds
-from skinverse.estimators._units import Interval, within
+from skinverse.estimators._units import Interval, interval, within
 from skinverse.functionals import Box, EnergyFunctional, Functional
 from skinverse.operators import LinearMap
 from skinverse.solvers import Solution, accelerated_gradient, proximal_gradient
@@ -53,10 +58,7 @@ class EnergyReconstructor(LearnedReconstructor):
         Side of the patches to train on, in pixels, which are flipped and transposed at random; None trains on
         whole images as they are.""",
     )
-    bounds: tuple[float | None, float | None] | None = bounds_parameter(
-        "None is no bound, but non-negativity where the noise is that of counts; ``(None, None)`` is none "
-        "there."
-    )
+    bounds: tuple[float | None, float | None] | None = bounds_parameter(OF_COUNTS)
     max_steps: int = max_steps_parameter(500, "Largest number of iterations of a reconstruction.")
     tol: float = tol_parameter(1e-4, "Relative change by one step at which an image stops.")
 
@@ -91,14 +93,9 @@ class EnergyReconstructor(LearnedReconstructor):
         """``A_delta^+ y``, where a reconstruction starts."""
         return self._first_images(A, data, None, real=self.real_ and not A.identity).x
 
-    def _measures_pixels(self, A: LinearMap) -> bool:
-        """Whether each pixel is measured by itself, and all of them alike: then patches are like images."""
-        return A.identity and self._noise_model.uniform
-
     @property
     def _interval(self) -> Interval:
-        """The bounds: images that are counted are non-negative where nobody says."""
-        return (0.0, None) if self.bounds is None and self._noise_model.counted else self.bounds
+        return interval(self.bounds, self._noise_model)
 
     @property
     def _normalised_bounds(self) -> Interval:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,7 +18,12 @@ from torch import Tensor, nn
 from skinverse._parameters import Elements, Flag, Instance, Integer, Null, ParameterError, fitted, parameter
 from skinverse._tensors import as_channels, from_channels, planes_for, real_like, spatial_axes
 from skinverse.estimators._base import BaseReconstructor
-from skinverse.estimators._declarations import bounds_parameter, noise_parameter
+from skinverse.estimators._declarations import (
+    OF_COUNTS,
+    RELATIVE,
+    bounds_parameter,
+    noise_of_squares_parameter,
+)
 from skinverse.estimators._learned import (
     LearnedReconstructor,
     after,
@@ -26,9 +32,9 @@ from skinverse.estimators._learned import (
     held_out_psnr,
     in_batches,
 )
-from skinverse.estimators._units import within
+from skinverse.estimators._units import Interval, NormalisedFidelity, interval, within
 from skinverse.estimators._validation import same_kind
-from skinverse.noise import Gaussian
+from skinverse.noise import NoiseModel
 from skinverse.operators import LinearMap, as_torch
 from skinverse.solvers import Solution
 from skinverse.training import Phase
@@ -57,10 +63,10 @@ class UnrolledReconstructor(LearnedReconstructor):
         is kept as it is inside scikit-learn's ``FrozenEstimator``. None is filtered back-projection or zero
         filling where there is one, else a regularised pseudo-inverse.""",
     )
-    bounds: tuple[float | None, float | None] | None = bounds_parameter()
-    noise: Gaussian | float | None = noise_parameter(
-        "The iterations see measurements and operator with the weights; how strong the noise is they learn.",
-        kind=Gaussian,
+    bounds: tuple[float | None, float | None] | None = bounds_parameter(OF_COUNTS)
+    noise: NoiseModel | str | float | None = noise_of_squares_parameter(
+        "The iterations see measurements and operator with the roots of the weights; how strong the noise is "
+        f"they learn. {inspect.cleandoc(RELATIVE)}"
     )
 
     module_: Unrolled = fitted(kind="nn.Module", doc="The trained iterations.")
@@ -112,7 +118,7 @@ class UnrolledReconstructor(LearnedReconstructor):
         fidelity = self._fidelity(A)
 
         def loss(module: Any, x: Tensor, y: Tensor, x0: Tensor) -> Tensor:
-            x_hat = module(fidelity.A, fidelity.weighted_data(y), x0, self.channel_axis)
+            x_hat = module(*self._problem(fidelity, y, x0))
             return (x_hat - x).abs().square().flatten(1).mean(1)
 
         score = held_out_psnr(lambda y: self._reconstruct(A, y).x, n_images=_N_SCORED)
@@ -129,7 +135,7 @@ class UnrolledReconstructor(LearnedReconstructor):
 
     def _differentiable(self, module: nn.Module, A: LinearMap, data: Tensor, start: Tensor) -> Tensor:
         fidelity = self._fidelity(A)
-        images: Tensor = module(fidelity.A, fidelity.weighted_data(data), start, self.channel_axis)
+        images: Tensor = module(*self._problem(fidelity, data, start))
         return images
 
     # ------------------------------------------------------------------ private
@@ -151,17 +157,28 @@ class UnrolledReconstructor(LearnedReconstructor):
             self._fidelity(A),
         )
         with torch.no_grad():
-            yield from module.stages(fidelity.A, fidelity.weighted_data(data), start, self.channel_axis)
+            yield from module.stages(*self._problem(fidelity, data, start))
+
+    def _problem(
+        self, fidelity: NormalisedFidelity, data: Tensor, start: Tensor
+    ) -> tuple[LinearMap, Tensor, Tensor, int | None, Tensor | None]:
+        """What the iterations see."""
+        weights = fidelity.relative_weights(data)
+        return fidelity.A, fidelity.weighted_data(data), start, self.channel_axis, weights
 
     def _restored(self, solution: Solution) -> Solution:
         solution = super()._restored(solution)
-        return replace(solution, x=within(solution.x, self.bounds))
+        return replace(solution, x=within(solution.x, self._interval))
+
+    @property
+    def _interval(self) -> Interval:
+        return interval(self.bounds, self._noise_model)
 
     def _check_order(self) -> None:
         """Refuse bounds of complex images, which have no order."""
-        if not self.real_ and any(end is not None for end in self.bounds or ()):
+        if not self.real_ and any(end is not None for end in self._interval or ()):
             raise ParameterError(
-                f"bounds: complex images have no order to be bounded by, got {self.bounds!r}"
+                f"bounds: complex images have no order to be bounded by, got {self._interval!r}"
             )
 
 
@@ -177,29 +194,42 @@ class Unrolled(nn.Module, ABC):
         """Yield the images after each iteration, as channels."""
 
     def stages(
-        self, A: LinearMap, data: Tensor, start: Tensor, channel_axis: int | None = None
+        self,
+        A: LinearMap,
+        data: Tensor,
+        start: Tensor,
+        channel_axis: int | None = None,
+        weights: Tensor | None = None,
     ) -> Iterator[Tensor]:
         """Yield the images after each iteration, of the kind and shape of ``start``."""
-        problem = self._in_trained_channels(A, data, start, channel_axis)
+        problem = self._in_trained_channels(A, data, start, channel_axis, weights)
         for x in self.iterates(problem):
             yield from_channels(x, start, channel_axis)
 
-    def forward(self, A: LinearMap, data: Tensor, start: Tensor, channel_axis: int | None = None) -> Tensor:
+    def forward(
+        self,
+        A: LinearMap,
+        data: Tensor,
+        start: Tensor,
+        channel_axis: int | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
         """The images after the last iteration."""
-        *_, last = self.stages(A, data, start, channel_axis)
+        *_, last = self.stages(A, data, start, channel_axis, weights)
         return last
 
     def _in_trained_channels(
-        self, A: LinearMap, data: Tensor, start: Tensor, channel_axis: int | None = None
+        self, A: LinearMap, data: Tensor, start: Tensor, channel_axis: int | None, weights: Tensor | None
     ) -> ScaledProblem:
         """The problem with the channels of the training; a denoiser of one channel takes many one by one."""
         space = DataSpace.of(A, channel_axis)
         of_images, of_data = as_channels(start, channel_axis).shape[1], space.channels(data).shape[1]
         if (of_images, of_data) == self.n_channels:
-            return ScaledProblem(A, data, start, channel_axis)
+            return ScaledProblem(A, data, start, channel_axis, weights)
         if A.identity and self.n_channels == (1, 1) and of_images == of_data:
             y, x0 = (planes_for(batch, 1, "the network", channel_axis) for batch in (data, start))
-            return ScaledProblem(as_torch(pylops.Identity(x0.shape[1:])), y, x0, 0)
+            w = None if weights is None else planes_for(weights, 1, "the network", channel_axis)
+            return ScaledProblem(as_torch(pylops.Identity(x0.shape[1:])), y, x0, 0, w)
         raise ValueError(
             f"the network was trained on images of {self.n_channels[0]} and data of {self.n_channels[1]} "
             f"channels (a complex one counts twice), got {of_images} and {of_data} with "
@@ -210,25 +240,38 @@ class Unrolled(nn.Module, ABC):
 class ScaledProblem:
     """``A / ||A||`` from channels to channels, and ``y / ||A||`` and start as channels.
 
-    Whatever the unit of the operator is, the learned parts see numbers of order one.
+    Whatever the unit of the operator is, the learned parts see numbers of order one. With weights ``w``, of
+    which each image has its own, ``A`` is ``W^1/2 A`` and ``y`` is ``W^1/2 y`` everywhere.
     """
 
-    def __init__(self, A: LinearMap, data: Tensor, start: Tensor, channel_axis: int | None = None) -> None:
+    def __init__(
+        self,
+        A: LinearMap,
+        data: Tensor,
+        start: Tensor,
+        channel_axis: int | None = None,
+        weights: Tensor | None = None,
+    ) -> None:
         self._A, self._norm = A, A.norm() or 1.0
         self._x, self._y = start, data
         self._channel_axis, self._space = channel_axis, DataSpace.of(A, channel_axis)
+        self._root = None if weights is None else self._space.channels(weights.sqrt())
         self.start = as_channels(start, channel_axis)
-        self.data = self._space.channels(data) / self._norm
+        self.data = self._weighted(self._space.channels(data)) / self._norm
 
     def forward(self, x: Tensor) -> Tensor:
         """``A x / ||A||``."""
         y = self._A(from_channels(x, self._x, self._channel_axis)) / self._norm
-        return self._space.channels(real_like(y, self._y))
+        return self._weighted(self._space.channels(real_like(y, self._y)))
 
     def adjoint(self, y: Tensor) -> Tensor:
         """``A^* y / ||A||``."""
-        x = self._A.adjoint(self._space.data(y, self._y)) / self._norm
+        x = self._A.adjoint(self._space.data(self._weighted(y), self._y)) / self._norm
         return as_channels(real_like(x, self._x), self._channel_axis)
+
+    def _weighted(self, y: Tensor) -> Tensor:
+        """``W^1/2 y``."""
+        return y if self._root is None else self._root * y
 
     def gradient(self, x: Tensor) -> Tensor:
         """``A^*(A x - y)`` with ``A`` scaled to norm 1: the gradient of the data term."""

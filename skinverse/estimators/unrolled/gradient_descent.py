@@ -39,6 +39,8 @@ class LearnedGradientDescent(UnrolledReconstructor):
     level than those of the training need another training: the network is neither homogeneous nor does it
     keep constants.
 
+    Under counts ``A`` is ``W^1/2 A`` and ``y`` is ``W^1/2 y``, with weights that ``noise`` describes.
+
     References
     ----------
     J. Adler and O. Oktem, Solving ill-posed inverse problems using iterative deep neural networks, Inverse

@@ -48,6 +48,8 @@ class LISTA(UnrolledReconstructor):
     dictionary of your own ``level_`` is 0, since what is sparse would not be without its level; then only the
     unit plays no part.
 
+    Under counts ``A`` is ``W^1/2 A`` and ``y`` is ``W^1/2 y``, with weights that ``noise`` describes.
+
     References
     ----------
     K. Gregor and Y. LeCun, Learning fast approximations of sparse coding, ICML, 2010.

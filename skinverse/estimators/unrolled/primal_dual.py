@@ -50,6 +50,9 @@ class LearnedPrimalDual(UnrolledReconstructor):
     level than those of the training need another training: the networks are neither homogeneous nor do they
     keep constants.
 
+    Under counts ``A`` is ``W^1/2 A`` and ``y`` is ``W^1/2 y``, with weights that ``noise`` describes. The
+    networks ``D_k`` then see data that are all equally noisy.
+
     References
     ----------
     J. Adler and O. Oktem, Learned primal-dual reconstruction, IEEE Transactions on Medical Imaging 37, 2018.
@@ -139,7 +142,12 @@ class PrimalDualUnrolled(Unrolled):
         )
 
     def stages(
-        self, A: LinearMap, data: Tensor, start: Tensor, channel_axis: int | None = None
+        self,
+        A: LinearMap,
+        data: Tensor,
+        start: Tensor,
+        channel_axis: int | None = None,
+        weights: Tensor | None = None,
     ) -> Iterator[Tensor]:
         """Yield the images after each iteration, of the kind and shape of ``start``."""
         found = DataSpace.of(A, channel_axis).neighbours
@@ -148,7 +156,7 @@ class PrimalDualUnrolled(Unrolled):
                 f"the networks see neighbours along the axes of the data: {self.neighbours}; expected data "
                 f"that have them, got {found} from an operator to data {A.dimsd}"
             )
-        return super().stages(A, data, start, channel_axis)
+        return super().stages(A, data, start, channel_axis, weights)
 
     def iterates(self, problem: ScaledProblem) -> Iterator[Tensor]:
         """Yield the images after each iteration."""

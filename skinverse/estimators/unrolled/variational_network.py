@@ -43,6 +43,8 @@ class VariationalNetwork(UnrolledReconstructor):
     it to the data, it gives the same reconstructions times it, or with it added. Images of another unit or
     level than those of the training need another training: the potentials are functions of fixed numbers.
 
+    Under counts ``A`` is ``W^1/2 A`` and ``y`` is ``W^1/2 y``, with weights that ``noise`` describes.
+
     References
     ----------
     K. Hammernik, T. Klatzer, E. Kobler, M. P. Recht, D. K. Sodickson, T. Pock and F. Knoll, Learning a

@@ -78,26 +78,36 @@ def module_for(iteration: str, seed: int = 0) -> Equilibrium:
     return module
 
 
-def solved(module: Equilibrium, A: Any, data: Tensor, backward: str, max_steps: int = 300) -> Tensor:
+def solved(
+    module: Equilibrium,
+    A: Any,
+    data: Tensor,
+    backward: str,
+    max_steps: int = 300,
+    weights: Tensor | None = None,
+) -> Tensor:
     """Images that the module reconstructs from zero, with their derivative."""
-    equation = Equation(module, A, data, torch.zeros_like(data))
+    equation = Equation(module, A, data, torch.zeros_like(data), weights=weights)
     found = solve(equation, equation.z0, solver="anderson", backward=backward, max_steps=max_steps, tol=1e-13)
     return equation.image(found.x)
 
 
 # ------------------------------------------------------------------------------------------ derivatives
-@pytest.mark.parametrize("n_images", [1, 3])
+@pytest.mark.parametrize(("n_images", "weighted"), [(1, False), (3, False), (3, True)])
 @pytest.mark.parametrize("iteration", ITERATIONS)
-def test_gradient_is_that_of_a_long_unroll(iteration: str, n_images: int, monkeypatch) -> None:
+def test_gradient_is_that_of_a_long_unroll(
+    iteration: str, n_images: int, weighted: bool, monkeypatch
+) -> None:
     monkeypatch.setattr(equations, "_BACKWARD_STEPS", 100)
     monkeypatch.setattr(equations, "_BACKWARD_TOL", 1e-12)
     monkeypatch.setattr(maps, "_CG_TOL", 1e-14)
     A, data = diagonal_problem(5)
     data, images = data[:n_images], draw(n_images, 5, 5, seed=7)
+    weights = torch.linspace(0.9, 1, data.numel()).double().view(data.shape) if weighted else None
     gradients = {}
     for backward in ("gmres", "anderson", "neumann", "unroll"):
         module = module_for(iteration)
-        (solved(module, A, data, backward) - images).square().sum().backward()
+        (solved(module, A, data, backward, weights=weights) - images).square().sum().backward()
         gradients[backward] = {k: p.grad for k, p in module.named_parameters() if p.grad is not None}
     for backward in ("gmres", "anderson", "neumann"):
         assert gradients[backward].keys() == gradients["unroll"].keys()
@@ -113,7 +123,7 @@ def test_jacobian_free_gradient_is_that_of_one_step_and_goes_downhill() -> None:
         x = solved(module, A, data, backward.replace("one step", "gmres"))
         if backward == "one step":
             equation = Equation(module, A, data, images)
-            x = equation.f(x.detach(), equation.b)
+            x = equation.f(x.detach(), *equation.given)
         (x - images).square().sum().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in module.network.parameters()]))
     exact, free, one_step = gradients
@@ -158,8 +168,8 @@ def test_jacobian_penalty_is_the_size_of_the_jacobian() -> None:
     z = draw(1, 3, 3)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        sizes = jacobian_size(equation.f, z.repeat(1500, 1, 1), equation.b)
-    J = torch.autograd.functional.jacobian(lambda z: equation.f(z, equation.b), z).reshape(9, 9)
+        sizes = jacobian_size(equation.f, z.repeat(1500, 1, 1), *equation.given)
+    J = torch.autograd.functional.jacobian(lambda z: equation.f(z, *equation.given), z).reshape(9, 9)
     assert sizes.mean().item() == pytest.approx((J.square().sum() / 9).item(), rel=0.07)
 
 
@@ -180,9 +190,10 @@ def test_a_penalised_jacobian_is_smaller(blurred) -> None:
     st.floats(0, 0.99),
     st.integers(1, 8),
     st.sampled_from(["C1", "D4"]),
+    st.booleans(),
 )
 def test_contraction_is_proven(
-    seed: int, scale: float, lam: float, c: float, n_angles: int, group: str
+    seed: int, scale: float, lam: float, c: float, n_angles: int, group: str, weighted: bool
 ) -> None:
     network = seeded(GradientStepCNN, seed, n_features=8, n_layers=2, group=group).double()
     for p in network.parameters():
@@ -190,19 +201,20 @@ def test_contraction_is_proven(
     module = Equilibrium(network, "contractive", n_channels=1, lam=lam, lipschitz=c).double()
     A = as_torch(parallel_beam((4, 4), np.linspace(0, 3, n_angles), 8, dtype="float64"))
     z = draw(3, 4, 4, seed=seed + 5)
-    equation = Equation(module, A, draw(3, *A.dimsd, seed=seed), z)
-    f, b = equation.f, equation.b
+    weights = draw(3, *A.dimsd, seed=seed + 8).abs().clamp_max(1) if weighted else None
+    equation = Equation(module, A, draw(3, *A.dimsd, seed=seed), z, weights=weights)
+    f, given = equation.f, equation.given
     factor = module.contraction()
     assert factor is not None and factor < 1
     v = draw(3, 4, 4, seed=seed + 6)
     for _ in range(15):
-        push = jvp(lambda z: f(z, b), z, v / v.norm())[1]
+        push = jvp(lambda z: f(z, *given), z, v / v.norm())[1]
         assert push.norm() <= factor * (1 + 1e-9)
-        v = vjp(lambda z: f(z, b), z, push)[1]
+        v = vjp(lambda z: f(z, *given), z, push)[1]
         if not v.any():
             break
     near = z + draw(3, 4, 4, seed=seed + 7)
-    assert (f(near, b) - f(z, b)).norm() <= factor * (near - z).norm() * (1 + 1e-9)
+    assert (f(near, *given) - f(z, *given)).norm() <= factor * (near - z).norm() * (1 + 1e-9)
 
 
 def test_the_fixed_point_solves_the_equilibrium_equation(contractive, blurred) -> None:
