@@ -384,7 +384,11 @@ def _check_nested(name: str, check: Any) -> None:
 def _short(value: Any) -> str:
     """The value for an error: never long, and a kind instead of an address in memory."""
     if isinstance(value, np.ndarray):
-        return f"an array of shape {value.shape}"
+        masked = isinstance(value, np.ma.MaskedArray)
+        told = f"a{' masked' if masked else 'n'} array of shape {value.shape} of {value.dtype}"
+        if masked or not value.size or value.dtype.kind not in "iuf":
+            return told
+        return f"{told}, from {value.min():.3g} to {value.max():.3g}"
     text = repr(value)
     if text.startswith("<"):
         return f"a {type(value).__name__}"

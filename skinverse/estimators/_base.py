@@ -320,7 +320,7 @@ class BaseReconstructor(Parametrized, ABC):
             check_operator(operator, self.check_operator)
             self._check_images(tuple(operator.dims))
             images = None if images is None else per_sample(images, operator.dims, "X_true", "operator.dims")
-            self._noise_model.check_shape(tuple(operator.dimsd))
+            self._noise_model.check_shape(tuple(operator.dimsd), "noise__")
             A = as_torch(operator)
         if rows is not None:
             rows = rows if A is None else self._measurements(rows, A)
@@ -423,7 +423,7 @@ class BaseReconstructor(Parametrized, ABC):
             if operator is not self.operator_:
                 check_operator(operator, self.check_operator)
             self._check_images(tuple(operator.dims))
-            self._noise_model.check_shape(tuple(operator.dimsd))
+            self._noise_model.check_shape(tuple(operator.dimsd), "noise__")
             A = as_torch(operator)
             rows = self._measurements(rows, A)
             self._check_measured(rows, A)

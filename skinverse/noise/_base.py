@@ -17,7 +17,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from skinverse._defaults import RandomState
+from skinverse._arrays import as_rows, check_complete, check_finite, to_batch
+from skinverse._defaults import RandomState, numpy_generator
 from skinverse._parameters import Constraint, ParameterError, Parametrized, Real
 from skinverse._tensors import LinearMap
 from skinverse.functionals import Functional
@@ -40,6 +41,8 @@ class Numbers(Constraint):
     def allows(self, value: Any) -> bool:
         if not isinstance(value, np.ndarray):
             return self.number.allows(value)
+        if isinstance(value, np.ma.MaskedArray):  # of which NumPy would read what is under the mask
+            return False
         ends = (value.min(), value.max()) if value.size and value.dtype.kind in "iuf" else (None,)
         return all(self.number.allows(end) for end in ends)
 
@@ -60,7 +63,6 @@ class Reduced:
 class NoiseModel(Parametrized, ABC):
     """What is known of the noise of measurements."""
 
-    @abstractmethod
     def sample(self, clean: ArrayLike | Tensor, random_state: RandomState = None) -> Any:
         """Draw measurements of noise-free data.
 
@@ -79,11 +81,14 @@ class NoiseModel(Parametrized, ABC):
         Raises
         ------
         ValueError
-            If the strength of the noise is unknown, or the noise-free data are negative or complex where
-            counts are drawn.
+            If a parameter has a value or a shape that it cannot have, the strength of the noise is unknown,
+            or the noise-free data are empty or not finite, or negative or complex where counts are drawn.
+        TypeError
+            If they are not numbers.
         """
+        values = self._checked(clean)
+        return in_kind_of(self._drawn(values, numpy_generator(random_state)), clean)
 
-    @abstractmethod
     def variance(self, clean: ArrayLike | Tensor) -> Any:
         """Variance of the measurements; of complex ones that of the real and of the imaginary part, each.
 
@@ -100,8 +105,12 @@ class NoiseModel(Parametrized, ABC):
         Raises
         ------
         ValueError
-            If the strength of the noise is unknown.
+            As :meth:`sample`.
+        TypeError
+            If the noise-free data are not numbers.
         """
+        values = self._checked(clean)
+        return in_kind_of(np.broadcast_to(self._variance(values), values.shape), clean)
 
     @abstractmethod
     def fidelity(self, A: LinearMap | None, y: Tensor) -> Functional:
@@ -182,20 +191,48 @@ class NoiseModel(Parametrized, ABC):
         values = self.get_params().items()
         return type(self)(**{k: v.ravel()[kept] if isinstance(v, np.ndarray) else v for k, v in values})
 
-    def check_shape(self, dimsd: tuple[int, ...]) -> None:
-        """Refuse arrays that are not of the data's shape with a ParameterError."""
+    def check_shape(self, dimsd: tuple[int, ...], owner: str = "") -> None:
+        """Refuse arrays that are not of the data's shape with a ParameterError; ``owner`` begins names."""
         for name, value in self.get_params().items():
             if isinstance(value, np.ndarray) and value.shape not in (dimsd, (math.prod(dimsd),)):
                 raise ParameterError(
-                    f"noise__{name}: expected a number or an array of the data's shape {dimsd}, got shape "
+                    f"{owner}{name}: expected a number or an array of the data's shape {dimsd}, got shape "
                     f"{value.shape}"
                 )
 
+    # ------------------------------------------------------------------ for models
+    @abstractmethod
+    def _drawn(self, clean: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
+        """Measurements of these noise-free data, (n_samples, *dimsd) in double precision."""
+
+    @abstractmethod
+    def _variance(self, clean: NDArray[Any]) -> NDArray[Any]:
+        """Their variances, of a shape that broadcasts to that of the data."""
+
+    def _checked(self, clean: ArrayLike | Tensor) -> NDArray[Any]:
+        """Noise-free data in double precision."""
+        rows = as_rows(clean, "clean")
+        check_complete(rows, "clean")
+        check_finite(rows, "clean")
+        self._check(tuple(rows.shape[1:]))
+        values = to_batch(rows).cpu().numpy()
+        return values.astype(np.result_type(values, np.float64))
+
+    def _check(self, dimsd: tuple[int, ...]) -> None:
+        """Refuse parameters that are not those of data of this shape."""
+        self.check_parameters()
+        self.check_shape(dimsd)
+
+    def _value(self, name: str) -> Any:
+        """A parameter in double precision: squares of small types over- and underflow, and integers wrap."""
+        value = getattr(self, name)
+        return value if value is None else np.asarray(value, np.float64)[()]
+
 
 # ---------------------------------------------------------------------- layouts
-def as_numpy(data: Any) -> NDArray[Any]:
-    """The numbers of an array or tensor, in floating point."""
-    array = data.detach().cpu().numpy() if isinstance(data, Tensor) else np.asarray(data)
+def as_numpy(data: ArrayLike) -> NDArray[Any]:
+    """The numbers of an array, in floating point."""
+    array = np.asarray(data)
     return array if array.dtype.kind in "fc" else array.astype(float)
 
 

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.special import xlogy
 from scipy.stats import poisson
 from torch import Tensor
 
-from skinverse._defaults import RandomState, numpy_generator
 from skinverse._parameters import Real, parameter
 from skinverse._tensors import LinearMap
 from skinverse.functionals import Functional, KullbackLeibler
@@ -21,14 +20,14 @@ from skinverse.noise._base import (
     NoiseModel,
     Numbers,
     Reduced,
-    as_numpy,
-    in_kind_of,
     in_shape_of,
     tensor,
 )
 
 # Means up to which the expected divergence is tabulated, and nodes of the table for each unit of their root.
 _BRIGHT, _PER_UNIT = 64.0, 64
+# Means beyond which NumPy draws no counts, which are 64-bit integers.
+_MOST = 9e18
 
 
 class Poisson(NoiseModel):
@@ -62,20 +61,15 @@ class Poisson(NoiseModel):
         current.""",
     )
 
-    def sample(self, clean: ArrayLike | Tensor, random_state: RandomState = None) -> Any:
-        return in_kind_of(self._drawn(as_numpy(clean), numpy_generator(random_state)), clean)
-
-    def variance(self, clean: ArrayLike | Tensor) -> Any:
-        values = as_numpy(clean)
-        return in_kind_of(self._variance(values), clean)
-
     def fidelity(self, A: LinearMap | None, y: Tensor) -> Functional:
         # The divergence is homogeneous: that of data over the gain is that of counts.
+        self._check(tuple(y.shape[1:]))
         self.check_data(y)
         data, background = self._counted(y)
         return KullbackLeibler(A, data, background=background, weights=1 / self._tensor("gain", y))
 
     def expected_fidelity(self, clean: Tensor) -> Tensor:
+        self._check(tuple(clean.shape[1:]))
         _, background = self._counted(torch.zeros_like(clean))
         means = ((clean + background) / self._tensor("gain", clean)).clamp_min(0)
         return expected_divergence(means).flatten(1).sum(1)
@@ -86,11 +80,11 @@ class Poisson(NoiseModel):
 
     @property
     def factor(self) -> float:
-        return 1.0 if isinstance(self.gain, np.ndarray) else 1 / float(self.gain)
+        return 1.0 if isinstance(self.gain, np.ndarray) else 1 / float(self._value("gain"))
 
     @property
     def rows(self) -> NDArray[Any] | None:
-        return 1 / self.gain if isinstance(self.gain, np.ndarray) else None
+        return 1 / self._value("gain") if isinstance(self.gain, np.ndarray) else None
 
     def reduced(self, y: Tensor) -> Reduced:
         data, background = self._counted(y)
@@ -106,7 +100,7 @@ class Poisson(NoiseModel):
 
     @property
     def dark(self) -> Any:
-        return self.background
+        return self._value("background")
 
     # ------------------------------------------------------------------ private
     def _counted(self, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,23 +108,29 @@ class Poisson(NoiseModel):
         return y.clamp_min(0), self._tensor("background", y)
 
     def _variance(self, clean: NDArray[Any]) -> NDArray[Any]:
-        gain, background = (self._array(name, clean) for name in ("gain", "background"))
-        return gain * (clean + background)
+        return np.asarray(self._array("gain", clean) * self._means(clean))
 
     def _drawn(self, clean: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
-        """Data of these clean ones."""
-        gain, means = self._array("gain", clean), clean + self._array("background", clean)
+        gain, means = self._array("gain", clean), self._means(clean)
+        most = float((means / gain).max())
+        if not most < _MOST:
+            raise ValueError(f"{type(self).__name__}: expected less than {_MOST:.0g} counts, got {most:.2g}")
+        return np.asarray(gain * rng.poisson(means / gain))
+
+    def _means(self, clean: NDArray[Any]) -> NDArray[Any]:
+        """Means of what is counted, in data units."""
+        means = np.asarray(clean + self._array("background", clean))
         if np.iscomplexobj(means) or (means < 0).any():
             raise ValueError(
                 f"{type(self).__name__}: expected real noise-free data, >= 0 with the background, got "
                 f"{'complex' if np.iscomplexobj(means) else 'negative'} values"
             )
-        return gain * rng.poisson(means / gain)
+        return means
 
     def _array(self, name: str, like: NDArray[Any] | Tensor) -> Any:
         """A parameter as a number, or as an array of the shape of one image's data."""
-        value = getattr(self, name)
-        return value.reshape(like.shape[1:]) if isinstance(value, np.ndarray) else value
+        value = self._value(name)
+        return value.reshape(like.shape[1:]) if np.ndim(value) else value
 
     def _tensor(self, name: str, like: Tensor) -> Tensor:
         """The same in the precision and on the device of data."""
@@ -175,7 +175,7 @@ class PoissonGaussian(Poisson):
 
     @property
     def dark(self) -> Any:
-        return self.background + self.offset
+        return self._value("background") + self._value("offset")
 
     def check_data(self, y: Tensor) -> None:
         if y.is_complex():

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
-from skinverse._defaults import RandomState, numpy_generator
 from skinverse._parameters import Null, ParameterError, Real, parameter
 from skinverse._tensors import LinearMap
 from skinverse.functionals import Functional, LeastSquares
@@ -18,9 +17,7 @@ from skinverse.noise._base import (
     NoiseModel,
     Numbers,
     Reduced,
-    as_numpy,
     flat,
-    in_kind_of,
     in_shape_of,
     size,
     tensor,
@@ -64,25 +61,14 @@ class Gaussian(NoiseModel):
         if self.weights is not None and not np.any(self.weights):
             raise ParameterError("weights: expected some above zero, got zeros: nothing was measured")
 
-    def sample(self, clean: ArrayLike | Tensor, random_state: RandomState = None) -> Any:
-        values, rng = as_numpy(clean), numpy_generator(random_state)
-        std = np.sqrt(self._variance(values.shape[1:], "draw"))
-        std = np.where(np.isfinite(std), std, 0)  # where nothing is measured
-        noise = rng.standard_normal(values.shape)
-        if np.iscomplexobj(values):
-            noise = noise + 1j * rng.standard_normal(values.shape)
-        return in_kind_of(values + std * noise, clean)
-
-    def variance(self, clean: ArrayLike | Tensor) -> Any:
-        values = as_numpy(clean)
-        return in_kind_of(np.broadcast_to(self._variance(values.shape[1:], "tell"), values.shape), clean)
-
     def fidelity(self, A: LinearMap | None, y: Tensor) -> Functional:
+        self._check(tuple(y.shape[1:]))
         precision = tensor(self._precision(tuple(y.shape[1:])), y)
         measured = y if self.unmeasured() is None else torch.where(precision > 0, y, 0)
         return LeastSquares(A, measured, weights=precision)
 
     def expected_fidelity(self, clean: Tensor) -> Tensor:
+        self._check(tuple(clean.shape[1:]))
         unmeasured = self.unmeasured()
         n_data = clean[0].numel() - (0 if unmeasured is None else int(unmeasured.sum()))
         n_numbers = (2 if clean.is_complex() else 1) * n_data
@@ -96,13 +82,13 @@ class Gaussian(NoiseModel):
     def rows(self) -> NDArray[Any] | None:
         if self.uniform:
             return None
-        weights, std = (1.0 if value is None else value for value in (self.weights, self.std))
+        weights, std = self._values()
         return np.asarray(np.sqrt(weights) * size(std) / std)
 
     @property
     def factor(self) -> float:
-        weight = 1.0 if self.weights is None or not self.uniform else float(self.weights)
-        return weight if self.std is None else weight / size(self.std) ** 2
+        weights, std = self._values()
+        return float(weights if self.uniform else 1.0) / size(std) ** 2
 
     def reduced(self, y: Tensor) -> Reduced:
         rows = in_shape_of(y, self.rows)
@@ -114,14 +100,29 @@ class Gaussian(NoiseModel):
             return None
         return np.asarray(self.weights) == 0
 
+    # ------------------------------------------------------------------ private
+    def _drawn(self, clean: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
+        std = np.sqrt(self._variance(clean))
+        std = np.where(np.isfinite(std), std, 0)  # where nothing is measured
+        noise = rng.standard_normal(clean.shape)
+        if np.iscomplexobj(clean):
+            noise = noise + 1j * rng.standard_normal(clean.shape)
+        return clean + std * noise
+
+    def _variance(self, clean: NDArray[Any]) -> NDArray[Any]:
+        if self.std is None:
+            raise ValueError(
+                "Gaussian: expected a std to draw the noise by or to tell its variance, got std=None"
+            )
+        with np.errstate(divide="ignore"):
+            return 1 / self._precision(clean.shape[1:])
+
     def _precision(self, dimsd: tuple[int, ...]) -> NDArray[Any]:
         """``w / std^2``, of shape ``dimsd``; with unknown ``std`` the weights."""
-        weights = 1.0 if self.weights is None else self.weights
-        std = 1.0 if self.std is None else self.std
-        return np.broadcast_to(flat(weights / np.square(std), dimsd), math.prod(dimsd)).reshape(dimsd)
+        weights, std = self._values()
+        return flat(weights / np.square(std), dimsd).reshape(dimsd)
 
-    def _variance(self, dimsd: tuple[int, ...], purpose: str) -> NDArray[Any]:
-        if self.std is None:
-            raise ValueError(f"Gaussian: expected a std to {purpose} the noise by, got std=None")
-        with np.errstate(divide="ignore"):
-            return 1 / self._precision(dimsd)
+    def _values(self) -> tuple[Any, Any]:
+        """Weights and standard deviation, one where nothing is known."""
+        weights, std = (self._value(name) for name in ("weights", "std"))
+        return 1.0 if weights is None else weights, 1.0 if std is None else std

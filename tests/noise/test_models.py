@@ -222,7 +222,7 @@ def test_data_that_the_noise_cannot_give_are_refused(noise: Any, data: np.ndarra
 
 
 def test_draws_are_refused_where_the_noise_is_unknown_or_the_mean_negative() -> None:
-    with pytest.raises(ValueError, match="expected a std to draw the noise by, got std=None"):
+    with pytest.raises(ValueError, match="expected a std to draw the noise by"):
         Gaussian().sample(np.ones((1, 2)))
     with pytest.raises(
         ValueError, match="expected real noise-free data, >= 0 with the background, got negative"
@@ -237,3 +237,77 @@ def test_a_fidelity_of_an_operator_is_that_of_its_data() -> None:
     of_image, of_data = (Poisson(gain=0.1).fidelity(B, y) for B in (A, None))
     assert_allclose(of_image(x), of_data(A(x)))
     assert_allclose(of_image.grad(x), A.adjoint(of_data.grad(A(x))))
+
+
+# ---------------------------------------------------------------------- parameters and data of any kind
+@pytest.mark.parametrize(
+    ("model", "variance"),
+    [
+        (Gaussian(np.uint8(20)), 400),
+        (Gaussian(np.full(DIMSD, 1e-4, np.float16)), float(np.float16(1e-4)) ** 2),
+        (PoissonGaussian(std=np.full(DIMSD, 20, np.int8)), 440),
+        (Gaussian(2.0, weights=np.full(DIMSD, 3, np.uint8)), 4 / 3),
+        (Poisson(gain=np.full(DIMSD, 1e-5, np.float16)), 40 * float(np.float16(1e-5))),
+    ],
+)
+def test_the_type_of_a_parameter_changes_nothing(model: NoiseModel, variance: float) -> None:
+    assert_allclose(model.variance(np.full((1, *DIMSD), 40.0)), variance, rtol=1e-12)
+    wide = {k: None if v is None else np.asarray(v, float)[()] for k, v in model.get_params().items()}
+    counts = np.random.default_rng(0).poisson(40, (1, 12)).reshape(1, *DIMSD).astype(float)
+    found, expected = (
+        TotalVariationRecon(noise=noise, lam=0.1, max_steps=10, tol=1e3).fit().predict(counts)
+        for noise in (model, type(model)(**wide))
+    )
+    assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (Gaussian(0.0), "std: expected a number > 0"),
+        (Gaussian(1.0, weights=np.zeros(DIMSD)), "weights: expected some above zero"),
+        (Gaussian(1.0, weights=-np.ones(DIMSD)), "weights: .* got an array .* of float64, from -1 to -1"),
+        (Gaussian(1.0, weights=np.ma.masked_less(SPREAD, 1)), "weights: .* got a masked array"),
+        (Gaussian(1.0, weights=np.ones(3)), "^weights: expected a number or an array of the data's shape"),
+        (Poisson(gain=0.0), "gain: expected a number > 0"),
+        (Poisson(background=-1.0), "background: expected a number >= 0"),
+        (Poisson(gain=np.ones(3)), "^gain: expected a number or an array of the data's shape"),
+        (PoissonGaussian(std=-1.0), "std: expected a number >= 0"),
+    ],
+)
+def test_a_model_that_is_used_alone_checks_its_parameters(model: NoiseModel, words: str) -> None:
+    clean = torch.from_numpy(clean_data())
+    for use in (model.sample, model.variance, model.expected_fidelity):
+        with pytest.raises(ValueError, match=words):
+            use(clean)
+    with pytest.raises(ValueError, match=words):
+        model.fidelity(None, clean)
+
+
+@pytest.mark.parametrize("model", [Gaussian(1.0), Poisson(), PoissonGaussian(std=1.0)])
+@pytest.mark.parametrize(
+    ("clean", "words"),
+    [
+        (np.full((1, 2), np.nan), "clean: expected finite values"),
+        (np.ma.masked_less([[1.0, -5.0]], 0), "clean: expected all values, got 1 masked"),
+        (np.array([["a"]]), "clean: expected an array of numbers"),
+        (np.float64(3.0), "clean: expected a batch"),
+    ],
+)
+def test_what_cannot_be_measured_is_told(model: NoiseModel, clean: Any, words: str) -> None:
+    for use in (model.sample, model.variance):
+        with pytest.raises((ValueError, TypeError), match=words):
+            use(clean)
+
+
+def test_more_counts_than_can_be_drawn() -> None:
+    with pytest.raises(ValueError, match="Poisson: expected less than 9e\\+18 counts, got 1e\\+20"):
+        Poisson(gain=1e-10).sample(np.full((1, 2), 1e10))
+
+
+@pytest.mark.parametrize("model", [Gaussian(1.0), Poisson()])
+def test_half_precision_of_torch(model: NoiseModel) -> None:
+    clean = torch.full((1, 4), 8.0, dtype=torch.bfloat16)
+    drawn = model.sample(clean, 0)
+    assert drawn.dtype == torch.bfloat16
+    assert torch.equal(drawn, model.sample(clean.double(), 0).bfloat16())
