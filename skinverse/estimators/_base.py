@@ -481,10 +481,10 @@ class BaseReconstructor(Parametrized, ABC):
         for members, kept, B in _problems(A, rows):
             for index in np.split(members, range(size, len(members), size)):
                 data = to_batch(rows[index], device).flatten(1)[:, kept].reshape(-1, *B.dimsd)
-                yield index, reconstruct(self if B is A else self._restricted_to(kept), B, data)
+                yield index, reconstruct(self if B is A else self._restricted_to(kept, A.dimsd), B, data)
 
-    def _restricted_to(self, kept: NDArray[np.intp]) -> Self:
-        """The method for a part of the measurements, which has its part of the noise."""
+    def _restricted_to(self, kept: NDArray[np.intp], dimsd: tuple[int, ...]) -> Self:
+        """The method for a part of the measurements ``dimsd``, which has its part of the noise."""
         twin = copy.copy(self)
         twin.noise = self._noise_model.restricted(kept)
         return twin

@@ -5,9 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
+import numpy as np
+import pylops
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from skinverse._parameters import Flag, Integer, Real, parameter
@@ -17,7 +20,7 @@ from skinverse.estimators._declarations import max_steps_parameter, noise_parame
 from skinverse.estimators._units import Units, in_pixels
 from skinverse.functionals import TotalVariation
 from skinverse.noise import NoiseModel, Poisson
-from skinverse.operators import LinearMap
+from skinverse.operators import LinearMap, as_torch
 from skinverse.solvers import Solution
 
 # Least mean of a count relative to the largest datum, by which one may divide, and least denominator
@@ -32,7 +35,8 @@ _UNSEEN = 1e-4
 class ExpectationMaximisation(BaseReconstructor):
     """A method that multiplies images by what their counts lack, ``x <- x / d * A^* (y / (A x + b))``.
 
-    A method gives :meth:`_n_subsets`, :meth:`_penalty` and :meth:`_denominator`.
+    A method gives :meth:`_penalty` and :meth:`_denominator`, and one that uses parts of the data in turn
+    :meth:`_parts`.
     """
 
     max_steps: int = max_steps_parameter(
@@ -54,8 +58,9 @@ class ExpectationMaximisation(BaseReconstructor):
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
         units = Units.of(A, data, self._noise_model, self.spacing)
-        subsets = _subsets(units, min(self._n_subsets(), units.A.dimsd[0]))
-        x = _uniform(units)
+        subsets = [_Subset.of(units, *part) for part in self._parts(units.A)]
+        seen = torch.stack([subset.sensitivity > 0 for subset in subsets]).any(0)
+        x = torch.where(seen, _uniform(units), 0)
         n_steps = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         residual, met = torch.full_like(units.size, torch.inf), torch.zeros_like(n_steps, dtype=torch.bool)
         active = torch.arange(len(x), device=x.device)
@@ -80,16 +85,16 @@ class ExpectationMaximisation(BaseReconstructor):
         return units.restored(solution, (0.0, None))
 
     def _step(self, units: Units, subset: _Subset, x: Tensor) -> Tensor:
-        """One multiplication."""
+        """One multiplication of the pixels that these data see."""
         means = (subset.A(x) + subset.background).clamp_min(_LEAST)
         ratio = subset.A.adjoint(subset.data / means).clamp_min(0)
         denominator = self._denominator(units, x, subset.sensitivity)
-        return torch.where(denominator > 0, x * ratio / denominator, 0)
+        return torch.where(denominator > 0, x * ratio / denominator, x)
 
     # ------------------------------------------------------------------ hooks
-    @abstractmethod
-    def _n_subsets(self) -> int:
-        """Number of parts of the data that are used in turn."""
+    def _parts(self, A: LinearMap) -> list[tuple[LinearMap, Any]]:
+        """Maps to the parts of the data that are used in turn, and their indices along the first axis."""
+        return [(A, slice(None))]
 
     @abstractmethod
     def _penalty(self, units: Units, x: Tensor) -> Tensor | float:
@@ -144,8 +149,22 @@ class MLEM(ExpectationMaximisation):
         turn; subset ``k`` has the indices ``k, k + n_subsets, ...``. One is all data at once.""",
     )
 
-    def _n_subsets(self) -> int:
-        return self.n_subsets
+    # The subset that each measurement belongs to, where some are missing and the others have no first axis.
+    _subset_of: NDArray[np.intp] | None = None
+
+    def _restricted_to(self, kept: NDArray[np.intp], dimsd: tuple[int, ...]) -> Self:
+        twin = super()._restricted_to(kept, dimsd)
+        twin._subset_of = np.unravel_index(kept, dimsd)[0] % min(self.n_subsets, dimsd[0])
+        return twin
+
+    def _parts(self, A: LinearMap) -> list[tuple[LinearMap, Any]]:
+        n = min(self.n_subsets, A.dimsd[0])
+        if n == 1:
+            return super()._parts(A)
+        if self._subset_of is None:
+            return [(A.block(k, A.dimsd[0], n), slice(k, None, n)) for k in range(n)]
+        indices = [np.flatnonzero(self._subset_of == k) for k in np.unique(self._subset_of)]
+        return [(as_torch(pylops.Restriction(A.dimsd[0], index)) @ A, index) for index in indices]
 
     def _penalty(self, units: Units, x: Tensor) -> float:
         return 0.0
@@ -193,9 +212,6 @@ class RichardsonLucy(ExpectationMaximisation):
     lam: float = parameter(default=0.0, allowed=Real(ge=0), doc="Weight of the total variation.")
     spacing: Sequence[float] | None = spacing_parameter()
 
-    def _n_subsets(self) -> int:
-        return 1
-
     def _penalty(self, units: Units, x: Tensor) -> Tensor:
         return units.weight(self.lam) * self._variation(units.A)(x)
 
@@ -219,34 +235,29 @@ class _Subset:
     background: Tensor
     sensitivity: Tensor  # (1, *dims)
 
-    def select(self, index: Tensor) -> Self:
-        """The same of some images."""
-        return replace(self, data=self.data[index], background=self.background[index])
+    @classmethod
+    def of(cls, units: Units, A: LinearMap, index: Any) -> Self:
+        """The measurements with these indices along the first axis, to which ``A`` is the map.
 
-
-def _subsets(units: Units, n: int) -> list[_Subset]:
-    """The measurements ``k, k + n, ...`` along their first axis, for each ``k``.
-
-    Raises
-    ------
-    ValueError
-        If the operator has negative values, so that images without negative ones would not stay so.
-    """
-    assert units.background is not None  # of counts
-    background = units.background.expand(units.data.shape)
-    subsets = []
-    for k in range(n):
-        A = units.A if n == 1 else units.A.block(k, units.A.dimsd[0], n)
-        sensitivity = A.adjoint(torch.ones_like(units.data[:1, k::n]))
+        Raises
+        ------
+        ValueError
+            If the operator has negative values, so that images without negative ones would not stay so.
+        """
+        assert units.background is not None  # of counts
+        data, background = units.data[:, index], units.background.expand(units.data.shape)[:, index]
+        sensitivity = A.adjoint(torch.ones_like(data[:1]))
         most = float(sensitivity.abs().max())
         if bool((sensitivity < -_UNSEEN * most).any()):
             raise ValueError(
                 "operator: expected one without negative values, which makes counts of images, got an "
                 "operator whose adjoint of ones has some"
             )
-        sensitivity = torch.where(sensitivity > _UNSEEN * most, sensitivity, 0)
-        subsets.append(_Subset(A, units.data[:, k::n], background[:, k::n], sensitivity))
-    return subsets
+        return cls(A, data, background, torch.where(sensitivity > _UNSEEN * most, sensitivity, 0))
+
+    def select(self, index: Tensor) -> Self:
+        """The same of some images."""
+        return replace(self, data=self.data[index], background=self.background[index])
 
 
 def _uniform(units: Units) -> Tensor:

@@ -129,16 +129,19 @@ def test_methods_of_squares_refuse_counts() -> None:
 
 
 # ---------------------------------------------------------------------- expectation maximisation
-def maximised(A: Any, y: np.ndarray, n_steps: int, n_subsets: int = 1) -> np.ndarray:
+def maximised(A: Any, y: np.ndarray, n_steps: int, n_subsets: int = 1, measured: Any = True) -> np.ndarray:
     """The iteration in NumPy."""
-    x = np.full(A.dims, (y - BACKGROUND).sum() / (A @ np.ones(A.dims)).sum())
+    of_ones = (A @ np.ones(A.dims)).reshape(A.dimsd)
+    x = np.full(A.dims, (measured * (y - BACKGROUND)).sum() / (measured * of_ones).sum())
     for _ in range(n_steps):
         for k in range(n_subsets):
             used = np.zeros(A.dimsd)
             used[k::n_subsets] = 1
+            used *= measured
             sensitivity = (A.H @ used).reshape(A.dims)
             ratio = used * y / ((A @ x).reshape(A.dimsd) + BACKGROUND)
-            x = x * (A.H @ ratio).reshape(A.dims) / np.where(sensitivity > 0, sensitivity, 1)
+            update = (A.H @ ratio).reshape(A.dims) / np.where(sensitivity > 0, sensitivity, 1)
+            x = np.where(sensitivity > 0, x * update, x)
     return x
 
 
@@ -148,6 +151,30 @@ def test_images_are_those_of_the_iteration(n_subsets: int) -> None:
     found = MLEM(A, noise=NOISE, max_steps=6, n_subsets=n_subsets).fit().predict(data)
     expected = np.stack([maximised(A, y, 6, n_subsets) for y in data])
     assert_allclose(found, expected, atol=1e-5 * expected.max())
+
+
+def test_a_subset_leaves_alone_what_it_does_not_see() -> None:
+    counts = np.array([[3.0, 5.0, 0.0, 7.0]])
+    assert_allclose(MLEM(pylops.Identity(4), max_steps=2, n_subsets=2).fit().predict(counts), counts)
+    # The second pixel is seen by the first subset alone, the last one by nothing.
+    matrix = np.array([[1.0, 2.0, 0.0], [1.0, 0.0, 0.0], [2.0, 1.0, 0.0], [3.0, 0.0, 0.0]])
+    found = MLEM(pylops.MatrixMult(matrix), max_steps=1, n_subsets=2).fit().predict(counts)[0]
+    x = np.array([15 / 10, 15 / 10, 0.0])
+    for rows in ([0, 2], [1, 3]):
+        part, seen = matrix[rows], matrix[rows].sum(0)
+        update = part.T @ (counts[0, rows] / (part @ x)) / np.where(seen > 0, seen, 1)
+        x = np.where(seen > 0, x * update, x)
+    assert_allclose(found, x, rtol=1e-12)
+
+
+def test_missing_counts_leave_the_others_in_their_subsets() -> None:
+    _, data, A = tomography()
+    mask = np.zeros(data.shape, dtype=bool)
+    mask[0, 1, 3], mask[1, 2], mask[1, 5, :4] = True, True, True
+    masked = np.ma.array(np.where(mask, -1.0, data), mask=mask)
+    found = MLEM(A, noise=NOISE, max_steps=3, n_subsets=4).fit().predict(masked)
+    for x, y, m in zip(found, data, mask, strict=True):
+        assert_allclose(x, maximised(A, y, 3, 4, measured=~m), rtol=1e-6, atol=1e-8)
 
 
 def test_counts_are_kept_and_become_more_probable() -> None:
