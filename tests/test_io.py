@@ -117,6 +117,11 @@ def test_other_slices_are_not_read(tmp_path: Path) -> None:
         (scan() | {"reconstruction_rss": np.ones((2, 4, 4))}, "an image for each of 3 slices, got 2"),
         (scan() | {"ismrmrd_header": b"<a>"}, "ismrmrd_header: expected an ISMRMRD header"),
         (scan() | {"ismrmrd_header": b"<a/>"}, "ismrmrd_header: expected an ISMRMRD header"),
+        (
+            scan() | {"ismrmrd_header": HEADER.replace(b"<x>320", b"<x>0")},
+            "ismrmrd_header: expected an ISMRMRD header",
+        ),
+        (scan() | {"mask": np.array([b"a"] * 6)}, "mask: expected real numbers, got"),
     ],
 )
 def test_what_is_wrong_with_a_fastmri_file_is_said(
@@ -208,6 +213,12 @@ def test_other_units_of_angles_are_refused(tmp_path: Path) -> None:
             r"exchange/data_white: expected one or more frames .* got the shape \(0, 3, 4\)",
         ),
         (tomography() | {"exchange/theta": np.ones(4)}, "expected 5 angles, as in exchange/data, got 4"),
+        (tomography() | {"exchange/theta": np.array([b"a"] * 5)}, "exchange/theta: expected real numbers"),
+        (tomography() | {"exchange/theta": np.full(5, np.nan)}, "exchange/theta: expected finite angles"),
+        (
+            tomography() | {"exchange/data": np.ones((5, 3, 4), complex)},
+            "exchange/data: expected real numbers",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_data_exchange_file_is_said(
@@ -351,6 +362,15 @@ COLOUR = {
         (one(PixelData=None), "2.dcm: expected a slice of a series, got a DICOM file without PixelData"),
         (one(SamplesPerPixel=None), "2.dcm: .* got a DICOM file without SamplesPerPixel"),
         (one(PixelSpacing=""), "2.dcm: .* got a DICOM file without PixelSpacing"),
+        (
+            lambda folder: write_series(folder, [0], PixelSpacing=[0, 1]),
+            "expected distances > 0, got PixelSpacing",
+        ),
+        (one(ImagePositionPatient=[0, 0]), "2.dcm: expected 3 numbers ImagePositionPatient, got"),
+        (
+            lambda folder: write_series(folder, [0], ImageOrientationPatient=[1, 0, 0]),
+            "expected 6 numbers ImageOrientationPatient",
+        ),
         (one(NumberOfFrames=2, PixelData=bytes(24)), "expected one grey frame, got 2 of 1 values per pixel"),
         (one(**COLOUR), "2.dcm: expected one grey frame, got 1 of 3 values per pixel"),
         (
@@ -396,6 +416,8 @@ OME = {
         (imagej("\\u00B5m"), "ZYX", (0.25, 0.5, 0.2)),
         (imagej("nm"), "ZYX", (0.25e-3, 0.5e-3, 0.2e-3)),
         (imagej("mm", spacing=None), "ZYX", (None, 500, 200)),
+        (imagej("um", spacing=-0.25), "ZYX", (0.25, 0.5, 0.2)),  # slices from the other end
+        (imagej("um", spacing=0.0), "ZYX", (None, 0.5, 0.2)),
         (imagej("pixel"), "ZYX", (None, None, None)),
         ({"imagej": True, "metadata": {"axes": "TYX"}}, "TYX", (None, None)),
         ({"ome": True, "metadata": OME}, "ZYX", (0.3, 0.07, 0.065)),
@@ -443,6 +465,15 @@ def test_several_images_that_are_no_stack_are_refused(tmp_path: Path) -> None:
         file.write(STACK[0, :2], photometric="minisblack")
     with pytest.raises(ValueError, match=r"a.tif: expected one image or stack, got 2 of different kinds"):
         read_tiff(tmp_path / "a.tif")
+
+
+def test_a_file_that_ends_too_early_is_refused(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "whole.tif", STACK, photometric="minisblack", **imagej("um"))
+    whole = (tmp_path / "whole.tif").read_bytes()
+    for length in (12, len(whole) // 2):
+        (tmp_path / "part.tif").write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="part.tif: expected a TIFF file, but"):
+            read_tiff(tmp_path / "part.tif")
 
 
 # ---------------------------------------------------------------------- all readers

@@ -121,7 +121,11 @@ def _angles(file: Any, n_angles: int) -> Array:
             f"{file.filename}: exchange/theta: expected {n_angles} angles, as in exchange/data,"
             f" got {len(theta)}"
         )
-    unit = np.asarray(theta.attrs.get("units", "deg")).astype(str).item()
-    if not unit.strip().lower().startswith("deg"):
-        raise ValueError(f"{file.filename}: exchange/theta: expected degrees, got the unit {unit!r}")
+    units = np.ravel(theta.attrs.get("units", "deg")).astype(str)
+    if not all(unit.strip().lower().startswith("deg") for unit in units):
+        raise ValueError(
+            f"{file.filename}: exchange/theta: expected degrees, got the unit {', '.join(units)!r}"
+        )
+    if not np.isfinite(theta[:]).all():
+        raise ValueError(f"{file.filename}: exchange/theta: expected finite angles, got NaN or inf")
     return np.deg2rad(theta[:], dtype=np.float64)

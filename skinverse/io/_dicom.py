@@ -18,6 +18,8 @@ _COMMON = ("SeriesInstanceUID", "Rows", "Columns", "PixelSpacing", "ImageOrienta
 # Positions are rounded in files; a slice that is missing or a tilt of the gantry moves more than this part of
 # the distance.
 _TOLERANCE = 0.05
+# How many numbers describe where pixels lie.
+_N_NUMBERS = {"PixelSpacing": 2, "ImageOrientationPatient": 6, "ImagePositionPatient": 3}
 
 
 class DicomSeries(NamedTuple):
@@ -127,6 +129,12 @@ def _read(file: Path) -> Any:
             f"{file}: expected one grey frame, got {image.get('NumberOfFrames') or 1} of"
             f" {image.SamplesPerPixel} values per pixel"
         )
+    for keyword, n in _N_NUMBERS.items():
+        numbers = np.ravel(image[keyword].value).astype(float)
+        if len(numbers) != n or not np.isfinite(numbers).all():
+            raise ValueError(f"{file}: expected {n} numbers {keyword}, got {numbers.tolist()}")
+    if min(image.PixelSpacing) <= 0:
+        raise ValueError(f"{file}: expected distances > 0, got PixelSpacing {list(image.PixelSpacing)}")
     return image
 
 
@@ -140,7 +148,8 @@ def _geometry(images: list[Any]) -> tuple[Array, Array]:
 def _distance(first: Any, positions: Array, normal: Array) -> float:
     """The distance of neighbouring slices, if it is the same everywhere."""
     if len(positions) == 1:
-        return float(first.get("SliceThickness") or np.nan)
+        thickness = float(first.get("SliceThickness") or np.nan)
+        return thickness if thickness > 0 else np.nan
     steps = np.diff(positions, axis=0)
     distance = float((steps @ normal).mean())
     if not np.abs(steps - distance * normal).max() < _TOLERANCE * distance:

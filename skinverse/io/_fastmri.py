@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -93,9 +94,7 @@ def read_fastmri(path: str | os.PathLike[str], *, slices: slice | None = None) -
     ((1, 4, 128, 128), (128,), 32)
     """
     with opened(path) as file:
-        kspace = dataset(file, "kspace", "slices, coils, rows, columns", "slices, rows, columns")
-        if kspace.dtype.kind != "c":
-            raise ValueError(f"{file.filename}: kspace: expected complex numbers, got {kspace.dtype}")
+        kspace = dataset(file, "kspace", "slices, coils, rows, columns", "slices, rows, columns", kinds="c")
         chosen = part(slices, len(kspace), "slices")
         samples = kspace[chosen]
         return FastMRI(
@@ -138,9 +137,22 @@ def _spacing(file: Any, shape: tuple[int, ...]) -> tuple[float, float, float] | 
     try:
         header = ElementTree.fromstring(file["ismrmrd_header"][()])
         view = header.find("encoding/encodedSpace/fieldOfView_mm", _ISMRMRD)
-        x, y, z = (float(view.findtext(axis, namespaces=_ISMRMRD)) for axis in "xyz")  # type: ignore
+        x, y, z = (_length(view.findtext(axis, namespaces=_ISMRMRD)) for axis in "xyz")  # type: ignore
     except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(
             f"{file.filename}: ismrmrd_header: expected an ISMRMRD header with the encoded field of view"
         ) from error
     return z, x / shape[0], y / shape[1]
+
+
+def _length(text: str) -> float:
+    """A number of millimetres.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    if not 0 < float(text) < math.inf:
+        raise ValueError(text)
+    return float(text)

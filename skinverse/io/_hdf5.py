@@ -25,14 +25,20 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Any]:
         yield file
 
 
-def dataset(file: Any, name: str, *layouts: str) -> Any:
-    """Give the data set, unread, if it has the axes of one of the layouts, such as ``"angles, rows"``."""
+def dataset(file: Any, name: str, *layouts: str, kinds: str = "biuf") -> Any:
+    """Give the data set, unread, if it has the axes of one of the layouts, such as ``"angles, rows"``.
+
+    It holds real numbers, or those of other kinds, by NumPy's letters.
+    """
     found = file.get(name)
     if not hasattr(found, "shape"):
         raise ValueError(f"{file.filename}: expected a data set {name!r}, which is not there")
     if found.ndim not in {len(layout.split(", ")) for layout in layouts}:
         axes = " or ".join(f"({layout})" for layout in layouts)
         raise ValueError(f"{file.filename}: {name}: expected the axes {axes}, got the shape {found.shape}")
+    if found.dtype.kind not in kinds:
+        numbers = "complex numbers" if kinds == "c" else "real numbers"
+        raise ValueError(f"{file.filename}: {name}: expected {numbers}, got {found.dtype}")
     return found
 
 

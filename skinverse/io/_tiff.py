@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ Array = NDArray[Any]
 
 # Names of units in files of ImageJ and OME, in micrometres. ImageJ writes the sign of micro as an escape.
 _MICROMETRES = {
+    "\u00c5": 1e-4,
     "nm": 1e-3,
     "um": 1.0,
     "\u00b5m": 1.0,
@@ -100,17 +102,20 @@ def read_tiff(path: str | os.PathLike[str]) -> Tiff:
     with needed_from("io"):
         import tifffile
     try:
-        file = tifffile.TiffFile(path)
-    except tifffile.TiffFileError as error:
-        raise ValueError(f"{os.fspath(path)}: expected a TIFF file, but: {error}") from error
-    with file:
-        if len(file.series) != 1:
-            raise ValueError(
-                f"{os.fspath(path)}: expected one image or stack, got {len(file.series)} of different kinds"
-            )
-        axes, sizes = file.series[0].axes, _sizes(file)
-        spacing = tuple(sizes.get(axis) for axis in axes if axis in "ZYX")
-        return Tiff(file.series[0].asarray(), axes, spacing)
+        with tifffile.TiffFile(path) as file:
+            n_series = len(file.series)
+            found = _read(file) if n_series == 1 else None
+    except (tifffile.TiffFileError, struct.error, ValueError) as error:  # of files that end too early, too
+        raise ValueError(f"{path!s}: expected a TIFF file, but: {error}") from error
+    if found is None:
+        raise ValueError(f"{path!s}: expected one image or stack, got {n_series} of different kinds")
+    return found
+
+
+def _read(file: Any) -> Tiff:
+    axes, sizes = file.series[0].axes, _sizes(file)
+    spacing = tuple(sizes.get(axis) for axis in axes if axis in "ZYX")
+    return Tiff(file.series[0].asarray(), axes, spacing)
 
 
 def _sizes(file: Any) -> dict[str, float | None]:
@@ -143,5 +148,6 @@ def _sizes_of_imagej(metadata: dict[str, Any], page: Any) -> dict[str, float | N
 
 
 def _micrometres(length: float | None, unit: str | None) -> float | None:
+    """A distance; ImageJ writes a negative one for slices from the other end, and 0 is none."""
     factor = _MICROMETRES.get(unit or "")
-    return None if length is None or factor is None else factor * float(length)
+    return None if not length or factor is None else factor * abs(float(length))
