@@ -484,9 +484,13 @@ class BaseReconstructor(Parametrized, ABC):
                 yield index, reconstruct(self if B is A else self._restricted_to(kept, A.dimsd), B, data)
 
     def _restricted_to(self, kept: NDArray[np.intp], dimsd: tuple[int, ...]) -> Self:
-        """The method for a part of the measurements ``dimsd``, which has its part of the noise."""
+        """The method and those in it for a part of the measurements ``dimsd``, with that of the noise."""
         twin = copy.copy(self)
         twin.noise = self._noise_model.restricted(kept)
+        for name, value in vars(self).items():
+            restricted_to = getattr(value, "_restricted_to", None)
+            if restricted_to is not None:
+                setattr(twin, name, restricted_to(kept, dimsd))
         return twin
 
     def _warn(self, solution: Solution) -> None:

@@ -7,6 +7,8 @@ import pylops
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike, NDArray
 
+from skinverse.operators._validation import whole_numbers
+
 # Singular values of the calibration matrix, relative to the largest one, below which there is only noise.
 _NOISE = 0.02
 # Eigenvalues whose vectors are computed together.
@@ -19,8 +21,10 @@ def sensitivities(maps: NDArray) -> pylops.LinearOperator:
     Raises
     ------
     ValueError
-        If a sensitivity is NaN or infinite.
+        If there is no coil, or a sensitivity is no number, NaN or infinite.
     """
+    if maps.dtype.kind not in "biufc" or not len(maps):
+        raise ValueError(f"coil_maps must be numbers of one coil or more, got {maps.dtype} {maps.shape}")
     if not np.isfinite(maps).all():
         raise ValueError("coil_maps must be finite, got NaN or inf")
     dtype = np.result_type(maps, np.complex64).name
@@ -96,8 +100,12 @@ def estimate_coil_maps(
     [0.7, 0.7]
     """
     kspace = np.asarray(kspace)
-    if kspace.ndim != 3 or not kspace.size:
-        raise ValueError(f"kspace: expected shape (n_coils, height, width), got {kspace.shape}")
+    if kspace.ndim != 3 or not kspace.size or kspace.dtype.kind not in "biufc":
+        expected = "numbers of shape (n_coils, height, width)"
+        raise ValueError(f"kspace: expected {expected}, got {kspace.dtype} {kspace.shape}")
+    for name, value in {"n_calibration": n_calibration, "kernel_size": kernel_size}.items():
+        if len(whole_numbers(value)) != 1:
+            raise ValueError(f"{name}: expected a whole number, got {value!r}")
     if not 0 <= crop <= 1:
         raise ValueError(f"crop: expected a number from 0 to 1, got {crop!r}")
     centre = _centre(kspace, n_calibration).astype(np.complex128)

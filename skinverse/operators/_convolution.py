@@ -246,7 +246,8 @@ def gaussian_blur(
     if len(image) < 2:
         raise ValueError(f"dims must be (height, width) or (channels, height, width), got {image}")
     widths = np.ravel([sigma, sigma] if np.ndim(sigma) == 0 else sigma)
-    if not (np.all((widths > 0) & (widths < np.inf)) and 0 < truncate < np.inf):
+    given = np.append(widths, truncate)
+    if not (widths.size and given.dtype.kind in "iuf" and np.all((given > 0) & (given < np.inf))):
         raise ValueError(f"sigma and truncate must be positive, got {sigma!r} and {truncate!r}")
     kernel = reduce(np.multiply.outer, [_profile(width, truncate) for width in widths])
     return Convolution(kernel, image, boundary)

@@ -171,3 +171,22 @@ def test_a_whitened_problem_weighs_coils_by_their_noise() -> None:
 def test_scans_that_tell_nothing_are_refused(data: NDArray, scan: NDArray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         whiten_coils(data, scan)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_calibration": 8.0}, "n_calibration: expected a whole number, got 8.0"),
+        ({"n_calibration": None}, "n_calibration: expected a whole number, got None"),
+        ({"kernel_size": 2.5}, "kernel_size: expected a whole number, got 2.5"),
+    ],
+)
+def test_sizes_that_are_no_whole_numbers_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        estimate_coil_maps(np.ones((2, 16, 16), complex), **options)
+
+
+@pytest.mark.parametrize("maps", [np.zeros((0, 4, 4)), np.full((1, 4, 4), "a")])
+def test_maps_that_are_none_are_refused(maps: NDArray) -> None:
+    with pytest.raises(ValueError, match="coil_maps must be numbers of one coil or more"):
+        fourier_sampling(np.ones((4, 4), bool), maps)

@@ -181,6 +181,14 @@ def test_structurally_random_is_repeatable() -> None:
 
 # ---------------------------------------------------------------- blur, inpainting
 @pytest.mark.parametrize(
+    ("sigma", "truncate"), [("a", 4.0), (None, 4.0), ([], 4.0), (1.0, None), (-1.0, 4.0)]
+)
+def test_widths_that_are_no_positive_numbers_are_refused(sigma: Any, truncate: Any) -> None:
+    with pytest.raises(ValueError, match="sigma and truncate must be positive, got"):
+        gaussian_blur((5, 5), sigma, truncate=truncate)
+
+
+@pytest.mark.parametrize(
     ("sigma", "truncate"), [(0.1, 4.0), (0.6, 4.0), (1.2, 4.0), (1.0, 2.5), (1.5, 2.0), (4.0, 4.0)]
 )
 @pytest.mark.parametrize("dims", [(24, 17), (5, 6), (3, 12, 9)])

@@ -17,9 +17,10 @@ from skorch.callbacks import Callback
 from torch import Tensor, nn
 
 import skinverse
-from skinverse import PostProcessor, Tikhonov, TotalVariationRecon, Trainer
+from skinverse import MLEM, PostProcessor, Tikhonov, TotalVariationRecon, Trainer
 from skinverse.datasets import load_photographs, make_problem
 from skinverse.metrics import psnr
+from skinverse.noise import Poisson
 
 TRAINER = Trainer(max_epochs=30, lr=3e-3, max_grad_norm=1.0, validation_fraction=0.0)
 
@@ -280,3 +281,21 @@ def test_a_killed_training_goes_on_to_the_same_weights(held_out: float, tmp_path
     assert [epoch["train_loss"] for epoch in resumed.history_] == [
         epoch["train_loss"] for epoch in whole.history_
     ]
+
+
+def test_what_it_starts_from_knows_the_noise_of_what_is_measured() -> None:
+    images, data, A = make_problem("deblurring", n_samples=4, size=8, random_state=0)
+    counts = np.random.default_rng(0).poisson(50 * np.abs(data)).astype(float)
+    masked = np.ma.array(counts, mask=np.random.default_rng(1).random(counts.shape) < 0.1)
+    found = [
+        PostProcessor(
+            A,
+            initial=MLEM(noise=Poisson(background=background), max_steps=3),
+            trainer=Trainer(max_epochs=1),
+            random_state=0,
+        )
+        .fit(50 * images, counts)
+        .predict(masked)
+        for background in (2.0, np.full(A.dimsd, 2.0))
+    ]
+    assert_allclose(found[1], found[0], rtol=1e-6)
