@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import numpy as np
+
 from skinverse._parameters import (
     Bounds,
     Constraint,
@@ -23,6 +25,13 @@ class _Deviation(Real):
     """A number that stands for Gaussian noise."""
 
     expected = "a standard deviation > 0"
+
+
+class _Distances(Elements):
+    """Numbers above zero, also as an array, as readers of many formats give them."""
+
+    def allows(self, value: Any) -> bool:
+        return super().allows(list(value) if isinstance(value, np.ndarray) and value.ndim == 1 else value)
 
 
 _GAUSSIAN: Constraint = _Deviation(gt=0) | Instance(Gaussian, name="Gaussian")
@@ -101,7 +110,7 @@ def spacing_parameter() -> Any:
     """Declare the distances of pixels, which differences are divided by."""
     return parameter(
         default=None,
-        allowed=Elements(Real(gt=0), name="numbers > 0") | Null(),
+        allowed=_Distances(Real(gt=0), name="numbers > 0") | Null(),
         doc="""
         Distances of neighbouring pixels along each axis of space, in any unit of length; None is 1 along all
         of them. Differences are divided by them, so that slices twice as far apart may differ twice as much.

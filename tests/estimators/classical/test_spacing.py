@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 import pylops
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
 
 import skinverse
 from skinverse import RichardsonLucy, TotalGeneralizedVariationRecon, TotalVariationRecon
@@ -246,3 +249,18 @@ def test_nuclear_variation_of_complex_channels_knows_no_phase() -> None:
     method = TotalVariationRecon(lam=0.3, variation="nuclear", channel_axis=0, **TIGHT).fit()
     turns = np.exp(1j * np.array([0.3, 2.0]))[:, None, None]  # a unitary mixture of the channels
     assert_allclose(method.predict(turns * y), turns * method.predict(y), atol=1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_distances_may_be_an_array(method: Any, tmp_path: Any) -> None:
+    _, noisy = volume(0.1)
+    listed = method(lam=0.1, spacing=list(MICROSCOPE), max_steps=2).fit()
+    given = method(lam=0.1, spacing=np.array(MICROSCOPE, np.float32), max_steps=2).fit()
+    given.save(tmp_path / "a.skinverse")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        expected = listed.predict(np.abs(noisy))
+        for twin in (given, skinverse.load(tmp_path / "a.skinverse"), clone(given).fit()):
+            assert_array_equal(twin.predict(np.abs(noisy)), expected)
+    with pytest.raises(ValueError, match="spacing: expected a list of numbers > 0 or None, got an array"):
+        clone(given).set_params(spacing=np.array([1.0, 0.0, 1.0])).fit()
