@@ -26,7 +26,7 @@ from skinverse.operators import gaussian_blur
 SIZE, WIDTH, MEAN_COUNTS, SEED = 256, 2.0, 20.0, 0
 # Weights of total variation of about the best PSNR, in units of the negative log-likelihood.
 LAM, ACCURACY = 0.15, 1e-3
-STEPS, LONG = (10, 20, 40, 80, 160, 320, 640, 1280), 4000
+STEPS, LONG = [round(20 * 1.15**k) for k in range(30)], 4000
 N_STEPS, N_BATCH = 20, 16
 TARGETS = {"target_ratio_of_times": 2.0, "target_one_image": 1.0, "target_batch": 5.0}
 

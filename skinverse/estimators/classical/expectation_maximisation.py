@@ -64,17 +64,21 @@ class ExpectationMaximisation(BaseReconstructor):
         n_steps = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         residual, met = torch.full_like(units.size, torch.inf), torch.zeros_like(n_steps, dtype=torch.bool)
         active = torch.arange(len(x), device=x.device)
+        now, parts, latest = units, subsets, x.clone()  # of the images that go on
         for _ in range(self.max_steps):
-            now, new = units.select(active), x[active]
-            for subset in subsets:
-                new = self._step(now, subset.select(active), new)
-            residual[active], x[active] = relative_change(new, x[active]), new
-            n_steps[active] += 1
+            earlier = latest
+            for part in parts:
+                latest = self._step(now, part, latest)
+            residual[active], n_steps[active] = relative_change(latest, earlier), n_steps[active] + 1
             if self.early_stopping:
-                met[active] = now.explained_by(new)
-                active = active[~met[active]]
+                met[active] = now.explained_by(latest)
+            if met[active].any():
+                x[active] = latest
+                active, latest = active[~met[active]], latest[~met[active]]
                 if len(active) == 0:
                     break
+                now, parts = units.select(active), [subset.select(active) for subset in subsets]
+        x[active] = latest
         solution = Solution(
             x,
             n_steps,
