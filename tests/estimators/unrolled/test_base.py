@@ -86,7 +86,7 @@ def test_the_units_of_operator_and_images_play_no_part(method: Any, tomography: 
 def test_pairs_are_learned_and_the_last_stage_is_the_prediction(method: Any, tomography: Any) -> None:
     images, data, A = tomography
     images, data = images[:16], data[:16]
-    model = method(A, **SMALL[method], trainer=trainer(40, lr=3e-3)).fit(images, data)
+    model = method(A, **SMALL[method], trainer=trainer(60, lr=3e-3)).fit(images, data)
     *_, last = stages = list(model.staged_predict(data))
     assert len(stages) == 3
     assert_array_equal(last, model.predict(data))
