@@ -29,6 +29,7 @@ from skinverse import (
     WaveletRecon,
 )
 from skinverse.metrics import neg_nmse_scorer, nmse, psnr, ssim
+from skinverse.noise import Gaussian
 
 # The rows of this operator are not orthogonal: a measurement of zero is something else than none.
 DIMS, N = (8, 6), 30
@@ -87,6 +88,13 @@ def test_a_mask_without_masked_values_and_a_list_of_masked_arrays() -> None:
     assert_array_equal(fitted.predict(np.ma.array(Y)), fitted.predict(Y))
     listed = list(masked(Y, MASK, 7.0))
     assert_array_equal(fitted.predict(listed), fitted.predict(masked(Y, MASK, 0.0)))
+
+
+def test_boolean_weights_say_what_was_measured() -> None:
+    measured = ~MASK[1]
+    found = Tikhonov(A, lam=0.1, noise=Gaussian(weights=measured)).fit().predict(np.where(measured, Y, 1e9))
+    expected = Tikhonov(A, lam=0.1).fit().predict(masked(Y, np.broadcast_to(~measured, Y.shape), np.nan))
+    assert_allclose(found, expected, rtol=1e-10, atol=1e-10 * np.ptp(X))
 
 
 def test_masked_measurements_in_scikit_learns_tools() -> None:

@@ -43,8 +43,9 @@ class Numbers(Constraint):
             return self.number.allows(value)
         if isinstance(value, np.ma.MaskedArray):  # of which NumPy would read what is under the mask
             return False
-        ends = (value.min(), value.max()) if value.size and value.dtype.kind in "iuf" else (None,)
-        return all(self.number.allows(end) for end in ends)
+        if not value.size or value.dtype.kind not in "biuf":
+            return False
+        return self.number.allows(float(value.min())) and self.number.allows(float(value.max()))
 
 
 @dataclass(frozen=True)

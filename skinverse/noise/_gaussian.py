@@ -54,7 +54,8 @@ class Gaussian(NoiseModel):
         allowed=Numbers(Real(ge=0)) | Null(),
         doc="""
         Weights ``w`` of the measurements, inversely proportional to the variance of their noise. A weight of
-        zero says that nothing was measured: the value there is never read. None is one.""",
+        zero says that nothing was measured: the value there is never read. A boolean array says which were
+        measured. None is one.""",
     )
 
     def _check_combination(self) -> None:
