@@ -362,7 +362,7 @@ def trainings(tmp_path_factory) -> str:
 def test_fit_finds_the_best_weight_and_scale(denoising, bounds, trainings) -> None:
     """No neighbour on a grid of weights and scales does better on the pairs that it saw."""
     images, data, A = denoising
-    trainer = Trainer(max_epochs=8, lr=1e-2, final_lr=1e-2, validation_fraction=0.0)
+    trainer = Trainer(max_epochs=20, lr=1e-2, final_lr=1e-2, validation_fraction=0.0)
     method = AdversarialRegularizer(
         A, lam="fit", bounds=bounds, tol=1e-5, max_steps=1000, trainer=trainer, memory=trainings
     ).fit(images, data)
