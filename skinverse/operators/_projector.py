@@ -34,15 +34,7 @@ def project(scan: Scan, images: NDArray) -> NDArray:
         for crossings in _crossings(scan):
             length = crossings.length.astype(images.dtype)[:, None]
             for columns, sides in groups:
-                image, width, lanes = sides.image(crossings.upright)
-                tile = _rows(width * lanes * images.itemsize)
-                sums = np.zeros((len(length), lanes), images.dtype)
-
-                def share(start: int) -> None:
-                    task = slice(start, start + _TASK)
-                    _kernel.project(image, width, tile, *crossings.lines(task), sums[task])  # noqa: B023
-
-                run(share, range(0, len(sums), _TASK))
+                sums = _sums(run, crossings, *sides.image(crossings.upright))
                 data[crossings.rays, columns] = (length * sums)[:, : columns.stop - columns.start]
     return np.ascontiguousarray(data.T).reshape(-1, *scan.dimsd)
 
@@ -50,24 +42,42 @@ def project(scan: Scan, images: NDArray) -> NDArray:
 def back_project(scan: Scan, data: NDArray) -> NDArray:
     """The adjoint: images (n, height, width) of data (n, n_views, n_detectors), in their precision."""
     values = np.ascontiguousarray(data.reshape(len(data), -1).T)
-    zeros = np.zeros((len(data), *scan.dims), data.dtype)
-    groups = [(columns, _Sides.of(zeros[columns])) for columns in _groups(len(data))]
+    images = np.zeros((len(data), *scan.dims), data.dtype)
+    groups = [(columns, _Sides.of(images[columns])) for columns in _groups(len(data))]
     with _threads() as run:
         for crossings in _crossings(scan):
             length = crossings.length.astype(data.dtype)[:, None]
             for columns, sides in groups:
-                image, width, lanes = sides.image(crossings.upright)
-                rows = min(_OWNED_ROWS, _rows(width * lanes * data.itemsize))
-                products = np.zeros((len(length), lanes), data.dtype)
-                products[:, : columns.stop - columns.start] = length * values[crossings.rays, columns]
-
-                def share(top: int) -> None:
-                    _kernel.back_project(image, width, top, top + rows, *crossings.lines(), products)  # noqa: B023
-
-                run(share, range(0, len(image) // width, rows))
+                products = length * values[crossings.rays, columns]
+                _add(run, crossings, products, *sides.image(crossings.upright))
     for columns, sides in groups:
-        zeros[columns] = sides.total(columns.stop - columns.start)
-    return zeros
+        images[columns] = sides.total(columns.stop - columns.start)
+    return images
+
+
+def _sums(run: _Run, crossings: _Crossings, image: NDArray, width: int) -> NDArray:
+    """Sums of the images side by side along each ray, (rays, lanes)."""
+    sums = np.zeros((len(crossings.a), image.shape[1]), image.dtype)
+    tile = _rows(image, width)
+
+    def share(start: int) -> None:
+        task = slice(start, start + _TASK)
+        _kernel.project(image, width, tile, *crossings.lines(task), sums[task])
+
+    run(share, range(0, len(sums), _TASK))
+    return sums
+
+
+def _add(run: _Run, crossings: _Crossings, data: NDArray, image: NDArray, width: int) -> None:
+    """Add data (rays, n) to the first n of the images side by side; every task has rows of its own."""
+    lanes = np.zeros((len(data), image.shape[1]), image.dtype)
+    lanes[:, : data.shape[1]] = data
+    rows = min(_OWNED_ROWS, _rows(image, width))
+
+    def share(top: int) -> None:
+        _kernel.back_project(image, width, top, top + rows, *crossings.lines(), lanes)
+
+    run(share, range(0, len(image) // width, rows))
 
 
 class _Crossings(NamedTuple):
@@ -106,10 +116,10 @@ class _Sides(NamedTuple):
     def of(cls, images: NDArray) -> _Sides:
         return cls(_laid_out(images), _laid_out(images.transpose(0, 2, 1)))
 
-    def image(self, upright: bool) -> tuple[NDArray, int, int]:
-        """One of the two, as (rows * columns, lanes), its columns, and its lanes."""
+    def image(self, upright: bool) -> tuple[NDArray, int]:
+        """One of the two, as (rows * columns, lanes), and its columns."""
         side = self.upright if upright else self.turned
-        return side.reshape(-1, side.shape[2]), side.shape[1], side.shape[2]
+        return side.reshape(-1, side.shape[2]), side.shape[1]
 
     def total(self, n: int) -> NDArray:
         """Sum of the first images of both."""
@@ -131,8 +141,9 @@ def _groups(n: int) -> list[slice]:
     return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], n], strict=True)]
 
 
-def _rows(row_bytes: int) -> int:
-    return max(8, _TILE_BYTES // row_bytes)
+def _rows(image: NDArray, width: int) -> int:
+    """Rows of a tile."""
+    return max(8, _TILE_BYTES // (width * image[0].nbytes))
 
 
 @contextmanager
