@@ -16,6 +16,7 @@ _FITTED = 15  # elements at an end of the detector whose view is continued
 # Part of the largest value of a view from which, and up to which, what is measured at its end is taken more
 # and more for an object that goes on, not for noise.
 _NOTHING, _SOMETHING = 0.05, 0.1
+_ROUNDING = 1e-6  # elements by which a detector that just sees the image may seem too short
 
 
 def continued(views: Tensor, weights: NDArray, scan: Scan) -> tuple[Tensor, NDArray, Scan]:
@@ -27,8 +28,8 @@ def continued(views: Tensor, weights: NDArray, scan: Scan) -> tuple[Tensor, NDAr
     is continued by zeros.
     """
     n = scan.n_detectors
-    low, high = -(n - 1) / 2 - scan.offset.max(), (n - 1) / 2 - scan.offset.min()
-    before, after = (max(0, math.ceil(scan.reach - end)) for end in (-low, high))
+    seen = n / 2 + scan.offset.min(), n / 2 - scan.offset.max()  # elements on either side of the axis
+    before, after = (max(0, math.ceil(scan.reach - end - _ROUNDING)) for end in seen)
     wide = replace(scan, n_detectors=n + before + after, offset=scan.offset + (before - after) / 2)
     parts = [_beyond(views.flip(2), before).flip(2), views, _beyond(views, after)]
     return torch.cat(parts, 2), np.pad(weights, ((0, 0), (before, after)), mode="edge"), wide

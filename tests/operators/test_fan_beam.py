@@ -6,6 +6,7 @@ import pickle
 from typing import Any
 
 import numpy as np
+import pylops
 import pytest
 import torch
 from numpy.testing import assert_allclose
@@ -136,6 +137,20 @@ def test_the_attenuation_of_a_disc_is_recovered(
     assert_allclose(x[inside].mean(), MU, rtol=0.01)
     assert_allclose(x[inside], MU, rtol=0.05)
     assert relative(x, MU * disc(100, 4)) < 0.15
+
+
+def test_the_views_of_several_scans_are_one() -> None:
+    A = scan(FULL, 60, 24, spacing=2.4, dtype="float64")
+    parts = [scan(FULL[k::2], 60, 24, spacing=2.4, dtype="float64") for k in (0, 1)]
+    y = np.random.default_rng(0).random((1, *A.dimsd))
+    both = np.concatenate([y[:, k::2] for k in (0, 1)], axis=1)
+    x = FilteredBackProjection(A).fit().predict(y)
+    assert_allclose(FilteredBackProjection(pylops.VStack(parts)).fit().predict(both.reshape(1, -1)), x)
+    some = np.r_[0:50, 55:180]
+    masked = np.ma.array(y, mask=~np.isin(np.arange(180), some)[:, None] & np.ones(60, bool))
+    alone = scan(FULL[some], 60, 24, spacing=2.4, dtype="float64")
+    expected = FilteredBackProjection(alone).fit().predict(y[:, some])
+    assert_allclose(FilteredBackProjection(A).fit().predict(masked), expected)
 
 
 def test_methods_that_use_blocks_of_views() -> None:
