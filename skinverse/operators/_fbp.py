@@ -25,6 +25,7 @@ _WINDOWS: dict[str, Callable[[NDArray], NDArray]] = {  # of the frequency, in un
     "hamming": lambda f: 0.54 + 0.46 * np.cos(np.pi * f),
     "hann": lambda f: 0.5 + 0.5 * np.cos(np.pi * f),
 }
+_LARGE = 2**24  # pixels times views from which on the compiled kernel is worth while
 _OF_VIEWS = ("angles", "offset")
 
 
@@ -66,12 +67,16 @@ class FilteredBackProjectionMap(LinearMap):
             "v": ((height - 1) / 2 - np.arange(height))[:, None] * scan.pixel_size,
         }
         self._constants = {name: torch.from_numpy(value) for name, value in constants.items()}
-        self._scan = scan
+        self._scan, self._frames = scan, scan.frames
 
     def _forward(self, x: Tensor) -> Tensor:
         """Filter the data, then sum them over the rays through each pixel."""
-        views = self._filter(x * self._constant("weights", x))
-        views = torch.nn.functional.pad(views, (1, 1)).permute(1, 2, 0).contiguous()
+        views = torch.nn.functional.pad(self._filter(x * self._constant("weights", x)), (1, 1))
+        if x.device.type == "cpu" and len(self._frames) * math.prod(self.dimsd) > _LARGE:
+            from skinverse.operators._projector import smear  # numba takes a second
+
+            return torch.from_numpy(smear(self._scan, views.contiguous().numpy()))
+        views = views.permute(1, 2, 0).contiguous()
         image = x.new_zeros(int(np.prod(self.dimsd)), len(x))
         for number, view in enumerate(views):
             low, fraction, weight = self._interpolation(number, x)
@@ -97,8 +102,11 @@ class FilteredBackProjectionMap(LinearMap):
 
     def _interpolation(self, number: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Positions of the pixels between the detectors, with a zero at both ends, and their weights."""
-        n_detectors, angle = self.dims[1], float(self._scan.angles[number])
-        place, weight = self._scan.shadow(self._constant("u", like), self._constant("v", like), angle)
+        n_detectors, scan = self.dims[1], self._scan
+        u, v = self._constant("u", like), self._constant("v", like)
+        across, along = (float(a) + float(b) * u + float(c) * v for a, b, c in self._frames[number])
+        place = scan.elements * (torch.atan2(across, along) if scan.curved else across / along)
+        weight = 1 / (along**2 + across**2 if scan.curved else along**2)
         position = place.flatten() + ((n_detectors + 1) / 2 + float(self._scan.offset[number]))
         position = position.clamp(0, n_detectors + 1)
         low = position.floor().clamp(max=n_detectors)
@@ -114,7 +122,8 @@ def _response(scan: Scan, filter: str) -> NDArray[np.float64]:
     odd = n % 2 == 1
     kernel = np.where(n == 0, 0.25, 0.0)
     kernel[odd] = -1 / (np.pi * n[odd]) ** 2
-    kernel *= scan.kernel_factor(np.clip(n, 1 - scan.n_detectors, scan.n_detectors - 1))
+    if scan.curved:  # rays at equal angles: the ramp is one of their sines
+        kernel /= np.sinc(np.clip(n, -scan.n_detectors, scan.n_detectors) / scan.elements / np.pi) ** 2
     return np.fft.rfft(kernel).real * _WINDOWS[filter](np.fft.rfftfreq(padded, 0.5))
 
 

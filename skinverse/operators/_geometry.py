@@ -9,9 +9,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 # Median step between neighbouring views, in radians, above which angles beyond a turn look like degrees.
 _LARGE_STEP = 0.5
@@ -87,13 +85,24 @@ class Scan(ABC):
     def fan_angles(self) -> NDArray[np.float64]:
         """Angle of every ray to the one through the axis, (n_views, n_detectors)."""
 
+    @property
     @abstractmethod
-    def kernel_factor(self, steps: NDArray[np.float64]) -> NDArray[np.float64]:
-        """By what the ramp filter is multiplied, so many elements from its centre."""
+    def elements(self) -> float:
+        """Elements by which the places of points on the detector are multiplied."""
 
+    @property
     @abstractmethod
-    def shadow(self, u: Tensor, v: Tensor, angle: float) -> tuple[Tensor, Tensor]:
-        """Where points fall on the detector of a view, in elements from the axis, and their weight there."""
+    def frames(self) -> NDArray[np.float64]:
+        """Of every view, how far points (1, u, v) are across its central ray, and along it: (n_views, 2, 3).
+
+        A point is seen ``elements * across / along`` elements from the axis, or, by a curved detector, the
+        angle of the two takes the place of their ratio.
+        """
+
+    @property
+    @abstractmethod
+    def curved(self) -> bool:
+        """Whether elements are at equal angles."""
 
     @abstractmethod
     def lines(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -124,13 +133,20 @@ class ParallelScan(Scan):
         """Zero."""
         return np.zeros(self.dimsd)
 
-    def kernel_factor(self, steps: NDArray[np.float64]) -> NDArray[np.float64]:
-        """One."""
-        return np.ones_like(steps)
+    @property
+    def elements(self) -> float:
+        return 1 / self.spacing
 
-    def shadow(self, u: Tensor, v: Tensor, angle: float) -> tuple[Tensor, Tensor]:
-        """The foot of the point."""
-        return (u * math.cos(angle) + v * math.sin(angle)) / self.spacing, u.new_ones(1)
+    @property
+    def frames(self) -> NDArray[np.float64]:
+        """All points are at the same distance along the ray."""
+        zeros, ones = np.zeros_like(self.angles), np.ones_like(self.angles)
+        across = [zeros, np.cos(self.angles), np.sin(self.angles)]
+        return np.stack([np.stack(across, 1), np.stack([ones, zeros, zeros], 1)], 1)
+
+    @property
+    def curved(self) -> bool:
+        return False
 
     def lines(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The angle of the view, and the position on the detector."""
@@ -143,18 +159,18 @@ class FanScan(Scan):
 
     source_distance: float
     detector_distance: float
-    curved: bool
+    curved: bool = False
 
     mirrors = False
 
     @property
     def reach(self) -> float:
         largest = math.asin(self._radius / self.source_distance)
-        return (largest if self.curved else math.tan(largest)) * self._elements
+        return (largest if self.curved else math.tan(largest)) * self.elements
 
     @property
     def axis_spacing(self) -> float:
-        return self.source_distance / self._elements
+        return self.source_distance / self.elements
 
     @property
     def fan_angles(self) -> NDArray[np.float64]:
@@ -167,23 +183,18 @@ class FanScan(Scan):
         fan = self.fan_angles
         return self.angles[:, None] - fan, self.source_distance * np.sin(fan)
 
-    def kernel_factor(self, steps: NDArray[np.float64]) -> NDArray[np.float64]:
-        """For rays at equal angles the ramp is one of their sines."""
-        return 1 / np.sinc(steps / self._elements / np.pi) ** 2 if self.curved else np.ones_like(steps)
-
-    def shadow(self, u: Tensor, v: Tensor, angle: float) -> tuple[Tensor, Tensor]:
-        """Where the ray through the point meets the detector; the weight is that of a magnified picture."""
-        across = u * math.cos(angle) + v * math.sin(angle)
-        along = self.source_distance + v * math.cos(angle) - u * math.sin(angle)
-        if self.curved:
-            squared = across**2 + along**2
-            return torch.atan2(across, along) * self._elements, self.source_distance**2 / squared
-        return across / along * self._elements, (self.source_distance / along) ** 2
-
     @property
-    def _elements(self) -> float:
+    def elements(self) -> float:
         """Elements from the source to the detector."""
         return (self.source_distance + self.detector_distance) / self.spacing
+
+    @property
+    def frames(self) -> NDArray[np.float64]:
+        """Seen from the source, in units of its distance from the axis."""
+        cos, sin = np.cos(self.angles), np.sin(self.angles)
+        zeros, far = np.zeros_like(cos), np.full_like(cos, self.source_distance)
+        across, along = np.stack([zeros, cos, sin], 1), np.stack([far, -sin, cos], 1)
+        return np.stack([across, along], 1) / self.source_distance
 
 
 # ---------------------------------------------------------------- arguments

@@ -89,3 +89,34 @@ def back_project(image, width, top, bottom, a, b, first, last, data):  # type: i
                     pixels[k + lane] += values[lane] - fraction * values[lane]
                 for lane in range(_Index(LANES)):
                     pixels[k + lane + _Index(LANES)] += fraction * values[lane]
+
+
+@_compiled
+def smear(views, frames, elements, curved, middle, image, top):  # type: ignore[no-untyped-def]
+    """Add to the pixels of the rows from the top one on what each view holds where they fall on the detector.
+
+    The middle of a view is where the axis falls on it. Places first, then values: the compiler computes
+    several places at a time.
+    """
+    n_columns, n = image.shape[1], views.shape[1]
+    places, weights = np.empty(n_columns), np.ones(n_columns, image.dtype)
+    for view in range(len(views)):
+        values, frame = views[view], frames[view]
+        for i in range(len(image)):
+            pixels = image[i]
+            a, b = frame[0, 0] + frame[0, 2] * (top + i), frame[0, 1]
+            c, d = frame[1, 0] + frame[1, 2] * (top + i), frame[1, 1]
+            for j in range(n_columns):
+                along = 1 / (c + d * j)
+                across = (a + b * j) * along
+                weight = along * along
+                if curved:
+                    weight /= 1 + across * across
+                    across = np.arctan(across)
+                places[j] = min(max(middle[view] + elements * across, 0.0), n - 1.0)
+                weights[j] = weight
+            for j in range(n_columns):
+                low = min(np.intp(places[j]), n - 2)
+                fraction = image.dtype.type(places[j] - low)
+                left = values[_Index(low)]
+                pixels[j] += weights[j] * (left + fraction * (values[_Index(low + 1)] - left))

@@ -55,6 +55,25 @@ def back_project(scan: Scan, data: NDArray) -> NDArray:
     return images
 
 
+def smear(scan: Scan, views: NDArray) -> NDArray:
+    """Images (n, height, width) of filtered views (n, n_views, n_detectors) with a zero at both ends."""
+    height, width = scan.dims
+    images = np.zeros((len(views), height, width), views.dtype)
+    constant, u, v = scan.frames[..., 0], *(scan.frames[..., k] * scan.pixel_size for k in (1, 2))
+    corner = constant - u * (width - 1) / 2 + v * (height - 1) / 2
+    frames = np.stack([corner, u, -v], axis=2)  # of points (1, column, row)
+    middle = scan.offset + (scan.n_detectors + 1) / 2
+    with _threads() as run:
+        for image, filtered in zip(images, views, strict=True):
+
+            def share(top: int, image: NDArray = image, filtered: NDArray = filtered) -> None:
+                rows = image[top : top + _OWNED_ROWS]
+                _kernel.smear(filtered, frames, scan.elements, scan.curved, middle, rows, top)
+
+            run(share, range(0, height, _OWNED_ROWS))
+    return images
+
+
 def _sums(run: _Run, crossings: _Crossings, image: NDArray, width: int) -> NDArray:
     """Sums of the images side by side along each ray, (rays, lanes)."""
     sums = np.zeros((len(crossings.a), image.shape[1]), image.dtype)

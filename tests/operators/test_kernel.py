@@ -14,7 +14,7 @@ from numba.core import caching
 from numpy.testing import assert_allclose, assert_array_equal
 from pylops import LinearOperator
 
-from skinverse.operators import _joseph, _kernel, as_torch, fan_beam, parallel_beam
+from skinverse.operators import _fbp, _joseph, _kernel, as_torch, fan_beam, parallel_beam
 
 ANGLES = np.linspace(0, 7, 70)  # more than the views whose rays are known at a time
 SCANS: dict[str, Callable[..., LinearOperator]] = {
@@ -117,6 +117,21 @@ def test_a_block_of_views() -> None:
         zeros = torch.zeros(2, *A.dimsd, dtype=torch.float64)
         zeros[:, block] = part(x)
         assert_allclose(part.adjoint(part(x)), A.adjoint(zeros), atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", SCANS)
+def test_filtered_back_projection(
+    name: str, dtype: str, monkeypatch: pytest.MonkeyPatch, threads: Callable[[int], None]
+) -> None:
+    operator = SCANS[name](dtype=dtype)
+    A = as_torch(operator)
+    y = torch.from_numpy(np.random.default_rng(0).standard_normal((2, *A.dimsd)).astype(dtype))
+    expected = A.filtered_adjoint(y)
+    monkeypatch.setattr(_fbp, "_LARGE", 0)
+    threads(3)
+    tolerance = 1e-5 if dtype == "float32" else 1e-12
+    assert_allclose(A.filtered_adjoint(y), expected, rtol=0, atol=tolerance * expected.abs().max())
 
 
 def test_nothing_is_kept() -> None:
