@@ -33,16 +33,21 @@ class JosephMatrix:
         The scan.
     dtype : dtype
         Of the weights.
+    stored : bool, default=None
+        Whether the matrix is kept once it is built; None where it is small enough.
     """
 
-    def __init__(self, scan: Scan, dtype: DTypeLike) -> None:
+    def __init__(self, scan: Scan, dtype: DTypeLike, stored: bool | None = None) -> None:
         self.scan = scan
         self.dtype = np.dtype(dtype)
+        self._stored = stored
         self._whole: sp.csr_array | None = None
 
     @cached_property
     def is_stored(self) -> bool:
         """Whether the matrix is kept once it is built."""
+        if self._stored is not None:
+            return self._stored
         return n_weights(self.scan) * (self.dtype.itemsize + 4) <= MAX_STORED_BYTES
 
     def whole(self) -> sp.csr_array:
@@ -56,8 +61,8 @@ class JosephMatrix:
 
     def block(self, views: slice) -> JosephMatrix:
         """The rows of some views; of neighbouring ones they share the memory of the whole matrix."""
-        block = JosephMatrix(self.scan[views], self.dtype)
-        block.is_stored = self.is_stored  # many blocks hold as much as the whole
+        # Many blocks hold as much as the whole.
+        block = JosephMatrix(self.scan[views], self.dtype, stored=self.is_stored)
         if self.is_stored and views.step in (None, 1):
             matrix, first = self.whole(), views.indices(len(self.scan.angles))[0]
             start = first * self.scan.n_detectors
@@ -68,7 +73,8 @@ class JosephMatrix:
         return block
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_whole": None}
+        # What an operator has worked out is no part of its content.
+        return {name: self.__dict__[name] for name in ("scan", "dtype", "_stored")} | {"_whole": None}
 
 
 def n_weights(scan: Scan) -> int:

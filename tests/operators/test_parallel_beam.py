@@ -300,6 +300,37 @@ def test_the_matrix_is_built_once_and_repeatable() -> None:
         assert_array_equal(getattr(A.matrix(), part), getattr(B.matrix(), part))
 
 
+def test_use_does_not_change_the_content() -> None:
+    A = parallel_beam((10, 10), np.linspace(0, 3, 7), 15)
+    before = as_torch(A)
+    A @ np.ones((10, 10))
+    assert as_torch(A) is before
+
+
+def test_the_detector_covers_the_image_unless_given() -> None:
+    assert parallel_beam((30, 40), [0.3]).n_detectors == 50
+    assert parallel_beam((30, 40), [0.3], pixel_size=2, spacing=4).n_detectors == 25
+    assert parallel_beam((30, 40), [0.3, 1], offset=[-2.5, 1]).n_detectors == 55
+    assert_allclose(parallel_beam((30, 40), [0.3], offset=7).matrix().sum(0).min(), 1, atol=0.15)
+
+
+def test_an_offset_moves_the_rays() -> None:
+    angles, x = np.array([0.1, 1.0, 2.0]), np.random.default_rng(0).random((8, 9))
+    centred = parallel_beam((8, 9), angles, 21, dtype="float64") @ x
+    moved = parallel_beam((8, 9), angles, 15, offset=[3, 0, -3], dtype="float64") @ x
+    for row, expected, start in zip(moved, centred, (0, 3, 6), strict=True):
+        assert_allclose(row, expected[start : start + 15])
+
+
+@pytest.mark.parametrize("angles", [np.linspace(0, 6 * np.pi, 400), np.linspace(-4 * np.pi, 0, 300)[::-1]])
+def test_several_turns(angles: NDArray) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        A = parallel_beam((12, 12), angles, 19, dtype="float64")
+    x = np.random.default_rng(0).random((12, 12))
+    assert_allclose(A @ x, parallel_beam((12, 12), np.mod(angles, 2 * np.pi), 19, dtype="float64") @ x)
+
+
 def test_the_caller_keeps_his_angles() -> None:
     angles = np.array([0.1, 0.2])
     A = parallel_beam((4, 4), angles, 5)
@@ -332,6 +363,8 @@ def test_a_full_turn_is_no_degree() -> None:
         ({"angles": [0.0, np.nan]}, "angles.*NaN"),
         ({"n_detectors": 0}, "n_detectors.*0"),
         ({"pixel_size": 0.0}, "pixel_size.*0.0"),
+        ({"offset": [1.0, 2.0]}, r"offset.*each of 1 views.*\(2,\)"),
+        ({"offset": np.inf}, "offset.*infinity"),
         ({"spacing": -1.0}, "spacing.*-1.0"),
         ({"spacing": np.inf}, "spacing.*inf"),
         ({"dtype": "int32"}, "dtype.*int32"),
