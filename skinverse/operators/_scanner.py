@@ -74,12 +74,14 @@ class ScanOperator(LinearOperator):
         X = X.toarray() if sp.issparse(X) else X  # the identity of todense
         if self._rows.is_stored:
             return self._rows.whole() @ X
-        return _projected(self._rows.scan, X.T.reshape(-1, *self.dims)).reshape(X.shape[1], -1).T
+        images = X.T.reshape(-1, *self.dims).astype(np.result_type(X, self.dtype), copy=False)
+        return _projected(self._rows.scan, images).reshape(len(images), -1).T
 
     def _rmatmat(self, X: NDArray) -> NDArray:
         if self._rows.is_stored:
             return self._rows.whole().T @ X
-        return _back_projected(self._rows.scan, X.T.reshape(-1, *self.dimsd)).reshape(X.shape[1], -1).T
+        data = X.T.reshape(-1, *self.dimsd).astype(np.result_type(X, self.dtype), copy=False)
+        return _back_projected(self._rows.scan, data).reshape(len(data), -1).T
 
     def _matvec(self, x: NDArray) -> NDArray:
         return self._matmat(x.reshape(-1, 1)).ravel()
