@@ -133,7 +133,8 @@ class _ScanMap(LinearMap):
 
 def _on_cpu(product: Any, scan: Scan, batch: Tensor) -> Tensor:
     """A product of the compiled kernel, which runs on the CPU."""
-    return torch.from_numpy(product(scan, batch.detach().resolve_conj().cpu().numpy())).to(batch.device)
+    values = batch.detach().resolve_conj().resolve_neg().cpu().numpy()
+    return torch.from_numpy(product(scan, values)).to(batch.device)
 
 
 def _projected(scan: Scan, images: NDArray) -> NDArray:

@@ -103,6 +103,7 @@ def test_complex_images_and_derivatives() -> None:
     operator = SCANS["parallel"](dtype="float64")
     A, x, y = as_torch(operator), images(operator, 2), images(operator, 2, seed=1)
     assert_allclose(A(torch.complex(x, y)), torch.complex(A(x), A(y)))
+    assert_allclose(A(torch.complex(x, y).conj().imag), -A(y))
     x.requires_grad_()
     (gradient,) = torch.autograd.grad((A(x) ** 2).sum() / 2, x)
     assert_allclose(gradient.detach(), A.adjoint(A(x)).detach())
