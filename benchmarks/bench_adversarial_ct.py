@@ -132,7 +132,7 @@ def draw(name: str, images: np.ndarray, shown: dict[str, np.ndarray]) -> None:
 def main() -> None:
     torch.set_num_threads(2)
     angles = np.arange(N_ANGLES) * np.pi / N_ANGLES
-    operator = parallel_beam((SIZE, SIZE), angles, 183, detector_spacing=SIZE * np.sqrt(2) / 183)
+    operator = parallel_beam((SIZE, SIZE), angles, 183, spacing=SIZE * np.sqrt(2) / 183)
     sets = {"ellipses": (make_ellipses(N_TRAIN + N_TEST, SIZE, random_state=NOISE_SEED), ["ridge"])}
     if (DATA / "mri_chest.npz").exists():
         sets["chest"] = chest(), list(TRAINERS)

@@ -51,7 +51,7 @@ class Astra:
     """ASTRA's linear projector, one image at a time, as its Python interface has it; stored or not."""
 
     def __init__(self, astra: ModuleType, A: ParallelBeam, *, stored: bool = False) -> None:
-        geometry = A.detector_spacing, A.n_detectors, A.angles
+        geometry = A.spacing, A.n_detectors, A.angles
         image = astra.create_vol_geom(*A.dims)
         detector = astra.create_proj_geom("parallel", *geometry)
         self.projector = astra.create_projector("linear", detector, image)
@@ -141,7 +141,7 @@ def _distance(size: int) -> float | None:
 def published_fbp() -> dict[str, Any]:
     """Hann's filter on the benchmark of Adler and Oktem, five draws of noise."""
     angles = (np.arange(30) + 0.5) * np.pi / 30
-    A = as_torch(parallel_beam((128, 128), angles, 183, detector_spacing=2 * 64 * np.sqrt(2) / 183))
+    A = as_torch(parallel_beam((128, 128), angles, 183, spacing=2 * 64 * np.sqrt(2) / 183))
     truth = np.repeat(shepp_logan(128)[None], 5, axis=0)
     clean = A(torch.from_numpy(truth))
     noise = np.stack([np.random.default_rng(seed).normal(size=A.dimsd) for seed in range(5)])

@@ -211,7 +211,7 @@ def main(arguments: list[str]) -> None:
         return
     spacing = SIZE * math.sqrt(2) / N_DETECTORS
     angles = (np.arange(N_VIEWS) + 0.5) * np.pi / N_VIEWS
-    operator = parallel_beam((SIZE, SIZE), angles, N_DETECTORS, detector_spacing=spacing)
+    operator = parallel_beam((SIZE, SIZE), angles, N_DETECTORS, spacing=spacing)
     images = np.repeat(shepp_logan(SIZE)[None], N_DRAWS, 0)
     held = make_ellipses(N_HELD, SIZE, random_state=FAR)
     data, y_held = measured(images, operator, FAR), measured(held, operator, FAR + 1)

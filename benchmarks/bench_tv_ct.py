@@ -42,7 +42,7 @@ TARGETS = {
 def problem(n_draws: int) -> tuple[np.ndarray, np.ndarray, ParallelBeam]:
     """The same phantom seen through different draws of noise, the first of seed 0."""
     angles = (np.arange(N_ANGLES) + 0.5) * np.pi / N_ANGLES
-    A = parallel_beam((SIZE, SIZE), angles, N_DETECTORS, detector_spacing=SIZE * np.sqrt(2) / N_DETECTORS)
+    A = parallel_beam((SIZE, SIZE), angles, N_DETECTORS, spacing=SIZE * np.sqrt(2) / N_DETECTORS)
     image = shepp_logan(SIZE)
     clean = A @ image
     noise = np.stack([np.random.default_rng(seed).normal(size=A.dimsd) for seed in range(n_draws)])

@@ -153,7 +153,16 @@ OPERATORS = {
     ),
     "mri, radial": lambda: medical.MRI2D((8, 8), "radial-uni", nlines=3, perc_center=0.0),
     "parallel beam": lambda: skinverse.operators.parallel_beam(
-        (9, 8), np.linspace(0, 3, 4), 11, pixel_size=0.5, detector_spacing=0.4
+        (9, 8), np.linspace(0, 3, 4), 11, pixel_size=0.5, spacing=0.4
+    ),
+    "fan beam": lambda: skinverse.operators.fan_beam(
+        (9, 8),
+        np.linspace(0, 6, 4),
+        11,
+        source_distance=20,
+        detector_distance=3,
+        curved=True,
+        offset=[1, 0, 0, 2],
     ),
     "fourier sampling": lambda: skinverse.operators.fourier_sampling(RNG.random(DIMS) > 0.5),
     "structurally random": lambda: skinverse.operators.structurally_random((4, 4), 7, random_state=0),

@@ -128,7 +128,7 @@ def _ct(size: int) -> pylops.LinearOperator:
     angles = (np.arange(30) + 0.5) * np.pi / 30
     n_detectors = 2 * math.ceil(size / math.sqrt(2)) + 1
     return operators.parallel_beam(
-        (size, size), angles, n_detectors, detector_spacing=math.sqrt(2) * size / n_detectors
+        (size, size), angles, n_detectors, spacing=math.sqrt(2) * size / n_detectors
     )
 
 

@@ -5,6 +5,7 @@ from skinverse.operators._coils import estimate_coil_maps, whiten_coils
 from skinverse.operators._convolution import convolution, gaussian_blur
 from skinverse.operators._dot_test import dot_test
 from skinverse.operators._factories import fourier_sampling, inpainting, structurally_random
+from skinverse.operators._fan_beam import fan_beam
 from skinverse.operators._inverse import AnalyticInverse as AnalyticInverse
 from skinverse.operators._lowering import as_torch
 from skinverse.operators._map import LinearMap
@@ -35,6 +36,7 @@ __all__ = [
     "inpainting",
     "microscope_psf",
     "nonuniform_fourier",
+    "fan_beam",
     "parallel_beam",
     "structurally_random",
     "whiten_coils",

@@ -21,6 +21,7 @@ from skinverse.operators import _arguments as kinds
 from skinverse.operators._arguments import Kind
 from skinverse.operators._circulant import BOUNDARIES
 from skinverse.operators._convolution import Convolution
+from skinverse.operators._fan_beam import FanBeam
 from skinverse.operators._nonuniform import MAX_FREQUENCY, NonuniformTransform
 from skinverse.operators._offsets import AngleOffset, DetectorOffset
 from skinverse.operators._parallel_beam import ParallelBeam
@@ -255,6 +256,14 @@ _FOURIER_ND = _TRANSFORM | {
     "ifftshift_before": kinds.several(kinds.BOOLEAN),
     "fftshift_after": kinds.several(kinds.BOOLEAN),
 }
+_SCAN = {
+    "angles": kinds.array("f", 1),
+    "n_detectors": kinds.whole(1),
+    "offset": kinds.array("f", 1),
+    "spacing": kinds.POSITIVE,
+    "pixel_size": kinds.POSITIVE,
+}
+_FAN = {"source_distance": kinds.POSITIVE, "detector_distance": kinds.REAL, "curved": kinds.BOOLEAN}
 _STACK = {"ops": kinds.OPERATORS}
 _PAIR = {"A": kinds.OPERATOR, "B": kinds.OPERATOR}
 
@@ -434,14 +443,13 @@ ENTRIES: dict[str, Entry] = {
     ),
     "ParallelBeam": _leaf(
         ParallelBeam,
-        _same("angles", "n_detectors", "pixel_size", "detector_spacing"),
-        _DIMS
-        | {
-            "angles": kinds.array("f", 1),
-            "n_detectors": kinds.whole(1),
-            "pixel_size": kinds.POSITIVE,
-            "detector_spacing": kinds.POSITIVE,
-        },
+        _same(*_SCAN),
+        _DIMS | _SCAN,
+    ),
+    "FanBeam": _leaf(
+        FanBeam,
+        _same(*_SCAN, *_FAN),
+        _DIMS | _SCAN | _FAN,
     ),
     "GaussianBlur": _leaf(
         GaussianBlur,

@@ -1,66 +1,27 @@
-"""The matrix of the parallel-beam transform with linear interpolation (Joseph's projector).
+"""The matrix of a scan with linear interpolation (Joseph's projector), for problems that can store it.
 
-A ray nearer to the vertical crosses every row of pixels once. Each row contributes the image, linearly
-interpolated between the two neighbouring pixels, times the length ``pixel_size / |cos|`` of the ray from row
-to row. For a ray nearer to the horizontal, columns and ``|sin|`` take the place of rows and ``|cos|``. The
-image is zero outside.
+Each row of the image that a ray crosses contributes the image, linearly interpolated between the two
+neighbouring pixels, times the length of the ray from row to row. The image is zero outside.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import DTypeLike, NDArray
 
-MAX_STORED_BYTES = 2**31
-"""Limit of a matrix that is stored; a larger one is built anew, a few angles at a time, for every product."""
-CHUNK_BYTES = 2**27
-"""Approximate size of the matrix of those few angles."""
+from skinverse.operators._geometry import Scan
+from skinverse.operators._rays import Rays, rays_of
+
+MAX_STORED_BYTES = 2**28
+"""Limit of a matrix that is stored; products with a larger one compute its weights as they go."""
 _MAX_ENTRIES = 2**31 - 2**25  # that 32-bit indices can count, less the error of the estimate
-
-
-@dataclass(frozen=True, eq=False)
-class Geometry:
-    """A parallel-beam scan: all that determines the matrix."""
-
-    dims: tuple[int, int]
-    angles: NDArray[np.float64]
-    n_detectors: int
-    pixel_size: float
-    detector_spacing: float
-
-    def __post_init__(self) -> None:
-        self.angles.flags.writeable = False  # the matrix, once built, is that of these angles
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.__post_init__()
-
-    def __getitem__(self, angles: slice) -> Geometry:
-        """The same scan at some of its angles."""
-        return replace(self, angles=self.angles[angles])
-
-    @property
-    def n_rays(self) -> int:
-        """Number of rows of the matrix."""
-        return len(self.angles) * self.n_detectors
-
-    @property
-    def detectors(self) -> NDArray[np.float64]:
-        """Positions of the detector elements, in pixels from the centre of rotation."""
-        centred = np.arange(self.n_detectors, dtype=np.float64) - (self.n_detectors - 1) / 2
-        return centred * (self.detector_spacing / self.pixel_size)
-
-    @property
-    def n_weights(self) -> int:
-        """Number of entries of the matrix, exact up to about one row or column of pixels per angle."""
-        reach = np.maximum(np.abs(np.cos(self.angles)), np.abs(np.sin(self.angles))).sum()
-        wide_detector = 2 * np.prod(self.dims) * self.pixel_size / self.detector_spacing * reach
-        return int(min(wide_detector, 2 * self.n_rays * max(self.dims)))
+_SAMPLED = 64  # views whose entries are counted for the estimate
 
 
 class JosephMatrix:
@@ -68,122 +29,109 @@ class JosephMatrix:
 
     Parameters
     ----------
-    geometry : Geometry
+    scan : Scan
         The scan.
     dtype : dtype
         Of the weights.
+    stored : bool, default=None
+        Whether the matrix is kept once it is built; None where it is small enough.
     """
 
-    def __init__(self, geometry: Geometry, dtype: DTypeLike) -> None:
-        self.geometry = geometry
+    def __init__(self, scan: Scan, dtype: DTypeLike, stored: bool | None = None) -> None:
+        self.scan = scan
         self.dtype = np.dtype(dtype)
+        self._stored = stored
         self._whole: sp.csr_array | None = None
 
-    @property
-    def n_bytes(self) -> int:
-        """Approximate memory of the whole matrix: a weight and a 32-bit index for each entry."""
-        return self.geometry.n_weights * (self.dtype.itemsize + 4)
-
-    @property
+    @cached_property
     def is_stored(self) -> bool:
         """Whether the matrix is kept once it is built."""
-        return self.n_bytes <= MAX_STORED_BYTES
+        if self._stored is not None:
+            return self._stored
+        return n_weights(self.scan) * (self.dtype.itemsize + 4) <= MAX_STORED_BYTES
 
     def whole(self) -> sp.csr_array:
         """The matrix."""
         if self._whole is not None:
             return self._whole
-        matrix = _build(self.geometry, self.dtype)
+        matrix = _build(self.scan, self.dtype)
         if self.is_stored:
             self._whole = matrix
         return matrix
 
-    def pieces(self) -> Iterator[tuple[slice, sp.csr_array]]:
-        """The whole matrix where it is stored, otherwise the rows of a few angles at a time."""
-        n_angles = len(self.geometry.angles)
-        n_chunk = n_angles if self.is_stored else max(1, n_angles * CHUNK_BYTES // self.n_bytes)
-        for start in range(0, n_angles, n_chunk):
-            angles = slice(start, start + n_chunk)
-            yield angles, self.whole() if self.is_stored else _build(self.geometry[angles], self.dtype)
-
-    def block(self, angles: slice) -> JosephMatrix:
-        """The rows of some angles; of neighbouring ones they share the memory of the whole matrix."""
-        block = JosephMatrix(self.geometry[angles], self.dtype)
-        if self.is_stored and angles.step in (None, 1):
-            matrix, first = self.whole(), angles.indices(len(self.geometry.angles))[0]
-            start = first * self.geometry.n_detectors
-            indptr = matrix.indptr[start : start + block.geometry.n_rays + 1]
+    def block(self, views: slice) -> JosephMatrix:
+        """The rows of some views; of neighbouring ones they share the memory of the whole matrix."""
+        # Many blocks hold as much as the whole.
+        block = JosephMatrix(self.scan[views], self.dtype, stored=self.is_stored)
+        if self.is_stored and views.step in (None, 1):
+            matrix, first = self.whole(), views.indices(len(self.scan.angles))[0]
+            start = first * self.scan.n_detectors
+            indptr = matrix.indptr[start : start + block.scan.n_rays + 1]
             entries = slice(indptr[0], indptr[-1])
             parts = (matrix.data[entries], matrix.indices[entries], indptr - indptr[0])
-            block._whole = sp.csr_array(parts, shape=(block.geometry.n_rays, matrix.shape[1]))
+            block._whole = sp.csr_array(parts, shape=(block.scan.n_rays, matrix.shape[1]))
         return block
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_whole": None}
+        # What an operator has worked out is no part of its content.
+        return {name: self.__dict__[name] for name in ("scan", "dtype", "_stored")} | {"_whole": None}
 
 
-@dataclass(frozen=True, eq=False)
-class _Crossings:
-    """Points ``position[ray, line]`` along each line of pixels where the rays of one angle cross it."""
-
-    position: NDArray[np.float64]
-    length: float  # of a ray from line to line
-    size: int  # pixels of a line
-    step: int  # from a pixel to the next one of its line, in the flat image
-    starts: NDArray[np.int32]  # first pixel of every line, in the flat image
-
-    def inside(self) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        """Index of the lower pixel of each pair; whether both pixels exist, (rays, lines, 2)."""
-        low = np.floor(np.clip(self.position, -2, self.size)).astype(np.int32)
-        inside = np.empty((*low.shape, 2), dtype=bool)
-        np.less(low.view(np.uint32), self.size, out=inside[..., 0])  # negative is large when unsigned
-        np.less((low + np.int32(1)).view(np.uint32), self.size, out=inside[..., 1])
-        return low, inside
-
-    def weights(self, low: NDArray[np.int32], dtype: DTypeLike) -> NDArray[np.floating]:
-        """Weights of the two pixels, (rays, lines, 2)."""
-        weights = np.empty((*low.shape, 2), dtype)
-        np.multiply(self.position - low, self.length, out=weights[..., 1], casting="same_kind")
-        np.subtract(self.length, weights[..., 1], out=weights[..., 0], casting="same_kind")
-        return weights
-
-    def pixels(self, low: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Indices of the two pixels in the flat image, (rays, lines, 2)."""
-        pixels = np.empty((*low.shape, 2), np.int32)
-        np.add(low * np.int32(self.step), self.starts, out=pixels[..., 0])
-        np.add(pixels[..., 0], np.int32(self.step), out=pixels[..., 1])
-        return pixels
+def n_weights(scan: Scan) -> int:
+    """Number of entries of the matrix, up to a few for each ray; of many views some are counted."""
+    n_views = len(scan.angles)
+    some = scan[:: max(1, n_views // _SAMPLED)]
+    first, last = rays_of(some).rows(scan.dims)
+    crossed = np.maximum(last - first, 0).sum(dtype=np.int64)
+    return int(2 * crossed * n_views / len(some.angles))
 
 
-def _crossings(geometry: Geometry, angle: float) -> _Crossings:
-    height, width = geometry.dims
-    x = np.arange(width) - (width - 1) / 2
-    y = (height - 1) / 2 - np.arange(height)
-    s, cos, sin = geometry.detectors[:, None], np.cos(angle), np.sin(angle)
-    if abs(sin) < abs(cos):
-        column = (s - y * sin) / cos + (width - 1) / 2
-        rows = np.arange(0, height * width, width, dtype=np.int32)
-        return _Crossings(column, geometry.pixel_size / abs(cos), width, 1, rows)
-    row = (height - 1) / 2 - (s - x * cos) / sin
-    columns = np.arange(width, dtype=np.int32)
-    return _Crossings(row, geometry.pixel_size / abs(sin), height, width, columns)
-
-
-def _row_lengths(geometry: Geometry, angle: float) -> NDArray[np.int64]:
-    return _crossings(geometry, angle).inside()[1].sum(axis=(1, 2))
-
-
-def _build(geometry: Geometry, dtype: DTypeLike) -> sp.csr_array:
-    """Count the entries, then fill them in: memory holds the matrix and the work arrays of one angle."""
-    if geometry.n_weights > _MAX_ENTRIES:
-        raise ValueError(f"the matrix has {geometry.n_weights} entries, more than 32-bit indices can count")
-    lengths = [_row_lengths(geometry, angle) for angle in geometry.angles]
-    indptr = np.concatenate([[0], *lengths]).cumsum(dtype=np.int32)
+def _build(scan: Scan, dtype: np.dtype) -> sp.csr_array:
+    """Count the entries, then fill them in: memory holds the matrix and the work arrays of one view."""
+    if n_weights(scan) > _MAX_ENTRIES:
+        raise ValueError(f"the matrix has {n_weights(scan)} entries, more than 32-bit indices can count")
+    counts = [_inside(*_pair(run, scan.dims)[:2]).sum(axis=(1, 2)) for run in _runs(scan)]
+    indptr = np.concatenate([[0], *counts]).cumsum(dtype=np.int32)
     indices, data = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], dtype)
-    bounds = indptr[:: geometry.n_detectors]
-    for angle, start, stop in zip(geometry.angles, bounds[:-1], bounds[1:], strict=True):
-        crossings = _crossings(geometry, angle)
-        low, inside = crossings.inside()
-        indices[start:stop] = crossings.pixels(low)[inside]
-        data[start:stop] = crossings.weights(low, dtype)[inside]
-    return sp.csr_array((data, indices, indptr), shape=(geometry.n_rays, int(np.prod(geometry.dims))))
+    ray = 0
+    for run in _runs(scan):
+        start, ray = indptr[ray], ray + len(run.a)
+        low, width, step, starts, fraction = _pair(run, scan.dims)
+        inside = _inside(low, width)
+        pixels, weights = np.empty(inside.shape, np.int32), np.empty(inside.shape, dtype)
+        np.add(low * step, starts, out=pixels[..., 0])
+        np.add(pixels[..., 0], step, out=pixels[..., 1])
+        np.multiply(fraction, run.length[:, None], out=weights[..., 1], casting="same_kind")
+        np.subtract(run.length[:, None], weights[..., 1], out=weights[..., 0], casting="same_kind")
+        indices[start : indptr[ray]], data[start : indptr[ray]] = pixels[inside], weights[inside]
+    return sp.csr_array((data, indices, indptr), shape=(scan.n_rays, int(np.prod(scan.dims))))
+
+
+def _runs(scan: Scan) -> Iterator[Rays]:
+    """Neighbouring rays of a view that cross the image, or all its transpose."""
+    for view in range(len(scan.angles)):
+        rays = rays_of(scan[view : view + 1])
+        changes = np.flatnonzero(np.diff(rays.upright)) + 1
+        for start, stop in pairwise([0, *changes, len(rays.a)]):
+            yield rays.kept(slice(start, stop))
+
+
+def _pair(
+    run: Rays, dims: tuple[int, int]
+) -> tuple[NDArray[np.int32], int, np.int32, NDArray[np.int32], NDArray[np.float64]]:
+    """Where rays cross rows: lower pixels, pixels of a row, their step, starts of rows, and fractions."""
+    height, width = dims if run.upright[0] else dims[::-1]
+    position = run.a[:, None] + run.b[:, None] * np.arange(height)
+    low = np.floor(np.clip(position, -2, width)).astype(np.int32)
+    step, stride = (1, dims[1]) if run.upright[0] else (dims[1], 1)
+    starts = np.arange(height, dtype=np.int32) * np.int32(stride)
+    position -= low
+    return low, width, np.int32(step), starts, position
+
+
+def _inside(low: NDArray[np.int32], width: int) -> NDArray[np.bool_]:
+    """Whether both pixels of each pair exist, (rays, rows, 2)."""
+    inside = np.empty((*low.shape, 2), dtype=bool)
+    np.less(low.view(np.uint32), width, out=inside[..., 0])  # negative is large when unsigned
+    np.less((low + np.int32(1)).view(np.uint32), width, out=inside[..., 1])
+    return inside

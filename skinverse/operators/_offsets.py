@@ -98,7 +98,8 @@ class DetectorOffset(_OffsetOperator):
         The known operator, to data (n_views, n_detectors), such as :func:`parallel_beam`.
     shift : float in detector pixels, default=0.0
         Distance by which all data are shifted towards larger indices, by Fourier interpolation, with zeros
-        from outside.
+        from outside. It has the sign of the known ``offset`` of :func:`parallel_beam`, whose rays are moved
+        instead, so that nothing is lost at the ends of the detector.
 
     Raises
     ------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,8 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from skinverse.datasets import shepp_logan
 from skinverse.operators import as_torch, parallel_beam
-from skinverse.operators._fbp import FilteredBackProjectionMap, angular_weights
+from skinverse.operators._fbp import FilteredBackProjectionMap
+from skinverse.operators._view_weights import angular_weights, ray_weights
 
 FILTERS = ["ramp", "shepp-logan", "cosine", "hamming", "hann"]
 
@@ -52,7 +55,7 @@ def test_the_attenuation_of_a_disc_is_recovered(
 ) -> None:
     angles = 0.01 + np.arange(n_angles) * turn / n_angles
     radius, centre = 14 * pixel_size, (5 * pixel_size, -3 * pixel_size)
-    A = parallel_beam(dims, angles, n_detectors, pixel_size=pixel_size, detector_spacing=spacing)
+    A = parallel_beam(dims, angles, n_detectors, pixel_size=pixel_size, spacing=spacing)
     y = torch.from_numpy(disc(angles, n_detectors, spacing, radius, centre))[None]
     x = as_torch(A).filtered_adjoint(y, filter)[0].numpy()
     u, v = centres(dims[1], pixel_size)[None, :], -centres(dims[0], pixel_size)[:, None]
@@ -78,7 +81,7 @@ def test_nothing_wraps_around_and_the_mean_is_kept() -> None:
 def test_the_published_benchmark() -> None:
     """Adler and Oktem, "Learned primal-dual reconstruction", table I: 19.75 dB, SSIM 0.597."""
     angles, spacing = (np.arange(30) + 0.5) * np.pi / 30, 2 * 90.5097 / 183
-    A = as_torch(parallel_beam((128, 128), angles, 183, detector_spacing=spacing))
+    A = as_torch(parallel_beam((128, 128), angles, 183, spacing=spacing))
     truth = shepp_logan(128)
     clean = A(torch.from_numpy(truth)[None])
     noise = np.stack([np.random.default_rng(seed).normal(size=(30, 183)) for seed in range(5)])
@@ -91,8 +94,8 @@ def test_the_published_benchmark() -> None:
 @pytest.mark.draws_globally  # gradcheck does
 @pytest.mark.parametrize("filter", FILTERS)
 def test_it_is_linear_and_its_adjoint_exact(filter: str) -> None:
-    geometry = parallel_beam((9, 12), [0.1, 0.9, 2.2, 4.0], 7, detector_spacing=1.3)._rows.geometry
-    inverse = FilteredBackProjectionMap(geometry, filter)
+    scan = parallel_beam((9, 12), [0.1, 0.9, 2.2, 4.0], 7, spacing=1.3)._rows.scan
+    inverse = FilteredBackProjectionMap(scan, ray_weights(scan), filter)
     generator = torch.Generator().manual_seed(0)
     y = torch.randn(3, 4, 7, generator=generator, dtype=torch.float64, requires_grad=True)
     x = torch.randn(3, 9, 12, generator=generator, dtype=torch.float64)
@@ -136,3 +139,71 @@ def test_weights_follow_their_angles(order: list[int]) -> None:
 def test_a_missing_wedge_does_not_weigh_on_its_rims() -> None:
     angles = np.deg2rad(np.arange(0, 120.5, 1))
     assert_allclose(angular_weights(angles), np.pi / 121)
+
+
+# ---------------------------------------------------------------- scans that are not centred, or too narrow
+FULL, HALF = np.deg2rad(np.arange(0, 360, 1.5)), np.deg2rad(np.arange(0, 180, 1.5))
+
+
+@pytest.mark.parametrize(
+    ("angles", "n_detectors", "offset", "radius", "centre"),
+    [
+        (FULL, 90, -32.0, 30.0, (20.0, -15.0)),  # a half-detector scan
+        (FULL, 90, 32.0, 30.0, (20.0, -15.0)),
+        (FULL[::-1] * 3, 90, 32.0, 30.0, (20.0, -15.0)),
+        (FULL, 120, 2.5, 30.0, (10.0, -15.0)),
+        (HALF, 120, -7.3, 30.0, (10.0, -15.0)),
+        (FULL, 120, np.cos(3 * FULL), 30.0, (10.0, -15.0)),
+        (HALF, 71, 0.0, 50.0, (3.0, 2.0)),  # sees 70 % of the disc
+        (FULL, 80, -32.0, 50.0, (3.0, 2.0)),  # a half-detector scan that does not see all of it
+        (np.r_[HALF, np.pi + HALF[:20]], 120, 1.0, 30.0, (10.0, -15.0)),
+    ],
+)
+def test_a_disc_seen_by_a_detector_that_is_moved_or_short(
+    angles: NDArray, n_detectors: int, offset: Any, radius: float, centre: tuple[float, float]
+) -> None:
+    pixel = 0.5
+    A = parallel_beam((112, 112), angles, n_detectors, offset=offset, pixel_size=pixel, dtype="float64")
+    theta, s = A._rows.scan.lines()
+    shadow = pixel * (centre[0] * np.cos(theta) + centre[1] * np.sin(theta))
+    y = 0.04 * np.sqrt(np.clip((pixel * radius) ** 2 - (s - shadow) ** 2, 0, None))
+    x = as_torch(A).filtered_adjoint(torch.from_numpy(y)[None])[0].numpy()
+    u, v = centres(112)[None, :], -centres(112)[:, None]
+    seen = np.hypot(u - centre[0], v - centre[1]) < 0.8 * radius
+    if radius == 50:
+        seen &= np.hypot(u, v) < 25
+    assert_allclose(x[seen].mean(), 0.02, rtol=0.005)
+    assert_allclose(x[seen], 0.02, rtol=0.04)
+
+
+def test_noise_at_the_ends_is_no_object() -> None:
+    """What is measured at the ends of the detector counts for an object beyond them if it is large."""
+    y = disc(HALF, 71, 1.0, 20.0, (3.0, 2.0))
+    noisy = y + 0.02 * y.max() * np.random.default_rng(0).normal(size=y.shape)
+    short, long = (as_torch(parallel_beam((112, 112), HALF, n)) for n in (71, 159))
+    x = short.filtered_adjoint(torch.from_numpy(noisy)[None])
+    padded = long.filtered_adjoint(torch.from_numpy(np.pad(noisy, ((0, 0), (44, 44))))[None])
+    torch.testing.assert_close(x, padded)
+
+
+@pytest.mark.draws_globally  # gradcheck does
+def test_truncated_views_scale_with_their_units_and_have_derivatives() -> None:
+    A = as_torch(parallel_beam((40, 40), HALF[::10], 24, dtype="float64"))
+    y = torch.from_numpy(disc(HALF[::10], 24, 1.0, 18.0, (1.0, 0.0)))[None]
+    torch.testing.assert_close(A.filtered_adjoint(1e-9 * y), 1e-9 * A.filtered_adjoint(y), rtol=1e-9, atol=0)
+    turned = A.filtered_adjoint(1j * y)
+    torch.testing.assert_close(turned, 1j * A.filtered_adjoint(y).to(turned.dtype))
+    y.requires_grad_()
+    (gradient,) = torch.autograd.grad(A.filtered_adjoint(y).sum(), y)
+    along = (gradient * y).sum()  # homogeneous of degree one
+    torch.testing.assert_close(along, A.filtered_adjoint(y).sum())
+
+
+@pytest.mark.parametrize("offset", [0.0, 3.0, -20.0])
+def test_rays_of_one_line_have_weights_that_sum_to_one(offset: float) -> None:
+    scan = parallel_beam((64, 64), FULL, 60, offset=offset)._rows.scan
+    weights = ray_weights(scan) / angular_weights(FULL, 2 * np.pi)[:, None]
+    place = scan.detectors[0]
+    for element in np.flatnonzero(np.isclose(np.abs(place[:, None] + place), 0).any(1)):
+        behind = np.argmin(abs(place + place[element]))
+        assert_allclose(weights[0, element] + weights[120, behind], 1)

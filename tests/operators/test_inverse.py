@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pylops.signalprocessing import DCT, FFT2D
 
 from skinverse.operators import AngleOffset, DetectorOffset, as_torch, fourier_sampling, parallel_beam
-from skinverse.operators._fbp import angular_weights
+from skinverse.operators._view_weights import angular_weights
 
 Operator = pylops.LinearOperator
 Way = Callable[[Operator, NDArray, np.random.Generator], tuple[Operator, NDArray]]

@@ -27,6 +27,7 @@ from skinverse.operators import (
     build,
     convolution,
     describe,
+    fan_beam,
     fourier_sampling,
     gaussian_blur,
     held_bytes,
@@ -107,8 +108,15 @@ OPERATORS: dict[str, Callable[[], LinearOperator]] = {
         (8, 8), "vertical-uni", nlines=2, perc_center=0.25, fft_engine="scipy"
     ),
     "mri, radial": lambda: medical.MRI2D((8, 8), "radial-uni", nlines=3, perc_center=0.0),
-    "parallel beam": lambda: parallel_beam(
-        (9, 8), np.linspace(0, 3, 4), 11, pixel_size=0.5, detector_spacing=0.4
+    "parallel beam": lambda: parallel_beam((9, 8), np.linspace(0, 3, 4), 11, pixel_size=0.5, spacing=0.4),
+    "fan beam": lambda: fan_beam(
+        (9, 8),
+        np.linspace(0, 6, 4),
+        11,
+        source_distance=20,
+        detector_distance=3,
+        curved=True,
+        offset=[1, 0, 0, 2],
     ),
     "fourier sampling": lambda: fourier_sampling(RNG.random(DIMS) > 0.5, _complex(2, *DIMS)),
     "fourier sampling in single precision": lambda: fourier_sampling(

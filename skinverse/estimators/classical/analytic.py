@@ -11,14 +11,14 @@ from skinverse.solvers import Solution
 
 
 class FilteredBackProjection(BaseReconstructor):
-    """Filtered back-projection: the inversion formula of parallel-beam CT.
+    """Filtered back-projection: the inversion formula of CT.
 
     The data are filtered along the detector and smeared back along the rays, ``x = A^* (h * y)`` in physical
     units, where every view stands for a part of the half circle: half of the gaps to both of its neighbours.
 
-    The operator is a :func:`~skinverse.operators.parallel_beam`, or made of it: the views of several scans by
-    one detector, weighted, selected or repeated data, weighted or reordered pixels. The same linear map gives
-    the same image, however it is written.
+    The operator is a :func:`~skinverse.operators.parallel_beam`, a :func:`~skinverse.operators.fan_beam`, or
+    made of one: the views of several scans by one detector, weighted, selected or repeated data, weighted or
+    reordered pixels. The same linear map gives the same image, however it is written.
 
     Raises
     ------
@@ -41,9 +41,21 @@ class FilteredBackProjection(BaseReconstructor):
     missing wedge, for which no view stands. The weights of the views make up the half circle all the same,
     so that the mean of the image is kept.
 
+    Rays that are measured twice, in a full turn of a fan or of a detector at one side of the axis, or in the
+    overlap of a short scan, have weights that sum to one and fall smoothly to zero at the ends of the scan
+    and of the detector (Parker's weights in the form of Noo and others). If a detector does not see all of
+    the image, and something is measured at its end, the view is continued by the root of the parabola through
+    the squares near that end: the projection of an ellipse. That much is not linear in the data.
+
     References
     ----------
     A. C. Kak and M. Slaney, Principles of Computerized Tomographic Imaging, SIAM, 2001, chapter 3.
+
+    F. Noo, M. Defrise, R. Clackdoyle and H. Kudo, Image reconstruction from fan-beam projections on less than
+    a short scan, Physics in Medicine and Biology 47(14), 2002.
+
+    J. Hsieh and others, A novel reconstruction algorithm to extend the CT scan field-of-view, Medical Physics
+    31(9), 2004.
 
     Examples
     --------
