@@ -9,6 +9,7 @@ from . import metrics as metrics
 from . import networks as networks
 from . import noise as noise
 from . import operators as operators
+from . import preprocessing as preprocessing
 from . import solvers as solvers
 from . import testing as testing
 from ._versions import show_versions as show_versions

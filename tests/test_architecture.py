@@ -41,6 +41,7 @@ MAY_IMPORT = {
     "networks": set(),
     "solvers": set(),
     "training": set(),
+    "preprocessing": set(),
     "datasets": {"noise", "operators"},
     "displays": {"metrics"},
     "persistence": {"operators", "skinverse"},  # the public list says which classes may be loaded
