@@ -147,15 +147,16 @@ def _whole_object(views: Array) -> bool:
 
 
 def _centre_of_mass(views: Array, angles: Array) -> float:
-    """Constant part of the sinusoid that the centre of mass follows, by least squares."""
-    views = views - np.mean(views[:, [*range(_MARGIN), *range(-_MARGIN, 0)]])  # what is left of the beam
+    """Constant part of the sinusoid that the centre of mass follows, by least squares.
+
+    As soon as it is known where the object is, the air beyond it is left out: its noise moves the centre of
+    mass, and what is left of the beam there draws it to the centre of the detector.
+    """
     s = np.arange(views.shape[1]) - (views.shape[1] - 1) / 2
     sinusoid = np.stack([np.ones_like(angles), np.cos(angles), np.sin(angles)], axis=1)
     smooth = gaussian_filter(views, _WIDTH)
     near = np.ones_like(views)
-    for _ in range(
-        3
-    ):  # the noise of the air around the object is left out as soon as it is known where it is
+    for _ in range(3):
         centres = (near * views) @ s / (near * views).sum(1)
         coefficients, _, rank, _ = np.linalg.lstsq(sinusoid, centres, rcond=1e-8)
         distance = np.abs(s - (sinusoid @ coefficients)[:, None])

@@ -68,8 +68,9 @@ def test_rows_of_one_detector_have_one_axis() -> None:
     noise = 0.2 * sinogram.max() * np.random.default_rng(0).normal(size=(50, *sinogram.shape))
     assert find_rotation_axis(sinogram + noise, angles) == pytest.approx(offset, abs=0.1)
     sinogram, angles, offset = drawn(11, 100, 15, 0.0, TURN)
-    noise = 0.1 * sinogram.max() * np.random.default_rng(0).normal(size=(8, *sinogram.shape))
-    assert find_rotation_axis(sinogram + noise, angles) == pytest.approx(offset, abs=0.1)
+    noise = 0.2 * sinogram.max() * np.random.default_rng(0).normal(size=(8, *sinogram.shape))
+    assert find_rotation_axis(sinogram + noise, angles) == pytest.approx(offset, abs=0.2)
+    assert find_rotation_axis(sinogram + noise / 2, angles) == pytest.approx(offset, abs=0.1)
 
 
 @pytest.mark.parametrize("case", [(0, 40, 6, 0.02, HALF), (11, 100, 15, 0.02, TURN)])
@@ -85,8 +86,8 @@ def test_units_order_and_turns_of_the_angles_do_not_matter(case) -> None:
 
 
 def test_what_is_left_of_the_beam_does_not_matter() -> None:
-    sinogram, angles, offset = drawn(0, 40, 6, 0.0, HALF)
-    assert find_rotation_axis(sinogram + 0.02 * sinogram.max(), angles) == pytest.approx(offset, abs=0.05)
+    sinogram, angles, offset = drawn(4, 35, 6, 0.0, HALF)
+    assert find_rotation_axis(sinogram + 0.04 * sinogram.max(), angles) == pytest.approx(offset, abs=0.05)
 
 
 @pytest.mark.parametrize("offset", [-65.0, 50.3])
