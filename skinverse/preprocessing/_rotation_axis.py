@@ -51,7 +51,8 @@ def find_rotation_axis(sinogram: ArrayLike, angles: ArrayLike) -> float:
     -------
     float
         Offset of the axis from the centre of the detector, in detector elements, positive towards higher
-        indices: the axis is at the index ``(n_detectors - 1) / 2 + offset``.
+        indices: the axis is at the index ``(n_detectors - 1) / 2 + offset``. It is the ``offset`` of
+        :func:`skinverse.operators.parallel_beam`.
 
     Raises
     ------
