@@ -69,16 +69,17 @@ class ExpectationMaximisation(BaseReconstructor):
             earlier = latest
             for part in parts:
                 latest = self._step(now, part, latest)
-            residual[active], n_steps[active] = relative_change(latest, earlier), n_steps[active] + 1
+            n_steps[active] += 1
             if self.early_stopping:
                 met[active] = now.explained_by(latest)
-            if met[active].any():
-                x[active] = latest
-                active, latest = active[~met[active]], latest[~met[active]]
+            going = ~met[active]
+            if not going.all():
+                x[active], residual[active] = latest, relative_change(latest, earlier)
+                active, latest, earlier = active[going], latest[going], earlier[going]
                 if len(active) == 0:
                     break
                 now, parts = units.select(active), [subset.select(active) for subset in subsets]
-        x[active] = latest
+        x[active], residual[active] = latest, relative_change(latest, earlier)
         solution = Solution(
             x,
             n_steps,
@@ -93,7 +94,7 @@ class ExpectationMaximisation(BaseReconstructor):
         means = (subset.A(x) + subset.background).clamp_min(_LEAST)
         ratio = subset.A.adjoint(subset.data / means).clamp_min(0)
         denominator = self._denominator(units, x, subset.sensitivity)
-        return torch.where(denominator > 0, x * ratio / denominator, x)
+        return torch.where(denominator > 0, ratio.mul_(x).div_(denominator), x)
 
     # ------------------------------------------------------------------ hooks
     def _parts(self, A: LinearMap) -> list[tuple[LinearMap, Any]]:
