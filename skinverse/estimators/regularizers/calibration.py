@@ -19,8 +19,9 @@ from skinverse.solvers import Hessian, Solution, minres
 Regularizer = Callable[[float], Functional]
 Solve = Callable[[Functional, Tensor], Solution]
 
-# The derivatives only steer: two digits are enough.
-_MOST_STEPS, _TOL = 30, 1e-2
+# The derivatives only steer; with two digits of them (30 steps, 1e-2) a learned energy for deblurring still
+# ended 0.05 dB lower, in the same time.
+_MOST_STEPS, _TOL = 60, 1e-3
 
 
 def calibrate(

@@ -90,7 +90,8 @@ def test_training_finds_the_best_weight_of_a_known_regularizer(denoising, hyperg
 def test_the_best_weight_is_found_where_pixels_sit_on_bounds(denoising) -> None:
     """Those do not move with the weight; a derivative that moved them would end elsewhere."""
     images, data, _ = denoising
-    method = roughness(bounds=(0.4, 0.6), tol=1e-5).fit(images, data)
+    method = roughness(bounds=(0.4, 0.6), tol=1e-6).set_params(trainer__max_epochs=60)
+    method.fit(images, data)
     lam, errors = method.lam_, []
     for factor in (0.9, 1.0, 1.1):
         errors.append(np.square(method.set_params(lam=factor * lam).predict(data) - images).sum())
