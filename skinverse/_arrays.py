@@ -222,3 +222,29 @@ def _has_masked(array: Any) -> bool:
 
 def _masked(array: Any) -> Any:
     return np.ma.stack(array) if isinstance(array, (list, tuple)) else array
+
+
+# ---------------------------------------------------------------------- gaps
+def nearest_known(
+    known: np.ndarray[Any, Any],
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Indices of the nearest known values on both sides along the last axis, and how far from the first.
+
+    Beyond the last known value both are that one. In each row at least one value is to be known.
+
+    Parameters
+    ----------
+    known : ndarray of bool
+        Which values are known.
+
+    Returns
+    -------
+    left, right, share : ndarray
+        The value between is ``(1 - share) * values[left] + share * values[right]``.
+    """
+    n = known.shape[-1]
+    place = np.arange(n)
+    left = np.maximum.accumulate(np.where(known, place, -1), axis=-1)
+    right = np.minimum.accumulate(np.where(known, place, n)[..., ::-1], axis=-1)[..., ::-1]
+    left, right = np.where(left < 0, right, left), np.where(right == n, left, right)
+    return left, right, (place - left) / np.maximum(right - left, 1)

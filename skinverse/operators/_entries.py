@@ -21,10 +21,10 @@ from skinverse.operators import _arguments as kinds
 from skinverse.operators._arguments import Kind
 from skinverse.operators._circulant import BOUNDARIES
 from skinverse.operators._convolution import Convolution
-from skinverse.operators._fan_beam import FanBeam
+from skinverse.operators._fan_beam import FanBeam, fan_beam
 from skinverse.operators._nonuniform import MAX_FREQUENCY, NonuniformTransform
 from skinverse.operators._offsets import AngleOffset, DetectorOffset
-from skinverse.operators._parallel_beam import ParallelBeam
+from skinverse.operators._parallel_beam import ParallelBeam, parallel_beam
 from skinverse.operators._parametric import GaussianBlur
 from skinverse.operators._sampling import Sampling
 
@@ -441,16 +441,8 @@ ENTRIES: dict[str, Entry] = {
             "projector_type": kinds.choice("line", "strip", "linear", "cuda"),
         },
     ),
-    "ParallelBeam": _leaf(
-        ParallelBeam,
-        _same(*_SCAN),
-        _DIMS | _SCAN,
-    ),
-    "FanBeam": _leaf(
-        FanBeam,
-        _same(*_SCAN, *_FAN),
-        _DIMS | _SCAN | _FAN,
-    ),
+    "ParallelBeam": Entry((ParallelBeam,), parallel_beam, _same(*_SCAN), _DIMS | _SCAN),
+    "FanBeam": Entry((FanBeam,), fan_beam, _same(*_SCAN, *_FAN), _DIMS | _SCAN | _FAN),
     "GaussianBlur": _leaf(
         GaussianBlur,
         _blur,

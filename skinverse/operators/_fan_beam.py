@@ -15,37 +15,7 @@ from skinverse.operators._scanner import ScanOperator, lowered
 class FanBeam(ScanOperator):
     """Line integrals along the rays of a fan: the operator that :func:`fan_beam` makes and documents."""
 
-    def __init__(
-        self,
-        dims: tuple[int, int],
-        angles: ArrayLike,
-        n_detectors: int,
-        *,
-        source_distance: float,
-        detector_distance: float,
-        curved: bool = False,
-        offset: ArrayLike = 0.0,
-        spacing: float | None = None,
-        pixel_size: float = 1.0,
-        dtype: DTypeLike = "float32",
-    ) -> None:
-        size, views = _geometry.height_and_width(dims), _geometry.radians(angles)
-        pixel = _geometry.length(pixel_size, "pixel_size")
-        source = _outside(_geometry.length(source_distance, "source_distance"), size, pixel)
-        detector = _not_negative(detector_distance)
-        magnified = pixel * (source + detector) / source
-        scan = FanScan(
-            size,
-            views,
-            _geometry.positive_int(n_detectors, "n_detectors"),
-            _geometry.per_view(offset, len(views)),
-            magnified if spacing is None else _geometry.length(spacing, "spacing"),
-            pixel,
-            source,
-            detector,
-            bool(curved),
-        )
-        _check_half_circle(scan)
+    def __init__(self, scan: FanScan, dtype: DTypeLike) -> None:
         super().__init__(scan, dtype)
         self._scan = scan
 
@@ -156,18 +126,24 @@ def fan_beam(
     array([[0., 0., 3.],
            [3., 0., 0.]], dtype=float32)
     """
-    return FanBeam(
-        dims,
-        angles,
-        n_detectors,
-        source_distance=source_distance,
-        detector_distance=detector_distance,
-        curved=curved,
-        offset=offset,
-        spacing=spacing,
-        pixel_size=pixel_size,
-        dtype=dtype,
+    size, views = _geometry.height_and_width(dims), _geometry.radians(angles)
+    pixel = _geometry.length(pixel_size, "pixel_size")
+    source = _outside(_geometry.length(source_distance, "source_distance"), size, pixel)
+    detector = _not_negative(detector_distance)
+    magnified = pixel * (source + detector) / source
+    scan = FanScan(
+        size,
+        views,
+        _geometry.positive_int(n_detectors, "n_detectors"),
+        _geometry.per_view(offset, len(views)),
+        magnified if spacing is None else _geometry.length(spacing, "spacing"),
+        pixel,
+        source,
+        detector,
+        bool(curved),
     )
+    _check_half_circle(scan)
+    return FanBeam(scan, dtype)
 
 
 def _outside(source_distance: float, dims: tuple[int, int], pixel_size: float) -> float:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from skinverse._arrays import nearest_known
 from skinverse.operators._geometry import Scan
 from skinverse.operators._inverse import AnalyticInverse, Formula
 from skinverse.operators._map import LinearMap
@@ -189,14 +190,9 @@ def interpolated(views: Tensor, measured: NDArray[np.bool_]) -> Tensor:
     """Views whose missing elements are interpolated along the detector, and constant beyond the last one."""
     if measured.all():
         return views
-    n = measured.shape[1]
-    place = np.arange(n)
-    left = np.maximum.accumulate(np.where(measured, place, -1), axis=1)
-    right = np.minimum.accumulate(np.where(measured, place, n)[:, ::-1], axis=1)[:, ::-1]
-    left, right = np.where(left < 0, right, left), np.where(right == n, left, right)
-    fraction = (place - left) / np.maximum(right - left, 1)
+    left, right, share = nearest_known(measured)
     low, high = (
         views.gather(2, torch.from_numpy(index).to(views.device).expand(len(views), -1, -1))
         for index in (left, right)
     )
-    return low + torch.from_numpy(fraction).to(views.device, views.dtype.to_real()) * (high - low)
+    return low + torch.from_numpy(share).to(views.device, views.dtype.to_real()) * (high - low)

@@ -247,7 +247,7 @@ def radians(angles: ArrayLike) -> NDArray[np.float64]:
             f"angles are in radians, but their largest, {largest:g}, and the steps between them look like "
             "degrees: use numpy.deg2rad, or numpy.mod(angles, 2 * numpy.pi) if they are radians",
             UserWarning,
-            stacklevel=4,
+            stacklevel=3,
         )
     return values
 

@@ -13,26 +13,6 @@ from skinverse.operators._scanner import ScanOperator, lowered
 class ParallelBeam(ScanOperator):
     """Line integrals along parallel rays: the operator that :func:`parallel_beam` makes and documents."""
 
-    def __init__(
-        self,
-        dims: tuple[int, int],
-        angles: ArrayLike,
-        n_detectors: int | None = None,
-        *,
-        offset: ArrayLike = 0.0,
-        spacing: float | None = None,
-        pixel_size: float = 1.0,
-        dtype: DTypeLike = "float32",
-    ) -> None:
-        size, views = _geometry.height_and_width(dims), _geometry.radians(angles)
-        pixel = _geometry.length(pixel_size, "pixel_size")
-        element = pixel if spacing is None else _geometry.length(spacing, "spacing")
-        offsets = _geometry.per_view(offset, len(views))
-        if n_detectors is None:
-            n_detectors = _geometry.covering(size, offsets, element / pixel)
-        n = _geometry.positive_int(n_detectors, "n_detectors")
-        super().__init__(ParallelScan(size, views, n, offsets, element, pixel), dtype)
-
 
 register(ParallelBeam)(lowered)
 
@@ -114,7 +94,7 @@ def parallel_beam(
     has about ``2 * height * width * n_angles * 0.9`` entries (at equal spacings) of 8 bytes in float32. The
     weights of a larger one are computed as they are needed, by a compiled kernel, in as many threads as
     torch uses and with the same result for any number of them. The first use of the kernel on a machine
-    compiles it, in a second.
+    compiles it, which takes seconds.
 
     References
     ----------
@@ -131,6 +111,11 @@ def parallel_beam(
     array([[ 4.,  6.,  8., 10.],
            [ 0., 22.,  6.,  0.]], dtype=float32)
     """
-    return ParallelBeam(
-        dims, angles, n_detectors, offset=offset, spacing=spacing, pixel_size=pixel_size, dtype=dtype
-    )
+    size, views = _geometry.height_and_width(dims), _geometry.radians(angles)
+    pixel = _geometry.length(pixel_size, "pixel_size")
+    element = pixel if spacing is None else _geometry.length(spacing, "spacing")
+    offsets = _geometry.per_view(offset, len(views))
+    if n_detectors is None:
+        n_detectors = _geometry.covering(size, offsets, element / pixel)
+    n = _geometry.positive_int(n_detectors, "n_detectors")
+    return ParallelBeam(ParallelScan(size, views, n, offsets, element, pixel), dtype)

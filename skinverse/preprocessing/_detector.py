@@ -111,8 +111,5 @@ def remove_zingers(projections: ArrayLike, *, threshold: float, size: int = 3) -
     y = finite(projections, "projections", ndim=2)
     allowed(threshold, "threshold", Real(gt=0))
     allowed(size, "size", Integer(ge=1, odd=True))
-    cleaned = np.array(y)
-    for image in cleaned.reshape(-1, *y.shape[-2:]):
-        median = median_filter(image, size=size, mode="reflect")
-        np.copyto(image, median, where=image - median > threshold)
-    return cleaned
+    median = median_filter(y, size=(*[1] * (y.ndim - 2), size, size), mode="reflect")
+    return np.where(y - median > threshold, median, y)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from skinverse._arrays import nearest_known
 from skinverse._parameters import Null, Real
 from skinverse.preprocessing._checks import allowed, finite, real
 
@@ -187,13 +188,9 @@ def _convert(
 
 def _interpolate(rows: Array, bad: Array) -> None:
     """Replace bad values by the line between the nearest good ones of the row; zeros stay where none is."""
-    k = np.arange(rows.shape[1])
     some = np.flatnonzero(bad.any(1) & ~bad.all(1))
     row, bad = rows[some], bad[some]
-    left = np.maximum.accumulate(np.where(bad, -1, k), axis=1)
-    right = np.minimum.accumulate(np.where(bad, len(k), k)[:, ::-1], axis=1)[:, ::-1]
-    left, right = np.where(left < 0, right, left), np.where(right == len(k), left, right)
-    share = (k - left) / np.maximum(right - left, 1)
+    left, right, share = nearest_known(~bad)
     low, high = (np.take_along_axis(row, index, axis=1) for index in (left, right))
     rows[some] = np.where(bad, (1 - share) * low + share * high, row)
 

@@ -13,6 +13,7 @@ from skinverse.preprocessing._checks import allowed, finite
 
 # Planck's constant times the speed of light, in metres times keV: the wavelength at one keV.
 _WAVELENGTH_OF_KEV = 1.239841984e-9
+_SPACE = (-2, -1)
 
 
 def retrieve_phase(
@@ -85,7 +86,5 @@ def retrieve_phase(
     alpha = distance * (_WAVELENGTH_OF_KEV / energy) * delta_beta / (4 * np.pi)
     rows, columns = (2 * (1 - np.cos(np.pi * np.arange(n) / n)) / pixel_size**2 for n in y.shape[-2:])
     low_pass = (1 / (1 + alpha * (rows[:, None] + columns))).astype(y.dtype)
-    retrieved = np.empty_like(y)
-    for index in np.ndindex(y.shape[:-2]):
-        retrieved[index] = -np.log(idctn(low_pass * dctn(np.exp(-y[index]))))
+    retrieved: NDArray[Any] = -np.log(idctn(low_pass * dctn(np.exp(-y), axes=_SPACE), axes=_SPACE))
     return retrieved

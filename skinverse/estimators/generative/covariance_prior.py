@@ -36,7 +36,7 @@ from skinverse.estimators._declarations import (
     tol_parameter,
 )
 from skinverse.estimators._learned import LearnedReconstructor, analytic_inverse
-from skinverse.estimators._units import deviation, without_gain
+from skinverse.estimators._units import NormalisedFidelity, deviation, without_gain
 from skinverse.estimators._validation import (
     as_batch,
     check_noise_known,
@@ -337,17 +337,19 @@ class GenerativeCovariancePrior(LearnedReconstructor):
         return tuple(results) if len(results) > 1 else results[0]
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
-        objective, latent = self._infer_latent(A, data)
+        likelihood = self._fidelity(A)
+        objective, latent = self._infer_latent(likelihood, A, data)
         if self.constraint == "adapted":
-            solution = adapt_weights(objective, latent.x, self._noise_norm(A, data), self.max_steps)
+            solution = adapt_weights(objective, latent.x, self._noise_norm(likelihood, data), self.max_steps)
             solution = replace(solution, x=objective.fidelity.image(solution.x), extra={"lam": objective.lam})
-            return self._with_gain(A, solution)
-        return self._with_gain(A, _with_image(objective, latent))
+            return self._with_gain(likelihood, solution)
+        return self._with_gain(likelihood, _with_image(objective, latent))
 
     def _reconstructed_with_std(self, A: LinearMap, data: Tensor) -> Solution:
-        objective, latent = self._infer_latent(A, self._normalised(A, data))
+        likelihood = self._fidelity(A)
+        objective, latent = self._infer_latent(likelihood, A, self._normalised(A, data))
         solution, (std, converged) = _with_image(objective, latent), posterior_std(objective, latent.x)
-        solution = self._restored(self._with_gain(A, solution))
+        solution = self._restored(self._with_gain(likelihood, solution))
         solution.extra["std"] = self.spread_ * objective.fidelity.image(std).abs()
         return replace(solution, converged=solution.converged & converged)
 
@@ -356,10 +358,11 @@ class GenerativeCovariancePrior(LearnedReconstructor):
         data = data if root is None else root * data
         return ChannelFidelity(A, data, self.shape_, self.channel_axis, real=self.real_, root=root)
 
-    def _infer_latent(self, A: LinearMap, data: Tensor) -> tuple[LatentObjective, Solution]:
+    def _infer_latent(
+        self, likelihood: NormalisedFidelity, A: LinearMap, data: Tensor
+    ) -> tuple[LatentObjective, Solution]:
         _check_size(A, self.dims_)
         model = copy.deepcopy(self.module_).to(data.device, data.dtype.to_real())
-        likelihood = self._fidelity(A)
         normed, y, _ = without_gain(likelihood.A, likelihood.weighted_data(data))
         fidelity = self._channel_fidelity(normed, y, likelihood.weights(data))
         first = fidelity.channels(data if A.identity else analytic_inverse(A, data))
@@ -369,26 +372,25 @@ class GenerativeCovariancePrior(LearnedReconstructor):
             model.starts(first, 1 if self.constraint == "encoded" else self.n_restarts),
             constraint=self.constraint,
             lam=self.lam if isinstance(self.lam, str) else self.lam / likelihood.unit,
-            noise_std=self._noise_std(A, data),
-            noise_norm=self._noise_norm(A, data),
+            noise_std=self._noise_std(likelihood, data),
+            noise_norm=self._noise_norm(likelihood, data),
             max_steps=self.max_steps,
             tol=self.tol,
         )
 
-    def _noise_std(self, A: LinearMap, data: Tensor) -> Tensor:
+    def _noise_std(self, likelihood: NormalisedFidelity, data: Tensor) -> Tensor:
         """Standard deviation of the noise in normalised data, those of an operator of norm 1."""
-        likelihood = self._fidelity(A)
-        _, y, _ = without_gain(likelihood.A, likelihood.weighted_data(data))
+        normed, y, _ = without_gain(likelihood.A, likelihood.weighted_data(data))
         known = self._noise_model.known
-        return noise_level(A, y, deviation(1 / math.sqrt(likelihood.unit), y) if known else None)
+        return noise_level(normed, y, deviation(1 / math.sqrt(likelihood.unit), y) if known else None)
 
-    def _noise_norm(self, A: LinearMap, data: Tensor) -> Tensor:
+    def _noise_norm(self, likelihood: NormalisedFidelity, data: Tensor) -> Tensor:
         """Expected norm of that noise in the data of each image."""
-        return self._fidelity(A).n_expected(data).sqrt() * self._noise_std(A, data)
+        return likelihood.n_expected(data).sqrt() * self._noise_std(likelihood, data)
 
-    def _with_gain(self, A: LinearMap, solution: Solution) -> Solution:
+    def _with_gain(self, likelihood: NormalisedFidelity, solution: Solution) -> Solution:
         """Objective and weights in the unit of the fidelity, the objective but for the spread of images."""
-        unit = self._fidelity(A).unit
+        unit = likelihood.unit
         lam, objective = (v.double() * unit for v in (solution.extra["lam"], solution.objective))
         return replace(solution, objective=objective / self.spread_**2, extra={"lam": lam})
 
