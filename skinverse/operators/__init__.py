@@ -5,6 +5,8 @@ from skinverse.operators._coils import estimate_coil_maps, whiten_coils
 from skinverse.operators._convolution import convolution, gaussian_blur
 from skinverse.operators._dot_test import dot_test
 from skinverse.operators._factories import fourier_sampling, inpainting, structurally_random
+from skinverse.operators._family import parameter_names as parameter_names
+from skinverse.operators._family import with_parameters as with_parameters
 from skinverse.operators._fan_beam import fan_beam
 from skinverse.operators._inverse import AnalyticInverse as AnalyticInverse
 from skinverse.operators._lowering import as_torch

@@ -62,6 +62,11 @@ def optional(kind: Kind) -> Kind:
     return Kind(f"None or {kind.expected}", lambda value: value is None or kind.fits(value))
 
 
+def either(kind: Kind, other: Kind) -> Kind:
+    """A value of one of two kinds."""
+    return Kind(f"{kind.expected} or {other.expected}", lambda value: kind.fits(value) or other.fits(value))
+
+
 def several(kind: Kind, most: int = _MAX_AXES) -> Kind:
     """A list or tuple of values of one kind."""
     return Kind(

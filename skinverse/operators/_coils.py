@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import pylops
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike, NDArray
+from pylops import LinearOperator
 
 from skinverse.operators._validation import whole_numbers
 
@@ -15,7 +15,7 @@ _NOISE = 0.02
 _AT_ONCE = 2**15
 
 
-def sensitivities(maps: NDArray) -> pylops.LinearOperator:
+class Sensitivities(LinearOperator):
     """The images that coils of these complex sensitivities, (n_coils, ...), see.
 
     Raises
@@ -23,12 +23,21 @@ def sensitivities(maps: NDArray) -> pylops.LinearOperator:
     ValueError
         If there is no coil, or a sensitivity is no number, NaN or infinite.
     """
-    if maps.dtype.kind not in "biufc" or not len(maps):
-        raise ValueError(f"coil_maps must be numbers of one coil or more, got {maps.dtype} {maps.shape}")
-    if not np.isfinite(maps).all():
-        raise ValueError("coil_maps must be finite, got NaN or inf")
-    dtype = np.result_type(maps, np.complex64).name
-    return pylops.VStack([pylops.Diagonal(coil, dtype=dtype) for coil in maps])
+
+    def __init__(self, coil_maps: NDArray) -> None:
+        maps = np.asarray(coil_maps)
+        if maps.dtype.kind not in "biufc" or not len(maps):
+            raise ValueError(f"coil_maps must be numbers of one coil or more, got {maps.dtype} {maps.shape}")
+        if not np.isfinite(maps).all():
+            raise ValueError("coil_maps must be finite, got NaN or inf")
+        self.coil_maps = maps.astype(np.result_type(maps, np.complex64), copy=False)
+        super().__init__(dtype=self.coil_maps.dtype, dims=maps.shape[1:], dimsd=maps.shape)
+
+    def _matvec(self, x: NDArray) -> NDArray:
+        return (self.coil_maps * x.reshape(self.dims)).ravel()
+
+    def _rmatvec(self, y: NDArray) -> NDArray:
+        return (self.coil_maps.conj() * y.reshape(self.dimsd)).sum(0).ravel()
 
 
 def estimate_coil_maps(

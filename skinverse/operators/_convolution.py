@@ -94,7 +94,20 @@ class Convolution(LinearOperator):
         return torch.from_numpy(rows).reshape(-1, *shape)
 
 
-@register(Convolution)
+class GaussianConvolution(Convolution):
+    """Convolution with a Gaussian: the operator that :func:`gaussian_blur` makes and documents."""
+
+    def __init__(
+        self, dims: tuple[int, ...], sigma: float | Sequence[float], truncate: float, boundary: str
+    ) -> None:
+        widths = np.ravel([sigma, sigma] if np.ndim(sigma) == 0 else sigma)
+        kernel = reduce(np.multiply.outer, [_profile(width, truncate) for width in widths])
+        super().__init__(kernel, dims, boundary)
+        self.sigma = float(widths[0]) if np.ndim(sigma) == 0 else tuple(map(float, widths))
+        self.truncate = float(truncate)
+
+
+@register(Convolution, GaussianConvolution)
 def _lower(operator: Convolution) -> LinearMap:
     make = BOUNDARIES[operator.boundary]
     return make(operator.psf.reshape(operator._kernel_sizes), operator._origin, operator._image)
@@ -249,8 +262,7 @@ def gaussian_blur(
     given = np.append(widths, truncate)
     if not (widths.size and given.dtype.kind in "iuf" and np.all((given > 0) & (given < np.inf))):
         raise ValueError(f"sigma and truncate must be positive, got {sigma!r} and {truncate!r}")
-    kernel = reduce(np.multiply.outer, [_profile(width, truncate) for width in widths])
-    return Convolution(kernel, image, boundary)
+    return GaussianConvolution(image, sigma, truncate, boundary)
 
 
 def _profile(sigma: float, truncate: float) -> NDArray[np.float64]:

@@ -20,7 +20,8 @@ from pylops.signalprocessing._baseffts import _FFTNorms
 from skinverse.operators import _arguments as kinds
 from skinverse.operators._arguments import Kind
 from skinverse.operators._circulant import BOUNDARIES
-from skinverse.operators._convolution import Convolution
+from skinverse.operators._coils import Sensitivities
+from skinverse.operators._convolution import Convolution, GaussianConvolution, gaussian_blur
 from skinverse.operators._fan_beam import FanBeam, fan_beam
 from skinverse.operators._nonuniform import MAX_FREQUENCY, NonuniformTransform
 from skinverse.operators._offsets import AngleOffset, DetectorOffset
@@ -228,6 +229,15 @@ def _held_convolution(arguments: Arguments) -> int:
     return 32 * math.prod(n + 2 * k for n, k in zip(image, psf.shape, strict=True))
 
 
+def _held_gaussian(arguments: Arguments) -> int:
+    """The kernel, and the spectrum of an image with a border of its size."""
+    sigma = arguments["sigma"]
+    widths = [sigma, sigma] if np.ndim(sigma) == 0 else sigma
+    sides = [int(min(2 * arguments["truncate"] * float(width) + 1, kinds.MAX_VALUES)) for width in widths]
+    image = _ints(arguments["dims"])[-len(sides) :]
+    return 8 * math.prod(sides) + 32 * math.prod(n + 2 * k for n, k in zip(image, sides, strict=False))
+
+
 def _args(*names: str) -> Callable[[Any], Arguments]:
     return lambda op: dict(zip(names, op.args, strict=True))
 
@@ -302,6 +312,9 @@ ENTRIES: dict[str, Entry] = {
         fits=_indices_exist,
     ),
     "Sampling": _leaf(Sampling, _same("mask"), _DIMS | {"mask": kinds.array("b")}, fits=_mask_fits),
+    "Sensitivities": _leaf(
+        Sensitivities, lambda op: {"coil_maps": op.coil_maps}, {"coil_maps": kinds.array(kinds.NUMBERS)}
+    ),
     "NonuniformTransform": _leaf(
         NonuniformTransform,
         _same("trajectory", "density"),
@@ -373,6 +386,18 @@ ENTRIES: dict[str, Entry] = {
         },
         held=_held_convolution,
         fits=lambda arguments: arguments["psf"].ndim <= len(arguments["dims"]),
+    ),
+    "GaussianConvolution": Entry(
+        (GaussianConvolution,),
+        gaussian_blur,
+        lambda op: {"dims": op._image, "sigma": op.sigma, "truncate": op.truncate, "boundary": op.boundary},
+        {
+            "dims": kinds.SHAPE,
+            "sigma": kinds.either(kinds.POSITIVE, kinds.several(kinds.POSITIVE)),
+            "truncate": kinds.POSITIVE,
+            "boundary": kinds.choice(*BOUNDARIES),
+        },
+        held=_held_gaussian,
     ),
     "Bilinear": _leaf(
         signalprocessing.Bilinear, _bilinear, _DIMS | {"iava": kinds.array("f", 2)}, fits=_inside

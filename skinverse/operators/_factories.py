@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from pylops import LinearOperator
 from pylops.signalprocessing import DCT, FFT2D
 
-from skinverse.operators._coils import sensitivities
+from skinverse.operators._coils import Sensitivities
 from skinverse.operators._sampling import Sampling
 from skinverse.operators._validation import sizes, with_int_sizes
 
@@ -95,7 +95,7 @@ def fourier_sampling(
     if coil_maps.ndim != 3 or coil_maps.shape[-mask.ndim :] != mask.shape:
         expected = ", ".join(["n_coils", *["height"] * (mask.ndim == 1), *map(str, mask.shape)])
         raise ValueError(f"coil_maps must be of shape ({expected}) as the mask is, got {coil_maps.shape}")
-    sense = sensitivities(coil_maps)
+    sense = Sensitivities(coil_maps)
     dtype = str(sense.dtype)
     spectrum = _spectrum(coil_maps.shape, dtype, centred=centred)
     return with_int_sizes(Sampling(coil_maps.shape, mask, dtype) @ spectrum @ sense)

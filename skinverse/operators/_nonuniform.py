@@ -17,7 +17,7 @@ from pylops import LinearOperator
 from torch import Tensor
 
 from skinverse._optional import needed_from
-from skinverse.operators._coils import sensitivities
+from skinverse.operators._coils import Sensitivities
 from skinverse.operators._inverse import AnalyticInverse, Form, Formula
 from skinverse.operators._lowering import as_torch
 from skinverse.operators._map import Layout, LinearMap
@@ -118,7 +118,7 @@ def nonuniform_fourier(
     if maps.ndim != len(shape) + 1 or maps.shape[1:] != shape:
         expected = ", ".join(map(str, shape))
         raise ValueError(f"coil_maps must be of shape (n_coils, {expected}), got {maps.shape}")
-    sense = sensitivities(maps)
+    sense = Sensitivities(maps)
     return with_int_sizes(NonuniformTransform(maps.shape, points, weights, str(sense.dtype)) @ sense)
 
 

@@ -18,7 +18,7 @@ from skinverse.operators import _arguments as kinds
 from skinverse.operators._arguments import Kind
 from skinverse.operators._entries import ENTRIES, MAX_PARTS, NAMES, Arguments
 
-__all__ = ["MAX_BYTES", "build", "describe", "held_bytes"]
+__all__ = ["MAX_BYTES", "build", "describe", "held_bytes", "rebuilt"]
 
 # Memory of an operator besides the arrays in its file, and levels of operators inside operators. Without
 # limits, a file of a few hundred bytes can ask for terabytes.
@@ -65,6 +65,23 @@ def build(name: str, arguments: Arguments, common: Arguments) -> LinearOperator:
     except Exception as error:  # whatever pylops and NumPy raise where arguments contradict one another
         raise ValueError(f"the operator {name} cannot be rebuilt: {' '.join(str(error).split())}") from error
     return operator
+
+
+def rebuilt(operator: LinearOperator, name: str, arguments: Arguments) -> LinearOperator:
+    """An operator of the same entry with other arguments, seen as images and data of the same shapes.
+
+    Raises
+    ------
+    ValueError
+        If an argument is not what the entry accepts. Where the size of the operator changes with it, shapes
+        are those of the new one.
+    """
+    _check_arguments(name, arguments)
+    other = ENTRIES[name].make(**arguments)
+    if other.shape == operator.shape:
+        for attribute in ("dims", "dimsd"):
+            setattr(other, attribute, tuple(map(int, getattr(operator, attribute))))
+    return other
 
 
 def held_bytes(name: str, arguments: Arguments) -> int:

@@ -16,6 +16,7 @@ from pylops.signalprocessing.convolve1d import _Convolve1Dshort
 
 from skinverse.operators import _circulant as convolutions
 from skinverse.operators import _leaves as leaves
+from skinverse.operators._coils import Sensitivities
 from skinverse.operators._composite import (
     Addition,
     Adjoint,
@@ -80,6 +81,11 @@ def _(op: Any) -> LinearMap:
     if all(type(block) is pylops.Diagonal and block.diag.shape == op.ops[0].dims for block in op.ops):
         return leaves.Diagonals(np.stack([block.diag for block in op.ops]), op.dims, op.dimsd)
     return Stack(tuple(lower(block) for block in op.ops), op.dims, op.dimsd)
+
+
+@register(Sensitivities)
+def _(op: Any) -> LinearMap:
+    return leaves.Diagonals(op.coil_maps, op.dims, op.dimsd)
 
 
 @register(pylops.HStack)
