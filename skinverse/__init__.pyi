@@ -12,6 +12,7 @@ from . import operators as operators
 from . import preprocessing as preprocessing
 from . import solvers as solvers
 from . import testing as testing
+from ._measurements import Measurements as Measurements
 from ._versions import show_versions as show_versions
 from .estimators._regressor import ReconstructionRegressor as ReconstructionRegressor
 from .estimators.adaptation.model_adaptation import ModelAdaptation as ModelAdaptation

@@ -8,7 +8,9 @@ import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, Self
+from dataclasses import replace
+from itertools import chain
+from typing import Any, ClassVar, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import pylops
@@ -34,6 +36,7 @@ from skinverse._arrays import (
     where_measured,
 )
 from skinverse._defaults import copy_module, standard_defaults, survive_fork
+from skinverse._measurements import Measurements
 from skinverse._parameters import (
     Constraint,
     Instance,
@@ -46,12 +49,14 @@ from skinverse._parameters import (
     fitted,
     parameter,
 )
+from skinverse._rows import in_memory, is_stored, n_rows, take
 from skinverse._tensors import are_finite, reuse_freed_memory, spatial_axes
 from skinverse.estimators._regressor import ReconstructionRegressor
 from skinverse.estimators._validation import (
     FEW,
     alike,
     as_batch,
+    assigned,
     check_channel_axis,
     check_dims,
     check_not_swapped,
@@ -62,12 +67,15 @@ from skinverse.estimators._validation import (
     resolve_device,
     same_kind,
     warn_of_doubts,
+    write_rows,
 )
 from skinverse.metrics import mean_score, psnr
 from skinverse.noise import NoiseModel, noise_model
-from skinverse.operators import LinearMap, as_torch, local_copy, note_sent
+from skinverse.operators import LinearMap, as_torch, local_copy, note_sent, with_parameters
 from skinverse.solvers import Solution
 
+# What is measured of several images.
+Measured: TypeAlias = ArrayLike | Tensor | Measurements
 # A method, an operator and data of it to images.
 Reconstruct = Callable[[Any, LinearMap, Tensor], Solution]
 # Numbers in each variable of a solver: what a processor's caches hold; a GPU wants more work at a time.
@@ -95,6 +103,16 @@ class _Device(Constraint):
         return str(value).split(":")[0] in ("auto", "cpu", "cuda")
 
 
+class _Problem(NamedTuple):
+    """Measurements of one operator under one noise, and the method that knows both."""
+
+    members: NDArray[np.intp]
+    operator: pylops.LinearOperator
+    method: BaseReconstructor
+    A: LinearMap
+    rows: Rows
+
+
 class BaseReconstructor(Parametrized, ABC):
     """A reconstruction method: measurements in, images out.
 
@@ -111,6 +129,8 @@ class BaseReconstructor(Parametrized, ABC):
     _shared: ClassVar[tuple[str, ...]] = ("operator",)
     # Whether `predict`, too, needs all measurements, each in its place.
     _complete: ClassVar[bool] = False
+    # Whether what is learned belongs to one operator, whose parameters cannot differ from image to image.
+    _one_operator: ClassVar[bool] = False
     # How many numbers a step holds at once for each one of an image.
     _load: ClassVar[int] = 1
     # What is known of the noise, where a method makes it a parameter.
@@ -122,11 +142,13 @@ class BaseReconstructor(Parametrized, ABC):
     __metadata_request__predict: ClassVar[dict[str, str]] = {"Y_meas": UNUSED, "return_info": UNUSED}
     __metadata_request__score: ClassVar[dict[str, str]] = {"X_true": UNUSED, "Y_meas": UNUSED}
 
-    operator: pylops.LinearOperator | None = parameter(
+    operator: pylops.LinearOperator | Callable[..., Any] | None = parameter(
         default=None,
         kw_only=False,
-        kind="pylops.LinearOperator or None",
-        doc="The operator ``A``; None is the identity (denoising). Clones share it.",
+        kind="pylops.LinearOperator, callable or None",
+        doc="""
+        The operator ``A``; None is the identity (denoising). For images of several sizes a function that is
+        given the shape of one measurement and returns the operator. Clones share it.""",
     )
     check_operator: str | float = parameter(
         default="error",
@@ -154,7 +176,7 @@ class BaseReconstructor(Parametrized, ABC):
         doc="The operator that ``fit`` has seen; None while ``operator=None`` and no sizes have been seen.",
     )
 
-    def fit(self, X_true: ArrayLike | Tensor | None = None, Y_meas: ArrayLike | Tensor | None = None) -> Self:
+    def fit(self, X_true: ArrayLike | Tensor | None = None, Y_meas: Measured | None = None) -> Self:
         """Learn what the method learns; images first, measurements second.
 
         scikit-learn's own tools call ``fit(X, y)`` and later ``predict(X)``. Here the *second* argument
@@ -166,7 +188,7 @@ class BaseReconstructor(Parametrized, ABC):
         ----------
         X_true : array-like or Tensor of shape (n_samples, *operator.dims), optional
             True images; flat (n_samples, n_pixels) is accepted. Only needed by methods that learn.
-        Y_meas : array-like or Tensor of shape (n_samples, *operator.dimsd), optional
+        Y_meas : array-like, Tensor or Measurements of shape (n_samples, *operator.dimsd), optional
             Measurements; flat (n_samples, n_measurements) is accepted.
 
         Returns
@@ -194,24 +216,29 @@ class BaseReconstructor(Parametrized, ABC):
         self.__dict__.update(twin.__dict__)
         return self
 
-    def predict(self, Y_meas: ArrayLike | Tensor, *, return_info: bool = False) -> Any:
+    def predict(self, Y_meas: Measured, *, out: Any = None, return_info: bool = False) -> Any:
         """Reconstruct images from measurements.
 
         Parameters
         ----------
-        Y_meas : array-like or Tensor of shape (n_samples, *operator.dimsd)
+        Y_meas : array-like, Tensor or Measurements of shape (n_samples, *operator.dimsd)
             Measurements; flat (n_samples, n_measurements) is accepted. Masked values of a
             ``np.ma.MaskedArray`` were not measured: they are left out of the problem, together with their
             rows of the operator, and never read. With ``operator=None`` the shape must be that of an image:
             after a ``fit`` without arrays, (n_samples, n) is refused, for it may be one image or several
-            signals.
+            signals. Stored measurements, such as memory maps, HDF5 and Zarr arrays and map-style data sets,
+            are read in parts, the next one while one is reconstructed. A list of arrays of several shapes is
+            a set of images of several sizes.
+        out : array-like of shape (n_samples, *operator.dims), default=None
+            Where to write the images as they come: an array, a memory map, an HDF5 data set.
         return_info : bool, default=False
             Also return how each image's reconstruction ended.
 
         Returns
         -------
         X_hat : ndarray or Tensor of shape (n_samples, *operator.dims)
-            The images, of the kind of ``Y_meas``. Single precision stays single and double stays double; of
+            ``out`` where it was given, a list of images where measurements are of several sizes, else the
+            images, of the kind of ``Y_meas``. Single precision stays single and double stays double; of
             float16 and bfloat16 comes float32, of integers, booleans and long doubles float64. Byte order,
             memory order and strides of ``Y_meas`` change nothing.
         info : Bunch, only if ``return_info``
@@ -229,18 +256,17 @@ class BaseReconstructor(Parametrized, ABC):
         ConvergenceWarning
             If images stopped before the tolerance was met, or are not finite; the message counts them.
         """
-        solution = self._predicted(Y_meas, type(self)._reconstructed)
-        X_hat = same_kind(solution.x, Y_meas)
-        return (X_hat, information(solution)) if return_info else X_hat
+        X_hat, report = self._reconstructions(Y_meas, type(self)._reconstructed, out)
+        return (X_hat, information(report)) if return_info else X_hat
 
-    def score(self, X_true: ArrayLike | Tensor, Y_meas: ArrayLike | Tensor) -> float:
+    def score(self, X_true: ArrayLike | Tensor, Y_meas: Measured) -> float:
         """Mean peak signal-to-noise ratio of the reconstructions, in dB.
 
         Parameters
         ----------
         X_true : array-like or Tensor of shape (n_samples, *operator.dims)
             True images.
-        Y_meas : array-like or Tensor of shape (n_samples, *operator.dimsd)
+        Y_meas : array-like, Tensor or Measurements of shape (n_samples, *operator.dimsd)
             Their measurements.
 
         Returns
@@ -249,10 +275,21 @@ class BaseReconstructor(Parametrized, ABC):
             Mean over images of :func:`skinverse.metrics.psnr`, of which a perfect image counts as 100 dB;
             larger is better.
         """
-        images, X_hat = as_rows(X_true, "X_true"), self.predict(Y_meas)
-        dims = tuple(X_hat.shape[1:])
-        check_dims(tuple(images.shape), dims, "X_true", "the reconstructions")
-        return mean_score(psnr(images.reshape(-1, *dims), X_hat))
+        measured = Measurements.of(Y_meas)
+        true = X_true if is_stored(X_true) or measured.n_sizes > 1 else as_rows(X_true, "X_true")
+        n_true = n_rows(true, "X_true")
+        if n_true != len(measured):
+            raise ValueError(
+                f"X_true: expected one image for each of {len(measured)} measurements, got {n_true}"
+            )
+        values, reports = [], []
+        for index, solution in self._in_parts(measured, type(self)._reconstructed):
+            images, dims = as_rows(take(true, index), "X_true"), tuple(solution.x.shape[1:])
+            check_dims(tuple(images.shape), dims, "X_true", "the reconstructions")
+            values.append(psnr(images.reshape(-1, *dims), solution.x))
+            reports.append(without_images(solution))
+        self._warn(Solution.concatenate(reports))
+        return mean_score(np.concatenate(values))
 
     def as_regressor(self) -> ReconstructionRegressor:
         """The same method in scikit-learn's order: ``fit(Y_meas, X_true)``; arrays may be flat.
@@ -309,32 +346,29 @@ class BaseReconstructor(Parametrized, ABC):
             twin.__dict__.pop(name, None)
         return twin
 
-    def _fit_to(self, X_true: ArrayLike | Tensor | None, Y_meas: ArrayLike | Tensor | None) -> None:
+    def _fit_to(self, X_true: ArrayLike | Tensor | None, Y_meas: Measured | None) -> None:
         """Check operator and arrays, and learn from them."""
         device = resolve_device(self.device)
         images = None if X_true is None else as_batch(X_true, "X_true", device)
-        rows = None if Y_meas is None else self._measured(Y_meas)
+        measured = None if Y_meas is None else Measurements.of(Y_meas)
+        rows = None if measured is None else as_rows(in_memory(measured.data), "Y_meas")
         operator = self._operator_for(images, None if rows is None else to_batch(rows[:1]))
-        A = data = None
         if operator is not None:
             check_operator(operator, self.check_operator)
             self._check_images(tuple(operator.dims))
             images = None if images is None else per_sample(images, operator.dims, "X_true", "operator.dims")
             self._noise_model.check_shape(tuple(operator.dimsd), "noise__")
-            A = as_torch(operator)
-        if rows is not None:
-            rows = rows if A is None else self._measurements(rows, A)
-            self._check_learned_from(rows)
-            data = to_batch(rows, device)
-            data = data if A is None else data.reshape(-1, *A.dimsd)
-        self._check_pairs(images, data)
-        masks = None if rows is None else missing(rows)
-        if A is not None and data is not None and masks is None:
-            warn_of_doubts(A, data)
-        if masks is None or "Y_meas" not in self._needs:
-            self._learn_from(operator, images, None if masks is not None else data)
+        self._check_pairs(images, rows)
+        if measured is None or rows is None or operator is None:
+            self._learn_from(operator, images, None if rows is None else to_batch(rows, device))
+            return
+        problems = list(self._problems(operator, measured, rows))
+        for problem in problems:
+            self._check_learned_from(problem.rows)
+        if "Y_meas" not in self._needs and (len(problems) > 1 or missing(problems[0].rows) is not None):
+            self._learn_from(operator, images, None)
         else:
-            self._learn_from_measured(operator, images, data, _common(masks, type(self).__name__))
+            self._learn_from_measured(operator, images, problems, device)
 
     def _learn_from(
         self, operator: pylops.LinearOperator | None, images: Tensor | None, data: Tensor | None
@@ -347,12 +381,29 @@ class BaseReconstructor(Parametrized, ABC):
         self._fit(A, images, data)
 
     def _learn_from_measured(
-        self, operator: Any, images: Tensor | None, data: Any, kept: NDArray[np.intp]
+        self, operator: Any, images: Tensor | None, problems: list[_Problem], device: torch.device
     ) -> None:
         """Learn from the same part of the measurements of every image, and of their operator."""
-        noise, self.noise = self.noise, self._noise_model.restricted(kept)
-        self._learn_from(_rows_of(operator, kept), images, data.flatten(1)[:, kept])
-        self.operator_, self.noise = operator, noise
+        if len(problems) > 1:
+            raise ValueError(
+                f"Y_meas: {type(self).__name__}.fit learns from measurements of one operator, got parameters "
+                "that differ from one image to another"
+            )
+        (problem,) = problems
+        own, noise = problem.operator, problem.method.noise
+        data = to_batch(problem.rows, device).reshape(-1, *problem.A.dimsd)
+        masks = missing(problem.rows)
+        if masks is not None:
+            kept = _common(masks, type(self).__name__)
+            noise = problem.method._noise_model.restricted(kept)
+            own, data = _rows_of(own, kept), data.flatten(1)[:, kept]
+        if noise is self.noise:
+            self._learn_from(own, images, data)
+        else:
+            given, self.noise = self.noise, noise
+            self._learn_from(own, images, data)
+            self.noise = given
+        self.operator_ = operator
 
     def _measurements(self, rows: Rows, A: LinearMap) -> Rows:
         """Finite measurements of the operator's shape, zero where it measures nothing."""
@@ -369,9 +420,9 @@ class BaseReconstructor(Parametrized, ABC):
         if "Y_meas" in self._needs and self._complete:
             check_complete(rows, "Y_meas", f": {type(self).__name__}.fit learns from complete measurements")
 
-    def _measured(self, Y_meas: Any) -> Rows:
+    def _masked(self, rows: Rows) -> Rows:
         """The measurements, those of weight zero masked."""
-        rows, unmeasured = as_rows(Y_meas, "Y_meas"), self._noise_model.unmeasured()
+        unmeasured = self._noise_model.unmeasured()
         if unmeasured is None or unmeasured.size != math.prod(rows.shape[1:]):  # which is refused later
             return rows
         return masked(rows, unmeasured)
@@ -386,7 +437,7 @@ class BaseReconstructor(Parametrized, ABC):
                     f"{type(self).__name__}.fit learns from {others}, but {name} is missing{instead}"
                 )
 
-    def _check_pairs(self, images: Tensor | None, data: Tensor | None) -> None:
+    def _check_pairs(self, images: Tensor | None, data: Rows | None) -> None:
         if self._paired and images is not None and data is not None and len(images) != len(data):
             raise ValueError(
                 f"{type(self).__name__}.fit expects pairs, "
@@ -395,11 +446,11 @@ class BaseReconstructor(Parametrized, ABC):
 
     def _operator_for(self, images: Tensor | None, data: Tensor | None) -> pylops.LinearOperator | None:
         """The operator, or the identity of the sizes seen."""
-        if self.operator is not None:
-            return self.operator
         seen = data if data is not None else images
-        if seen is None:
-            return None
+        if self._of_any_size:
+            return None if seen is None else self._operator_of_size(tuple(seen.shape[1:]))
+        if self.operator is not None or seen is None:
+            return self.operator
         if images is not None and images[0].numel() != seen[0].numel():
             raise ValueError(
                 "operator=None is denoising and expects images and measurements of one shape, but got "
@@ -411,29 +462,97 @@ class BaseReconstructor(Parametrized, ABC):
             return known
         return pylops.Identity(dims, dtype=str(seen.dtype).removeprefix("torch."))
 
-    def _predicted(self, Y_meas: Any, reconstruct: Reconstruct) -> Solution:
-        """What ``reconstruct`` makes of checked measurements; a warning where it did not converge."""
+    @property
+    def _of_any_size(self) -> bool:
+        """Whether the operator is a function of the size of data."""
+        return callable(self.operator) and not isinstance(self.operator, pylops.LinearOperator)
+
+    def _operator_of_size(self, shape: tuple[int, ...]) -> pylops.LinearOperator:
+        """What the function ``operator`` gives for one measurement of this shape."""
+        make: Any = self.operator
+        made = make(shape)
+        if isinstance(made, pylops.LinearOperator) and tuple(made.dimsd) != shape:
+            raise ValueError(
+                f"operator: expected a function that is given the shape of one measurement and returns its "
+                f"operator, got for {shape} one of data {tuple(made.dimsd)}"
+            )
+        return made
+
+    def _reconstructions(
+        self, Y_meas: Any, reconstruct: Reconstruct, out: Any = None
+    ) -> tuple[Any, Solution]:
+        """Images of the kind of the measurements, and how they ended; a warning of those that did not."""
+        measured = Measurements.of(Y_meas)
+        if out is not None:
+            X_hat, report = out, self._written(measured, reconstruct, out)
+        elif measured.n_sizes > 1:
+            X_hat, report = self._of_several_sizes(measured, reconstruct)
+        else:
+            X_hat, report = self._of_one_size(measured, reconstruct)
+        self._warn(report)
+        return X_hat, report
+
+    def _of_several_sizes(
+        self, measured: Measurements, reconstruct: Reconstruct
+    ) -> tuple[list[Any], Solution]:
+        X_hat: list[Any] = [None] * len(measured)
+        reports = []
+        for index, solution in self._in_parts(measured, reconstruct):
+            for i, x in zip(index, solution.x, strict=True):
+                X_hat[i] = same_kind(x, measured.data[i])
+            reports.append((index, without_images(solution)))
+        return X_hat, Solution.gather(len(measured), reports, torch.device("cpu"))
+
+    def _written(self, measured: Measurements, reconstruct: Reconstruct, out: Any) -> Solution:
+        """Write images where they belong, a few at a time."""
+        if measured.n_sizes > 1:
+            raise ValueError("out: expected measurements of one size, got a list of several")
+        reports = []
+        for index, solution in self._in_parts(measured, reconstruct, n_values=_CHUNK["cpu"]):
+            write_rows(solution.x, out, index, len(measured))
+            reports.append(without_images(solution))
+        return Solution.concatenate(reports)
+
+    def _of_one_size(self, measured: Measurements, reconstruct: Reconstruct) -> tuple[Any, Solution]:
+        device = measured.data.device if isinstance(measured.data, Tensor) else torch.device("cpu")
+        parts = self._in_parts(measured, reconstruct, device=device)
+        index, solution = next(parts)
+        if len(index) < len(measured):
+            solution = Solution.gather(len(measured), chain([(index, solution)], parts), device)
+        return same_kind(solution.x, measured.data), without_images(solution)
+
+    def _in_parts(
+        self,
+        measured: Measurements,
+        reconstruct: Reconstruct,
+        *,
+        n_values: int | None = None,
+        device: torch.device | None = None,
+    ) -> Iterator[tuple[NDArray[np.intp], Solution]]:
+        """Indices of images and what ``reconstruct`` makes of them, as they are read; of one size each."""
         survive_fork()
         check_is_fitted(self)
         self.check_parameters()
-        with standard_defaults():
-            rows = self._measured(Y_meas)
-            self._check_axes(tuple(rows.shape))
-            operator: Any = self._operator_for(None, to_batch(rows[:1]))
-            if operator is not self.operator_:
-                check_operator(operator, self.check_operator)
-            self._check_images(tuple(operator.dims))
-            self._noise_model.check_shape(tuple(operator.dimsd), "noise__")
-            A = as_torch(operator)
-            rows = self._measurements(rows, A)
-            self._check_measured(rows, A)
-            if missing(rows) is None:
-                warn_of_doubts(A, to_batch(rows[:FEW], resolve_device(self.device)))
-            parts = self._solutions(A, rows, reconstruct)
-            device = Y_meas.device if isinstance(Y_meas, Tensor) else torch.device("cpu")
-            solution = Solution.gather(len(rows), parts, device).finite()
-        self._warn(solution)
-        return solution
+        known: dict[tuple[int, ...], pylops.LinearOperator] = {}
+        for index, part in measured.parts(n_values):
+            with standard_defaults():
+                rows = as_rows(part.data, "Y_meas")
+                shape = tuple(rows.shape[1:])
+                if shape not in known:
+                    known[shape] = self._operator_of(rows)
+                solutions = self._solutions(known[shape], part, rows, reconstruct)
+                solution = Solution.gather(len(rows), solutions, device or torch.device("cpu")).finite()
+            yield index, solution
+
+    def _operator_of(self, rows: Rows) -> pylops.LinearOperator:
+        """The checked operator of measurements."""
+        self._check_axes(tuple(rows.shape))
+        operator: Any = self._operator_for(None, to_batch(rows[:1]))
+        if operator is not self.operator_:
+            check_operator(operator, self.check_operator)
+        self._check_images(tuple(operator.dims))
+        self._noise_model.check_shape(tuple(operator.dimsd), "noise__")
+        return operator
 
     def _check_axes(self, shape: tuple[int, ...]) -> None:
         """Refuse to guess, where there is no operator, whether this is one image or several signals."""
@@ -469,16 +588,57 @@ class BaseReconstructor(Parametrized, ABC):
             )
 
     def _solutions(
+        self, operator: pylops.LinearOperator, part: Measurements, rows: Rows, reconstruct: Reconstruct
+    ) -> Iterator[tuple[NDArray[np.intp], Solution]]:
+        """Indices of a few images and their reconstructions, where images have their own parameters."""
+        for members, _, method, A, known in self._problems(operator, part, rows):
+            method._check_measured(known, A)
+            if missing(known) is None:
+                warn_of_doubts(A, to_batch(known[:FEW], resolve_device(self.device)))
+            for index, solution in method._solutions_of(A, known, reconstruct):
+                yield members[index], solution
+
+    def _problems(
+        self, operator: pylops.LinearOperator, measured: Measurements, rows: Rows
+    ) -> Iterator[_Problem]:
+        """The measurements, in parts of which each has one operator and one noise."""
+        for members, values in measured.alike():
+            method, own = self._with_values(values, operator)
+            A = as_torch(own)
+            chosen = rows if len(members) == len(rows) else rows[members]
+            yield _Problem(members, own, method, A, method._measurements(method._masked(chosen), A))
+
+    def _with_values(
+        self, values: dict[str, Any], operator: pylops.LinearOperator
+    ) -> tuple[Self, pylops.LinearOperator]:
+        """The method and its operator for images with these values of parameters."""
+        if not values and not self._of_any_size:
+            return self, operator
+        of_operator, of_noise = assigned(values, operator, self._noise_model)
+        if of_operator and self._one_operator:
+            raise ValueError(
+                f"{type(self).__name__}: what was learned belongs to one operator, got "
+                f"{', '.join(of_operator)} for each image"
+            )
+        twin, own = copy.copy(self), with_parameters(operator, of_operator) if of_operator else operator
+        twin.operator = twin.operator_ = own
+        if of_noise:
+            twin.noise = self._noise_model.with_parameters(of_noise)
+            twin.noise.check_parameters()
+            twin.noise.check_shape(tuple(own.dimsd))
+        return twin, own
+
+    def _solutions_of(
         self, A: LinearMap, rows: Rows, reconstruct: Reconstruct
-    ) -> Iterator[tuple[np.ndarray, Solution]]:
-        """Indices of a few images and their reconstructions; no image depends on its companions.
+    ) -> Iterator[tuple[NDArray[np.intp], Solution]]:
+        """The same for measurements of one operator; no image depends on its companions.
 
         Where measurements are missing, so are their rows of the operator.
         """
         reuse_freed_memory()
         device = resolve_device(self.device)
         size = max(1, _CHUNK[device.type] // (self._load * max(math.prod(A.dims), math.prod(A.dimsd))))
-        for members, kept, B in _problems(A, rows):
+        for members, kept, B in _measured_alike(A, rows):
             for index in np.split(members, range(size, len(members), size)):
                 data = to_batch(rows[index], device).flatten(1)[:, kept].reshape(-1, *B.dimsd)
                 yield index, reconstruct(self if B is A else self._restricted_to(kept, A.dimsd), B, data)
@@ -494,7 +654,8 @@ class BaseReconstructor(Parametrized, ABC):
         return twin
 
     def _warn(self, solution: Solution) -> None:
-        lost = int((~are_finite(solution.x)).sum())
+        """Warn of images that are not finite or did not converge, by a report without them."""
+        lost = int((~solution.x).sum())
         if lost:
             warnings.warn(
                 f"{type(self).__name__}: {lost} of {len(solution.x)} images are not finite, they hold NaN or "
@@ -566,12 +727,17 @@ class BaseReconstructor(Parametrized, ABC):
         return tags
 
 
+def without_images(solution: Solution) -> Solution:
+    """How images ended, with the mere fact whether each is finite in its place."""
+    return replace(solution, x=are_finite(solution.x))
+
+
 def _clone(value: Any) -> Any:
     """A copy of a parameter, as scikit-learn makes it; of a module also where torch would refuse to."""
     return copy_module(value) if isinstance(value, nn.Module) else clone(value, safe=False)
 
 
-def _problems(A: LinearMap, rows: Rows) -> Iterator[tuple[np.ndarray, Any, LinearMap]]:
+def _measured_alike(A: LinearMap, rows: Rows) -> Iterator[tuple[np.ndarray, Any, LinearMap]]:
     """Samples of which the same values are measured, the indices of these values, and the map to them."""
     masks = missing(rows)
     if masks is None:

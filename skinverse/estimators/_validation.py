@@ -17,8 +17,8 @@ from skinverse._arrays import as_rows, check_complete, check_finite, to_batch
 from skinverse._hashing import digest
 from skinverse._parameters import ParameterError
 from skinverse._tensors import norm
-from skinverse.noise import noise_model
-from skinverse.operators import LinearMap, dot_test
+from skinverse.noise import NoiseModel, noise_model
+from skinverse.operators import LinearMap, check_is_operator, dot_test, parameter_names
 from skinverse.solvers import Solution
 
 # Pairs that tell whether images and measurements were exchanged: a blur had relative residuals of 0.02 in
@@ -139,8 +139,7 @@ def check_operator(operator: Any, action: str | float) -> None:
     ValueError
         If it fails its dot test.
     """
-    if not isinstance(operator, pylops.LinearOperator):
-        raise TypeError(f"operator: expected a pylops.LinearOperator, got {type(operator).__name__}")
+    check_is_operator(operator)
     try:
         dot_test(operator, tol=None if isinstance(action, str) else action)
     except ValueError as error:
@@ -160,6 +159,46 @@ def warn_of_doubts(A: LinearMap, data: Tensor) -> None:
     found = A.doubt(data[:FEW].reshape(-1, *A.dimsd))
     if found:
         warnings.warn(f"Y_meas: {found}", UserWarning, stacklevel=4)
+
+
+def assigned(
+    values: dict[str, Any], operator: pylops.LinearOperator, noise: NoiseModel
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parameters of one image, divided among the operator and the noise.
+
+    Raises
+    ------
+    ValueError
+        If neither has a parameter of the name, or both have.
+    """
+    known = {"operator": parameter_names(operator), "noise": tuple(noise.get_params(deep=False))}
+    found: dict[str, dict[str, Any]] = {"operator": {}, "noise": {}}
+    for name, value in values.items():
+        asked, _, plain = name.rpartition("__")
+        owners = [owner for owner, names in known.items() if plain in names and asked in ("", owner)]
+        if len(owners) != 1:
+            told = "; ".join(f"{owner}: {', '.join(names) or 'none'}" for owner, names in known.items())
+            both = f", such as noise__{name}" if owners else ""
+            raise ValueError(f"{name}: expected a parameter of operator or noise{both} ({told})")
+        found[owners[0]][plain] = value
+    return found["operator"], found["noise"]
+
+
+def write_rows(x: Tensor, out: Any, index: np.ndarray[Any, Any], n_images: int) -> None:
+    """Write consecutive images into an array, a memory map or a stored set of all of them.
+
+    Raises
+    ------
+    ValueError
+        If it has another shape, or is real where the images are complex.
+    """
+    shape = (n_images, *x.shape[1:])
+    if tuple(getattr(out, "shape", shape)) != shape:
+        raise ValueError(f"out: expected shape {shape}, got {tuple(out.shape)}")
+    if x.is_complex() and "complex" not in str(getattr(out, "dtype", "complex")):
+        raise ValueError(f"out: expected room for complex images, got {out.dtype}")
+    rows = slice(int(index[0]), int(index[-1]) + 1)
+    out[rows] = x.to(out.device) if isinstance(out, Tensor) else x.cpu().numpy()
 
 
 def operator_digest(operator: pylops.LinearOperator | None) -> str:

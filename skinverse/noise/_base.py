@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -186,6 +187,10 @@ class NoiseModel(Parametrized, ABC):
     def unmeasured(self) -> NDArray[np.bool_] | None:
         """Which data are known to say nothing, boolean and of their shape; None where all say something."""
         return None
+
+    def with_parameters(self, values: Mapping[str, Any]) -> Self:
+        """The noise with other values of some parameters."""
+        return type(self)(**(self.get_params(deep=False) | dict(values)))
 
     def restricted(self, kept: Any) -> Self:
         """The noise of those data alone that are selected by indices into the flat ones."""

@@ -30,6 +30,7 @@ from skinverse._parameters import (
     parameter,
 )
 from skinverse._tensors import from_channels
+from skinverse.estimators._base import Measured
 from skinverse.estimators._declarations import (
     max_steps_parameter,
     noise_of_squares_parameter,
@@ -290,14 +291,16 @@ class GenerativeCovariancePrior(LearnedReconstructor):
 
     # ------------------------------------------------------------------ reconstruction
     def predict(
-        self, Y_meas: ArrayLike | Tensor, *, return_info: bool = False, return_std: bool = False
+        self, Y_meas: Measured, *, out: Any = None, return_info: bool = False, return_std: bool = False
     ) -> Any:
         """Reconstruct images from measurements.
 
         Parameters
         ----------
-        Y_meas : array-like or Tensor of shape (n_samples, *operator.dimsd)
+        Y_meas : array-like, Tensor or Measurements of shape (n_samples, *operator.dimsd)
             Measurements; flat (n_samples, n_measurements) is accepted.
+        out : array-like of shape (n_samples, *operator.dims), default=None
+            Where to write the images as they come: an array, a memory map, an HDF5 data set.
         return_info : bool, default=False
             Whether to return how each image's reconstruction ended, too.
         return_std : bool, default=False
@@ -330,9 +333,9 @@ class GenerativeCovariancePrior(LearnedReconstructor):
                 f'return_std: only "soft" and "encoded" have a covariance of pixels, not {self.constraint!r}'
             )
         ways = GenerativeCovariancePrior._reconstructed, GenerativeCovariancePrior._reconstructed_with_std
-        solution = self._predicted(Y_meas, ways[return_std])
-        std = [solution.extra.pop("std")] if return_std else []
-        arrays = [same_kind(x, Y_meas) for x in (solution.x, *std)]
+        X_hat, solution = self._reconstructions(Y_meas, ways[return_std], out)
+        std = [same_kind(solution.extra.pop("std"), X_hat)] if return_std else []
+        arrays = [X_hat, *std]
         results = [*arrays, information(solution)] if return_info else arrays
         return tuple(results) if len(results) > 1 else results[0]
 

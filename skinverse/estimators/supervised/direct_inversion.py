@@ -92,6 +92,8 @@ class DirectInversion(LearnedReconstructor):
         where the sides are multiples of 64 or less; :meth:`save` does not take it.""",
     )
 
+    _one_operator: ClassVar[bool] = True
+
     module_: Direct = fitted(kind="nn.Module", doc="Linear map and network.")
     image_shape_: tuple[int, ...] = fitted(
         kind="tuple of int",
@@ -108,10 +110,11 @@ class DirectInversion(LearnedReconstructor):
         """The operator of the training; without one, a map to zero that only tells the shapes."""
         if images is None:
             known: Any = getattr(self, "operator_", None)
-            if self.operator is not None and self.operator is not known:
+            given: Any = self.operator
+            if given is not None and given is not known:
                 raise ValueError(
                     "DirectInversion: what was learned belongs to the operator of the training, from images "
-                    f"{known.dims}, got another one from images {self.operator.dims}: fit again"
+                    f"{known.dims}, got another one from images {given.dims}: fit again"
                 )
             return known
         if self.operator is not None or data is None:

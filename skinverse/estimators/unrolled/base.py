@@ -11,13 +11,12 @@ from typing import Any, ClassVar, Self
 
 import pylops
 import torch
-from numpy.typing import ArrayLike
 from sklearn.frozen import FrozenEstimator
 from torch import Tensor, nn
 
 from skinverse._parameters import Elements, Flag, Instance, Integer, Null, ParameterError, fitted, parameter
 from skinverse._tensors import as_channels, from_channels, planes_for, real_like, spatial_axes
-from skinverse.estimators._base import BaseReconstructor
+from skinverse.estimators._base import BaseReconstructor, Measured
 from skinverse.estimators._declarations import (
     OF_COUNTS,
     RELATIVE,
@@ -33,7 +32,6 @@ from skinverse.estimators._learned import (
     in_batches,
 )
 from skinverse.estimators._units import Interval, NormalisedFidelity, interval, within
-from skinverse.estimators._validation import same_kind
 from skinverse.noise import NoiseModel
 from skinverse.operators import LinearMap, as_torch
 from skinverse.solvers import Solution
@@ -81,7 +79,7 @@ class UnrolledReconstructor(LearnedReconstructor):
     )
     real_: bool = fitted(allowed=Flag(), doc="Whether the images of ``fit`` were real.")
 
-    def staged_predict(self, Y_meas: ArrayLike | Tensor) -> Iterator[Any]:
+    def staged_predict(self, Y_meas: Measured) -> Iterator[Any]:
         """Reconstructions after each iteration.
 
         Parameters
@@ -94,8 +92,8 @@ class UnrolledReconstructor(LearnedReconstructor):
         iterator of ndarray or Tensor of shape (n_samples, *operator.dims)
             The images after the first, second, ... iteration; the last ones are those of ``predict``.
         """
-        stages = self._predicted(Y_meas, type(self)._staged).x
-        return (same_kind(x, Y_meas) for x in stages.unbind(1))
+        stages, _ = self._reconstructions(Y_meas, type(self)._staged)
+        return (stages[:, k] for k in range(self.n_iterations_))
 
     # ------------------------------------------------------------------ hooks
     @abstractmethod

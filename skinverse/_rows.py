@@ -1,0 +1,120 @@
+"""Rows of arrays, lists and stored sets: how many there are, and those that are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import issparse
+from torch import Tensor
+
+Item = TypeVar("Item")
+
+# What arrays in memory have and sets that are read from elsewhere have not: NumPy's, torch's, those of other
+# packages, tables.
+_IN_MEMORY = ("__array_interface__", "__dlpack__", "iloc")
+
+
+def is_stored(source: Any) -> bool:
+    """Whether rows are to be read when they are needed: of memory maps, HDF5, Zarr, map-style data sets.
+
+    Parameters
+    ----------
+    source : object
+        What somebody hands over for an array.
+
+    Returns
+    -------
+    bool
+        False for arrays in memory, for lists, and for what has no rows.
+    """
+    if isinstance(source, np.memmap):
+        return True
+    if isinstance(source, (list, tuple, str, dict)) or issparse(source):
+        return False
+    if any(hasattr(source, name) for name in _IN_MEMORY):
+        return False
+    return hasattr(source, "__len__") and hasattr(source, "__getitem__")
+
+
+def n_rows(source: Any, name: str) -> int:
+    """Number of rows.
+
+    Parameters
+    ----------
+    source : array-like
+        An array, a list or a stored set.
+    name : str
+        Name of the argument, for the error.
+
+    Returns
+    -------
+    int
+        How many.
+
+    Raises
+    ------
+    TypeError
+        If it has none.
+    """
+    try:
+        return int(source.shape[0]) if getattr(source, "shape", ()) else len(source)
+    except TypeError:
+        raise TypeError(f"{name}: expected one row for each image, got {type(source).__name__}") from None
+
+
+def take(source: Any, index: slice | NDArray[np.intp]) -> Any:
+    """Some rows: a list of a list, otherwise an array or a tensor.
+
+    Parameters
+    ----------
+    source : array-like
+        An array, a list or a stored set, of which only these rows are read.
+    index : slice or ndarray of int
+        Which rows; stored sets are asked for slices alone, since they differ in what else they know.
+
+    Returns
+    -------
+    list, ndarray or Tensor
+        The rows, in this order.
+    """
+    if isinstance(source, (list, tuple)):
+        return [source[i] for i in np.arange(len(source))[index]]
+    if isinstance(source, (np.ndarray, Tensor)) and not isinstance(source, np.memmap):
+        return source[index]
+    if not is_stored(source):
+        return np.asarray(source)[index]
+    chosen = np.arange(n_rows(source, "rows"))[index]
+    if not hasattr(source, "shape"):
+        return _together([source[int(i)] for i in chosen], stack=True)
+    runs = np.split(chosen, np.flatnonzero(np.diff(chosen) != 1) + 1)
+    return _together([source[int(run[0]) : int(run[-1]) + 1] for run in runs if len(run)], stack=False)
+
+
+def in_memory(source: Any) -> Any:
+    """All rows; those of an array in memory as it is."""
+    return take(source, slice(None)) if is_stored(source) else source
+
+
+def ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """The same items; while one of them is worked on, the next one is made by another thread."""
+    waiting, end = iter(items), object()
+    with ThreadPoolExecutor(1) as reader:
+        coming: Any = reader.submit(next, waiting, end)
+        while (item := coming.result()) is not end:
+            coming = reader.submit(next, waiting, end)
+            yield item
+
+
+def _together(parts: list[Any], *, stack: bool) -> Any:
+    """Rows that were read one after the other, in memory."""
+    if parts and all(isinstance(part, Tensor) for part in parts):
+        return torch.stack(parts) if stack else torch.cat(parts)
+    arrays = [part if isinstance(part, np.ma.MaskedArray) else np.asarray(part) for part in parts]
+    masked = any(isinstance(array, np.ma.MaskedArray) for array in arrays)
+    package: Any = np.ma if masked else np
+    return package.stack(arrays) if stack else package.concatenate(arrays)
