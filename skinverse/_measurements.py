@@ -134,6 +134,10 @@ class Measurements:
         return f"<{type(self).__name__}: {names} of {len(self)} images>"
 
     # ------------------------------------------------------------------ for estimators
+    def of_data(self, data: Any) -> Self:
+        """The same parameters with the data in another layout."""
+        return type(self)(data, **self.parameters)
+
     def parts(self, n_values: int | None) -> Iterator[tuple[NDArray[np.intp], Self]]:
         """Indices and measurements of one size in memory, about so many numbers of them, or all there are."""
         if self.n_sizes > 1:

@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted, check_non_negative, valida
 
 from skinverse import persistence
 from skinverse._arrays import check_complete
+from skinverse._measurements import Measurements
 from skinverse._parameters import Integer, Parametrized, fitted, parameter
 
 
@@ -59,7 +60,7 @@ class ReconstructionRegressor(MetaEstimatorMixin, RegressorMixin, Parametrized):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_measurements) or (n_samples, *dimsd)
+        X : array-like or Measurements of shape (n_samples, n_measurements) or (n_samples, *dimsd)
             Measurements.
         y : array-like of shape (n_samples, n_pixels), (n_samples,) or (n_samples, *dims)
             True images.
@@ -72,17 +73,18 @@ class ReconstructionRegressor(MetaEstimatorMixin, RegressorMixin, Parametrized):
         estimator = clone(self.estimator)
         if isinstance(y, np.ma.MaskedArray):
             check_complete(y, "y")
-        X, images = self._validated(estimator, X, reset=True), np.asarray(y)
+        measured = Measurements.of(X)
+        data, images = self._validated(estimator, measured.data, reset=True), np.asarray(y)
         if images.dtype.kind != "c":
             flat = images.reshape(len(images), -1) if images.ndim > 2 else y
-            _, flat = validate_data(self, X.real, flat, multi_output=True, y_numeric=True)
-            images = flat.reshape(images.shape).astype(X.real.dtype, copy=False)
+            _, flat = validate_data(self, data.real, flat, multi_output=True, y_numeric=True)
+            images = flat.reshape(images.shape).astype(data.real.dtype, copy=False)
         self.image_shape_ = images.shape[1:]
         images = images.reshape(len(images), -1)
-        if estimator.operator is None and images.shape[1] != X.shape[1]:
+        if estimator.operator is None and images.shape[1] != data.shape[1]:
             # Sizes that differ without an operator: the identity that pads or cuts.
-            estimator.set_params(operator=pylops.Identity(X.shape[1], images.shape[1], dtype=X.dtype))
-        self.estimator_ = estimator.fit(images, X)
+            estimator.set_params(operator=pylops.Identity(data.shape[1], images.shape[1], dtype=data.dtype))
+        self.estimator_ = estimator.fit(images, measured.of_data(data))
         return self
 
     def predict(self, X: ArrayLike) -> np.ndarray:
@@ -90,7 +92,7 @@ class ReconstructionRegressor(MetaEstimatorMixin, RegressorMixin, Parametrized):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_measurements) or (n_samples, *dimsd)
+        X : array-like or Measurements of shape (n_samples, n_measurements) or (n_samples, *dimsd)
             Measurements.
 
         Returns
@@ -99,8 +101,10 @@ class ReconstructionRegressor(MetaEstimatorMixin, RegressorMixin, Parametrized):
             Images, in the shape of ``fit``'s ``y``.
         """
         check_is_fitted(self)
-        X = self._validated(self.estimator_, X, reset=False)
-        return np.asarray(self.estimator_.predict(X)).reshape(len(X), *self.image_shape_)
+        measured = Measurements.of(X)
+        data = self._validated(self.estimator_, measured.data, reset=False)
+        images = self.estimator_.predict(measured.of_data(data))
+        return np.asarray(images).reshape(len(data), *self.image_shape_)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the regressor to one file, to be read by :func:`skinverse.load`.
