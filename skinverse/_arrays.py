@@ -93,7 +93,9 @@ def in_parts(rows: Rows) -> Iterator[Rows]:
     return (rows[start : start + size] for start in range(0, len(rows), size))
 
 
-def check_finite(rows: Rows, name: str, otherwise: str = "") -> None:
+def check_finite(
+    rows: Rows, name: str, otherwise: str = "", *, numbers: np.ndarray[Any, Any] | None = None
+) -> None:
     """Refuse rows with NaN or inf, except under a mask.
 
     Parameters
@@ -104,16 +106,21 @@ def check_finite(rows: Rows, name: str, otherwise: str = "") -> None:
         Name of the argument.
     otherwise : str, default=""
         What to do instead, the end of the sentence.
+    numbers : ndarray of int, default=None
+        Numbers of the rows among all that were given; None is all of them.
 
     Raises
     ------
     ValueError
-        If there are some; it tells in how many samples.
+        If there are some; it tells in how many samples, and which is the first.
     """
-    n_bad = sum(int((~torch.isfinite(to_batch(part)).flatten(1).all(1)).sum()) for part in in_parts(rows))
-    if n_bad:
+    bad = [~torch.isfinite(to_batch(part)).flatten(1).all(1) for part in in_parts(rows)]
+    found = torch.cat(bad).nonzero()[:, 0].tolist()
+    if found:
+        first = found[0] if numbers is None else int(numbers[found[0]])
         raise ValueError(
-            f"{name}: expected finite values, got NaN or inf in {n_bad} of {len(rows)} samples{otherwise}"
+            f"{name}: expected finite values, got NaN or inf in {len(found)} of {len(rows)} samples, the "
+            f"first in row {first}{otherwise}"
         )
 
 

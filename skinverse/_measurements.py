@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skinverse._arrays import as_rows
-from skinverse._rows import ahead, is_stored, n_rows, take
+from skinverse._rows import ahead, columns, is_stored, n_rows, take
 
 # Numbers of stored measurements that are read together.
 _AT_ONCE = 2**20
@@ -63,6 +63,7 @@ class Measurements:
     """
 
     def __init__(self, data: Any, /, **parameters: Any) -> None:
+        _, data = columns(data, "Y_meas") or (None, data)
         data = data if hasattr(data, "__len__") else as_rows(data, "Y_meas")
         n = n_rows(data, "Y_meas")
         for name, values in parameters.items():
@@ -95,8 +96,8 @@ class Measurements:
         """Shape of the data, with the axis of images first; data of several sizes have none."""
         if self.n_sizes > 1:
             raise AttributeError("shape: expected data of one size, got several")
-        row = self.data[0] if isinstance(self.data, (list, tuple)) else None
-        return tuple(self.data.shape) if row is None else (len(self), *np.shape(row))
+        known = getattr(self.data, "shape", None)
+        return (len(self), *np.shape(self.data[0])) if known is None else tuple(known)
 
     @property
     def n_sizes(self) -> int:

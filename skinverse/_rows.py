@@ -41,6 +41,54 @@ def is_stored(source: Any) -> bool:
     return hasattr(source, "__len__") and hasattr(source, "__getitem__")
 
 
+def columns(source: Any, name: str) -> list[Any]:
+    """The two columns of a map-style data set of pairs, images first; none of any other set of rows.
+
+    Parameters
+    ----------
+    source : object
+        What somebody hands over for an array.
+    name : str
+        Name of the argument, for the error.
+
+    Returns
+    -------
+    list
+        Two sets of rows, or none.
+
+    Raises
+    ------
+    TypeError
+        If its items are neither arrays nor pairs.
+    """
+    if not is_stored(source) or hasattr(source, "shape") or not len(source):
+        return []
+    first = source[0]
+    if isinstance(first, (list, tuple)) and len(first) == 2:
+        return [_Column(source, 0, name), _Column(source, 1, name)]
+    if isinstance(first, (list, tuple, dict, str)):
+        kind = type(first).__name__
+        raise TypeError(f"{name}: expected pairs (image, data) or arrays, got {kind} in row 0")
+    return []
+
+
+class _Column:
+    """One of two things that each item of a data set holds."""
+
+    def __init__(self, source: Any, place: int, name: str) -> None:
+        self._source, self._place, self._name = source, place, name
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, row: int) -> Any:
+        item = self._source[row]
+        if not isinstance(item, (list, tuple)) or len(item) != 2:
+            kind = type(item).__name__
+            raise TypeError(f"{self._name}: expected a pair (image, data) in row {row}, got {kind}")
+        return item[self._place]
+
+
 def n_rows(source: Any, name: str) -> int:
     """Number of rows.
 
@@ -90,9 +138,10 @@ def take(source: Any, index: slice | NDArray[np.intp]) -> Any:
         return np.asarray(source)[index]
     chosen = np.arange(n_rows(source, "rows"))[index]
     if not hasattr(source, "shape"):
-        return _together([source[int(i)] for i in chosen], stack=True)
-    runs = np.split(chosen, np.flatnonzero(np.diff(chosen) != 1) + 1)
-    return _together([source[int(run[0]) : int(run[-1]) + 1] for run in runs if len(run)], stack=False)
+        return _together([source[int(i)] for i in chosen], chosen, stack=True)
+    runs = [run for run in np.split(chosen, np.flatnonzero(np.diff(chosen) != 1) + 1) if len(run)]
+    parts = [source[int(run[0]) : int(run[-1]) + 1] for run in runs]
+    return _together(parts, [run[0] for run in runs], stack=False)
 
 
 def in_memory(source: Any) -> Any:
@@ -110,11 +159,15 @@ def ahead(items: Iterable[Item]) -> Iterator[Item]:
             yield item
 
 
-def _together(parts: list[Any], *, stack: bool) -> Any:
-    """Rows that were read one after the other, in memory."""
+def _together(parts: list[Any], first: Any, *, stack: bool) -> Any:
+    """What was read one after the other, in memory; ``first`` are the rows with which the parts begin."""
+    shapes = [tuple(np.shape(part))[0 if stack else 1 :] for part in parts]
+    for row, shape in zip(first, shapes, strict=True):
+        if shape != shapes[0]:
+            known = f"{shapes[0]} in row {first[0]}"
+            raise ValueError(f"rows: expected one shape, got {known} and {shape} in row {row}")
     if parts and all(isinstance(part, Tensor) for part in parts):
         return torch.stack(parts) if stack else torch.cat(parts)
     arrays = [part if isinstance(part, np.ma.MaskedArray) else np.asarray(part) for part in parts]
-    masked = any(isinstance(array, np.ma.MaskedArray) for array in arrays)
-    package: Any = np.ma if masked else np
+    package: Any = np.ma if any(isinstance(array, np.ma.MaskedArray) for array in arrays) else np
     return package.stack(arrays) if stack else package.concatenate(arrays)

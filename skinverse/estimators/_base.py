@@ -362,7 +362,7 @@ class BaseReconstructor(Parametrized, ABC):
         if measured is None or rows is None or operator is None:
             self._learn_from(operator, images, None if rows is None else to_batch(rows, device))
             return
-        problems = list(self._problems(operator, measured, rows))
+        problems = list(self._problems(operator, measured, rows, np.arange(len(rows))))
         for problem in problems:
             self._check_learned_from(problem.rows)
         if "Y_meas" not in self._needs and (len(problems) > 1 or missing(problems[0].rows) is not None):
@@ -405,11 +405,11 @@ class BaseReconstructor(Parametrized, ABC):
             self.noise = given
         self.operator_ = operator
 
-    def _measurements(self, rows: Rows, A: LinearMap) -> Rows:
+    def _measurements(self, rows: Rows, A: LinearMap, numbers: NDArray[np.intp]) -> Rows:
         """Finite measurements of the operator's shape, zero where it measures nothing."""
         check_dims(tuple(rows.shape), A.dimsd, "Y_meas", "operator.dimsd")
         known = where_measured(rows, A.measured)
-        check_finite(known, "Y_meas", _TO_MASK)
+        check_finite(known, "Y_meas", _TO_MASK, numbers=numbers)
         if self._noise_model.counted:
             for part in in_parts(known):
                 self._noise_model.check_data(to_batch(part))
@@ -540,7 +540,7 @@ class BaseReconstructor(Parametrized, ABC):
                 shape = tuple(rows.shape[1:])
                 if shape not in known:
                     known[shape] = self._operator_of(rows)
-                solutions = self._solutions(known[shape], part, rows, reconstruct)
+                solutions = self._solutions(known[shape], part, rows, index, reconstruct)
                 solution = Solution.gather(len(rows), solutions, device or torch.device("cpu")).finite()
             yield index, solution
 
@@ -588,10 +588,15 @@ class BaseReconstructor(Parametrized, ABC):
             )
 
     def _solutions(
-        self, operator: pylops.LinearOperator, part: Measurements, rows: Rows, reconstruct: Reconstruct
+        self,
+        operator: pylops.LinearOperator,
+        part: Measurements,
+        rows: Rows,
+        numbers: NDArray[np.intp],
+        reconstruct: Reconstruct,
     ) -> Iterator[tuple[NDArray[np.intp], Solution]]:
         """Indices of a few images and their reconstructions, where images have their own parameters."""
-        for members, _, method, A, known in self._problems(operator, part, rows):
+        for members, _, method, A, known in self._problems(operator, part, rows, numbers):
             method._check_measured(known, A)
             if missing(known) is None:
                 warn_of_doubts(A, to_batch(known[:FEW], resolve_device(self.device)))
@@ -599,14 +604,15 @@ class BaseReconstructor(Parametrized, ABC):
                 yield members[index], solution
 
     def _problems(
-        self, operator: pylops.LinearOperator, measured: Measurements, rows: Rows
+        self, operator: pylops.LinearOperator, measured: Measurements, rows: Rows, numbers: NDArray[np.intp]
     ) -> Iterator[_Problem]:
-        """The measurements, in parts of which each has one operator and one noise."""
+        """The measurements, of these numbers, in parts of which each has one operator and one noise."""
         for members, values in measured.alike():
             method, own = self._with_values(values, operator)
             A = as_torch(own)
             chosen = rows if len(members) == len(rows) else rows[members]
-            yield _Problem(members, own, method, A, method._measurements(method._masked(chosen), A))
+            known = method._measurements(method._masked(chosen), A, numbers[members])
+            yield _Problem(members, own, method, A, known)
 
     def _with_values(
         self, values: dict[str, Any], operator: pylops.LinearOperator
