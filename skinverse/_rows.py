@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -141,7 +142,9 @@ def take(source: Any, index: slice | NDArray[np.intp]) -> Any:
         return _together([source[int(i)] for i in chosen], chosen, stack=True)
     runs = [run for run in np.split(chosen, np.flatnonzero(np.diff(chosen) != 1) + 1) if len(run)]
     parts = [source[int(run[0]) : int(run[-1]) + 1] for run in runs]
-    return _together(parts, [run[0] for run in runs], stack=False)
+    rows = _together(parts, [run[0] for run in runs], stack=False)
+    _release(source)
+    return rows
 
 
 def in_memory(source: Any) -> Any:
@@ -157,6 +160,13 @@ def ahead(items: Iterable[Item]) -> Iterator[Item]:
         while (item := coming.result()) is not end:
             coming = reader.submit(next, waiting, end)
             yield item
+
+
+def _release(source: Any) -> None:
+    """Let the memory go in which the file of a memory map has been read; it is read again when needed."""
+    mapping = getattr(source, "_mmap", None) if getattr(source, "mode", "") in ("r", "r+") else None
+    if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def _together(parts: list[Any], first: Any, *, stack: bool) -> Any:

@@ -22,6 +22,7 @@ ROOT = [
     "_arrays",
     "_rows",
     "_measurements",
+    "_batches",
     "_tensors",
     "_filters",
     "_differences",

@@ -35,6 +35,7 @@ from skinverse._arrays import (
     to_batch,
     where_measured,
 )
+from skinverse._batches import StoredBatch, as_batch
 from skinverse._defaults import copy_module, standard_defaults, survive_fork
 from skinverse._measurements import Measurements
 from skinverse._parameters import (
@@ -49,13 +50,12 @@ from skinverse._parameters import (
     fitted,
     parameter,
 )
-from skinverse._rows import in_memory, is_stored, n_rows, take
+from skinverse._rows import columns, in_memory, is_stored, n_rows, take
 from skinverse._tensors import are_finite, reuse_freed_memory, spatial_axes
 from skinverse.estimators._regressor import ReconstructionRegressor
 from skinverse.estimators._validation import (
     FEW,
     alike,
-    as_batch,
     assigned,
     check_channel_axis,
     check_dims,
@@ -207,6 +207,9 @@ class BaseReconstructor(Parametrized, ABC):
         """
         survive_fork()
         self.check_parameters()
+        pairs = columns(X_true, "X_true")
+        if pairs:
+            X_true, Y_meas = pairs[0], pairs[1] if Y_meas is None else Y_meas
         self._check_given(X_true, Y_meas)
         # A twin learns: a fit that fails or is interrupted leaves the estimator as it was.
         twin = self._unfitted()
@@ -276,6 +279,7 @@ class BaseReconstructor(Parametrized, ABC):
             larger is better.
         """
         measured = Measurements.of(Y_meas)
+        X_true, *_ = columns(X_true, "X_true") or [X_true]
         true = X_true if is_stored(X_true) or measured.n_sizes > 1 else as_rows(X_true, "X_true")
         n_true = n_rows(true, "X_true")
         if n_true != len(measured):
@@ -351,13 +355,12 @@ class BaseReconstructor(Parametrized, ABC):
         device = resolve_device(self.device)
         images = None if X_true is None else as_batch(X_true, "X_true", device)
         measured = None if Y_meas is None else Measurements.of(Y_meas)
+        if measured is not None and self._reads_later(measured):
+            self._fit_to_stored(images, measured.data, device)
+            return
         rows = None if measured is None else as_rows(in_memory(measured.data), "Y_meas")
         operator = self._operator_for(images, None if rows is None else to_batch(rows[:1]))
-        if operator is not None:
-            check_operator(operator, self.check_operator)
-            self._check_images(tuple(operator.dims))
-            images = None if images is None else per_sample(images, operator.dims, "X_true", "operator.dims")
-            self._noise_model.check_shape(tuple(operator.dimsd), "noise__")
+        images = self._images_of(operator, images)
         self._check_pairs(images, rows)
         if measured is None or rows is None or operator is None:
             self._learn_from(operator, images, None if rows is None else to_batch(rows, device))
@@ -369,6 +372,34 @@ class BaseReconstructor(Parametrized, ABC):
             self._learn_from(operator, images, None)
         else:
             self._learn_from_measured(operator, images, problems, device)
+
+    def _reads_later(self, measured: Measurements) -> bool:
+        """Whether measurements are read when they are needed: stored ones of one operator and noise."""
+        return measured.stored and not measured.parameters and self._noise_model.unmeasured() is None
+
+    def _fit_to_stored(self, images: Any, source: Any, device: torch.device) -> None:
+        """Check operator and images, and learn from measurements that are read when they are needed."""
+        operator: Any = self._operator_for(images, to_batch(as_rows(take(source, slice(0, 1)), "Y_meas")))
+        images, A = self._images_of(operator, images), as_torch(operator)
+
+        def read(rows: Rows, numbers: NDArray[np.intp]) -> Tensor:
+            known = self._measurements(rows, A, numbers)
+            check_complete(known, "Y_meas", f": {type(self).__name__}.fit reads complete measurements only")
+            return to_batch(known, device).reshape(-1, *A.dimsd)
+
+        data: Any = StoredBatch(source, "Y_meas", read)
+        self._check_pairs(images, data)
+        warn_of_doubts(A, data[:FEW])
+        self._learn_from(operator, images, data if "Y_meas" in self._needs else None)
+
+    def _images_of(self, operator: Any, images: Any) -> Any:
+        """The images in the shape of the operator, which is checked; the identity of unknown size is None."""
+        if operator is None:
+            return images
+        check_operator(operator, self.check_operator)
+        self._check_images(tuple(operator.dims))
+        self._noise_model.check_shape(tuple(operator.dimsd), "noise__")
+        return None if images is None else per_sample(images, operator.dims, "X_true", "operator.dims")
 
     def _learn_from(
         self, operator: pylops.LinearOperator | None, images: Tensor | None, data: Tensor | None

@@ -21,6 +21,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from skinverse import __version__
+from skinverse._batches import content, is_read_later, rowwise, sampled
 from skinverse._defaults import seeded
 from skinverse._hashing import Unhashable, digest
 from skinverse._parameters import Constraint, Flag, Instance, Integer, Null, Real, declared, fitted, parameter
@@ -154,7 +155,7 @@ class LearnedReconstructor(BaseReconstructor):
 
     def _level_and_spread(self, images: Tensor) -> tuple[complex, float]:
         """Mean and standard deviation by which images are normalised."""
-        normal = Normalisation.of(images)
+        normal = Normalisation.of(*sampled(images))
         return normal.level, normal.spread
 
     # ------------------------------------------------------------------ units and level
@@ -301,7 +302,7 @@ class LearnedReconstructor(BaseReconstructor):
         told = {k: _told(v) for k, v in vars(learner).items() if k in names and k not in elsewhere}
         versions = (__version__, torch.__version__, np.__version__)
         try:
-            return digest(type(self), versions, seed, told, earlier, images, data)
+            return digest(type(self), versions, seed, told, earlier, content(images), content(data))
         except Unhashable as error:
             if self.trainer.checkpoint is not None:
                 raise ValueError(
@@ -479,7 +480,12 @@ def batch_size_for(A: LinearMap) -> int:
 
 
 def in_batches(function: Callable[[Tensor], Tensor], A: LinearMap, data: Tensor) -> Tensor:
-    """A function of data, a part of the images at a time; no part is kept beside the whole."""
+    """A function of data, a part of the images at a time; no part is kept beside the whole.
+
+    Of data that are read later it is evaluated when they are.
+    """
+    if is_read_later(data):
+        return rowwise(function, data)
     whole, start = torch.empty(0), 0
     for part in data.split(batch_size_for(A)):
         values = function(part)

@@ -13,7 +13,7 @@ import torch
 from sklearn.utils import Bunch, check_random_state
 from torch import Tensor
 
-from skinverse._arrays import as_rows, check_complete, check_finite, to_batch
+from skinverse._batches import rowwise
 from skinverse._hashing import digest
 from skinverse._parameters import ParameterError
 from skinverse._tensors import norm
@@ -42,22 +42,6 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return found
 
 
-def as_batch(array: Any, name: str, device: torch.device) -> Tensor:
-    """A complete and finite batch in the precision that is computed in, see :func:`to_batch`.
-
-    Raises
-    ------
-    TypeError
-        If the array is sparse or does not hold numbers.
-    ValueError
-        If it is empty, has no axis of samples, is not finite, or values are masked.
-    """
-    rows = as_rows(array, name)
-    check_complete(rows, name)
-    check_finite(rows, name)
-    return to_batch(rows, device)
-
-
 def check_dims(shape: tuple[int, ...], dims: tuple[int, ...], name: str, source: str) -> None:
     """Refuse what is no batch of (n, *dims) and no flat one.
 
@@ -76,11 +60,11 @@ def check_dims(shape: tuple[int, ...], dims: tuple[int, ...], name: str, source:
     )
 
 
-def per_sample(batch: Tensor, dims: tuple[int, ...], name: str, source: str) -> Tensor:
+def per_sample(batch: Any, dims: tuple[int, ...], name: str, source: str) -> Any:
     """The batch as (n, *dims); only flat arrays are reshaped."""
     dims = tuple(dims)
     check_dims(tuple(batch.shape), dims, name, source)
-    return batch.reshape(-1, *dims)
+    return rowwise(lambda x: x.reshape(-1, *dims), batch)
 
 
 def check_channel_axis(channel_axis: int | None, dims: tuple[int, ...]) -> None:

@@ -15,10 +15,11 @@ from skorch import NeuralNet
 from skorch.callbacks import Callback, GradientNormClipping, LRScheduler
 from skorch.helper import predefined_split
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from skinverse._defaults import seeded
+from skinverse._rows import ahead
 from skinverse._tensors import reuse_freed_memory
 from skinverse.training._checkpoint import Checkpoint
 from skinverse.training._phase import Loss, Phase
@@ -27,6 +28,8 @@ from skinverse.training._trainer import OPTIMIZERS, Trainer, stopped_early
 History = list[dict[str, Any]]
 Rows = tuple[Tensor, ...]
 
+# Rows of stored images by which epochs are compared.
+_MOST_HELD = 64
 # What the history tells of an epoch.
 _TOLD = ("epoch", "train_loss", "valid_loss", "valid_score", "dur")
 
@@ -95,10 +98,10 @@ def _train(
     trainer.check_evaluation(scored=scored and phase.score is not None)
     training, validation = (_dataset(phase, index) for index in (train, held_out))
     if phase.prepare is not None and checkpoint.current is None:
-        phase.prepare(*_select(phase.rows, train))
+        phase.prepare(*_select(phase.rows, _few(phase, train)))
     n_epochs = trainer.n_epochs(max(len(rows) for rows in phase.rows))
     order = torch.Generator().manual_seed(seed)
-    selection = _Selection(phase, _select(phase.rows, held_out) if scored else None, n_epochs)
+    selection = _Selection(phase, _select(phase.rows, _few(phase, held_out)) if scored else None, n_epochs)
     with _progress_bar(phase.name, n_epochs, verbose) as bar:
         net = _Net(
             _LossModule(module, phase.loss),
@@ -110,6 +113,8 @@ def _train(
             iterator_train__shuffle=True,
             iterator_train__generator=order,
             iterator_train__collate_fn=_as_they_are,
+            # Partners are drawn where rows are read, which must be the thread of the training.
+            iterator_train=_ReadAhead if phase.read_later and phase.paired else DataLoader,
             iterator_valid__collate_fn=_as_they_are,
             train_split=predefined_split(validation) if scored else None,
             callbacks=[
@@ -214,6 +219,18 @@ class _Unpaired(Dataset[Any]):
         pairs = (items, partners) if len(second) <= len(first) else (partners, items)
         chosen = [index[members] for index, members in zip(self.index, pairs, strict=True)]
         return _select(self.rows, chosen), chosen[0]
+
+
+class _ReadAhead(DataLoader[Any]):
+    """Batches of rows that are read while the ones before are trained on."""
+
+    def __iter__(self) -> Any:
+        return ahead(super().__iter__())
+
+
+def _few(phase: Phase, index: list[Tensor]) -> list[Tensor]:
+    """The rows that are to be held in memory: all of them, or of those that are read later some."""
+    return [rows[:_MOST_HELD] for rows in index] if phase.read_later else index
 
 
 def _dataset(phase: Phase, index: list[Tensor]) -> Dataset[Any]:

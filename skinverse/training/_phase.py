@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
+from skinverse._batches import is_read_later
+
 if TYPE_CHECKING:
     from skinverse.training._trainer import Trainer
 
@@ -70,3 +72,8 @@ class Phase:
     paired: bool = True
     prepare: Callable[..., None] | None = None
     state: tuple[Stateful, ...] = ()
+
+    @property
+    def read_later(self) -> bool:
+        """Whether some of the rows are read when they are needed."""
+        return any(map(is_read_later, self.rows))

@@ -15,6 +15,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
+from skinverse._batches import is_read_later, rowwise
 from skinverse._defaults import copy_module
 from skinverse._parameters import (
     Flag,
@@ -272,7 +273,8 @@ class DeepEquilibriumRecon(LearnedReconstructor):
             module.log_lam.requires_grad_(False).fill_(math.log(self.lam))
         if self.pretraining and not self._continued:
             trainer = self.pretrainer.over(n_steps=2000, lr=2e-3, final_lr=2e-4)
-            yield Phase("pretraining", denoiser_loss(self.patch_size), (self._channels(images),), trainer)
+            channels = rowwise(self._channels, images)
+            yield Phase("pretraining", denoiser_loss(self.patch_size), (channels,), trainer)
             self._calibrate(module, A, images[:_N_SCORED], data[:_N_SCORED])
         yield from self._equilibrium_phase(module, A, images, data)
 
@@ -284,7 +286,8 @@ class DeepEquilibriumRecon(LearnedReconstructor):
         fidelity = self._fidelity(A)
         patch_size = self.patch_size if self._measures_pixels(A) else None
         # A patch is another one each time, and the unrolled iteration has to begin where it does in the end.
-        goes_on = patch_size is None and self.backward != "unroll"
+        # And what is read later is too much to keep.
+        goes_on = patch_size is None and self.backward != "unroll" and not is_read_later(starts)
         last = LastEquilibria(module.variables(starts)) if goes_on else None
         failures, derivatives = Failures(_UNSOLVED), Failures(_UNSOLVED_DERIVATIVES)
         loss = EquilibriumLoss(

@@ -16,6 +16,7 @@ from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
+from skinverse._batches import as_batch, rowwise
 from skinverse._defaults import copy_module, standard_defaults, survive_fork
 from skinverse._parameters import (
     Elements,
@@ -39,7 +40,6 @@ from skinverse.estimators._declarations import (
 from skinverse.estimators._learned import LearnedReconstructor, analytic_inverse
 from skinverse.estimators._units import NormalisedFidelity, deviation, without_gain
 from skinverse.estimators._validation import (
-    as_batch,
     check_noise_known,
     information,
     per_sample,
@@ -242,7 +242,7 @@ class GenerativeCovariancePrior(LearnedReconstructor):
     # ------------------------------------------------------------------ training
     def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
         assert images is not None  # _needs
-        channels = self._channels(images)
+        channels = self._channels(images[:_N_MEASURED])
         self.dims_, self.real_ = tuple(images.shape[1:]), not images.is_complex()
         self.shape_ = channels.shape[1], channels.shape[2], channels.shape[3]
         window_for(self.neighbourhood, self.shape_[1:])
@@ -269,12 +269,12 @@ class GenerativeCovariancePrior(LearnedReconstructor):
         )
 
     def _phases(self, module: GenerativeModel, A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Phase]:
-        x = self._channels(images).contiguous()
+        x = rowwise(lambda images: self._channels(images).contiguous(), images)
         if self.min_std is not None:
             module.floor.fill_(self.min_std / self.spread_)
         trainer = self.trainer.over(
             n_steps=3000,
-            batch_size=_batch_size(n_pixels=x[0, 0].numel()),
+            batch_size=_batch_size(n_pixels=x[0][0].numel()),
             lr=1e-3,
             final_lr=5e-5,
             max_grad_norm=10.0,

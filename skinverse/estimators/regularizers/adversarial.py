@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from skinverse._batches import is_read_later, rowwise, sampled
 from skinverse._parameters import Instance, Integer, Null, OneOf, Real, fitted, parameter
 from skinverse._tensors import spatial_axes
 from skinverse.energies import WeightedEnergy
@@ -175,7 +176,7 @@ class AdversarialRegularizer(EnergyReconstructor):
     # ------------------------------------------------------------------ fit
     def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
         assert A is not None and images is not None and data is not None  # _needs
-        self.paired_ = are_pairs(A, images, data)
+        self.paired_ = len(images) == len(data) and are_pairs(A, *sampled(images, data))
         if self.paired_:
             check_not_swapped(A, images, data)
         pairs: Any = (images, data) if self.paired_ else (None, None)
@@ -209,6 +210,7 @@ class AdversarialRegularizer(EnergyReconstructor):
         return unit * lam, scale
 
     def _noise(self, A: LinearMap, images: Tensor, data: Tensor) -> float:
+        images, data = sampled(images, data)
         return noise_in_images(
             self._fidelity(A),
             images,
@@ -223,9 +225,12 @@ class AdversarialRegularizer(EnergyReconstructor):
         return WeightedEnergy(untrained(self.energy, self.n_channels_, self.n_axes_))
 
     def _phases(self, module: Any, A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Phase]:
-        bad = self._channels(in_batches(lambda y: self._start(A, y), A, data))
+        bad = in_batches(lambda y: self._channels(self._start(A, y)), A, data)
         few, best, trainer = bad[:_N_NORMALISED], BestWeight(), self._trainer()
         certified = module.lipschitz(1) is not None
+        versions = rowwise(lambda x: x[:, None], bad)
+        if self.n_recursions and is_read_later(versions):
+            raise ValueError("n_recursions: expected 0 where measurements are read when they are needed")
 
         def phase(name: str, loss: Loss, versions: Tensor) -> Iterator[Phase]:
             rows = (images, versions, data) if self.paired_ else (images, versions)
@@ -234,7 +239,7 @@ class AdversarialRegularizer(EnergyReconstructor):
             best.move_scale_to(module)
 
         if self.pretraining and not certified and not self._continued:
-            yield from phase("pretraining", denoising_loss(self.patch_size, self.channel_axis), bad[:, None])
+            yield from phase("pretraining", denoising_loss(self.patch_size, self.channel_axis), versions)
         module.log_weight.requires_grad_(not certified)  # the proven constant must not grow with the weight
         patches = random_patches(few, self.patch_size)
         normalise(module, patches, n_pixels=patches[0].numel())
@@ -242,7 +247,6 @@ class AdversarialRegularizer(EnergyReconstructor):
         loss = adversarial_loss(
             self.gradient_penalty, self.penalty, self.patch_size, self.channel_axis, paired=self.paired_
         )
-        versions = bad[:, None]
         yield from phase("adversarial", loss, versions)
         for k in range(self.n_recursions):
             normalise(module, few)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from skinverse._batches import is_read_later
 from skinverse._parameters import (
     Flag,
     Instance,
@@ -34,7 +35,9 @@ from skinverse.estimators.regularizers.losses import denoising_loss
 from skinverse.estimators.regularizers.lower_level import LowerLevel, ProximalFidelity, choose_linear_solver
 from skinverse.estimators.regularizers.smoothness import Smoothness, moduli
 from skinverse.estimators.regularizers.upper_level import (
+    FromTheStart,
     Patches,
+    Sampler,
     UpperLevel,
     UpperLoss,
     WholeImages,
@@ -292,9 +295,15 @@ class BilevelRegularizer(EnergyReconstructor):
         smoothness = None
         if self.beta is not None and not smooth.certified and self.smoothness_weight > 0:
             smoothness = Smoothness(n, self.smoothness_weight, self.beta, self.patch_size)
-        axis = self.channel_axis
-        sampler = Patches(self.patch_size, axis) if self._measures_pixels(A) else WholeImages(starts, axis)
+        sampler = self._sampler(A, starts)
         return UpperLevel(self._fidelity(A), lower, self._upper_loss(A, data), sampler, smoothness)
+
+    def _sampler(self, A: LinearMap, starts: Tensor) -> Sampler:
+        if self._measures_pixels(A):
+            return Patches(self.patch_size, self.channel_axis)
+        if is_read_later(starts):
+            return FromTheStart(self.channel_axis)
+        return WholeImages(starts, self.channel_axis)
 
     def _upper_loss(self, A: LinearMap, data: Tensor) -> UpperLoss:
         if self.loss == "sure":

@@ -136,6 +136,33 @@ class Patches:
         """Go on from what :meth:`state_dict` gave."""
 
 
+class FromTheStart:
+    """With an operator and images that are read when they are needed: reconstructions always start anew.
+
+    Parameters
+    ----------
+    channel_axis : int or None
+        The axis of one image that holds channels.
+    """
+
+    def __init__(self, channel_axis: int | None) -> None:
+        self.channel_axis = channel_axis
+
+    def sample(self, x: Tensor, y: Tensor, x0: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Images, data and starts for a step."""
+        return x, y, x0
+
+    def remember(self, index: Tensor, x_hat: Tensor) -> None:
+        """Take no note: there would be as many as there are images."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+
+
 class WholeImages:
     """With an operator: reconstructions start where they ended the last time, and one in ten anew.
 

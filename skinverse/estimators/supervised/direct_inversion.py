@@ -13,6 +13,7 @@ import torch
 from sklearn.linear_model import Ridge, RidgeCV
 from torch import Tensor, nn
 
+from skinverse._batches import rowwise
 from skinverse._defaults import copy_module
 from skinverse._parameters import Elements, Flag, Instance, Integer, fitted, parameter
 from skinverse._tensors import as_channels, from_channels, rms
@@ -152,7 +153,7 @@ class DirectInversion(LearnedReconstructor):
                 x: Tensor = module(y)
                 return x
 
-        rows = self._channels(images), _numbers(data, A)
+        rows = rowwise(self._channels, images), rowwise(lambda y: _numbers(y, A), data)
         score = held_out_psnr(reconstruct, n_images=_N_SCORED)
         trainer = self.trainer.over(n_steps=1000, lr=1e-4, final_lr=1e-5, max_grad_norm=1.0)
         yield Phase("supervised", loss, rows, trainer, score, prepare=prepare)

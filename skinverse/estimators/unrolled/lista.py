@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from skinverse._batches import as_batch
 from skinverse._cosines import inverse_cosine_transform
 from skinverse._filters import analyse, synthesise
 from skinverse._parameters import Flag, Instance, Integer, OneOf, ParameterError, fitted, parameter
-from skinverse.estimators._validation import as_batch
 from skinverse.estimators.unrolled.base import ScaledProblem, Unrolled, UnrolledReconstructor
 
 # Threshold to begin with, in units of the images' spread.
