@@ -143,7 +143,7 @@ def take(source: Any, index: slice | NDArray[np.intp]) -> Any:
     runs = [run for run in np.split(chosen, np.flatnonzero(np.diff(chosen) != 1) + 1) if len(run)]
     parts = [source[int(run[0]) : int(run[-1]) + 1] for run in runs]
     rows = _together(parts, [run[0] for run in runs], stack=False)
-    _release(source)
+    release(source)
     return rows
 
 
@@ -162,9 +162,9 @@ def ahead(items: Iterable[Item]) -> Iterator[Item]:
             yield item
 
 
-def _release(source: Any) -> None:
-    """Let the memory go in which the file of a memory map has been read; it is read again when needed."""
-    mapping = getattr(source, "_mmap", None) if getattr(source, "mode", "") in ("r", "r+") else None
+def release(source: Any) -> None:
+    """Let the memory go in which parts of a mapped file lie, which is theirs; no other set has any."""
+    mapping = getattr(source, "_mmap", None) if getattr(source, "mode", "") in ("r", "r+", "w+") else None
     if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
         mapping.madvise(mmap.MADV_DONTNEED)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from skinverse._batches import rowwise
 from skinverse._hashing import digest
 from skinverse._parameters import ParameterError
+from skinverse._rows import release
 from skinverse._tensors import norm
 from skinverse.noise import NoiseModel, noise_model
 from skinverse.operators import LinearMap, check_is_operator, dot_test, parameter_names
@@ -183,6 +184,7 @@ def write_rows(x: Tensor, out: Any, index: np.ndarray[Any, Any], n_images: int) 
         raise ValueError(f"out: expected room for complex images, got {out.dtype}")
     rows = slice(int(index[0]), int(index[-1]) + 1)
     out[rows] = x.to(out.device) if isinstance(out, Tensor) else x.cpu().numpy()
+    release(out)
 
 
 def operator_digest(operator: pylops.LinearOperator | None) -> str:

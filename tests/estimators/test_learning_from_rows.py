@@ -37,7 +37,7 @@ METHODS = [
 ]
 # Methods that remember, of every image in memory, where its reconstruction ended.
 REMEMBERING = [
-    sv.BilevelRegularizer(A, trainer=BRIEF, pretrainer=BRIEF, hypergradient="jacobian_free", max_steps=30),
+    sv.BilevelRegularizer(A, trainer=BRIEF, pretrainer=BRIEF, energy="convex_ridge", max_steps=30),
     sv.DeepEquilibriumRecon(A, trainer=BRIEF, pretrainer=BRIEF, network="gradient_step", max_steps=10),
 ]
 
