@@ -15,6 +15,10 @@ from torch import Tensor
 
 Item = TypeVar("Item")
 
+# Bytes up to which a memory map is read as an array in memory is, such as those that joblib makes for its
+# workers.
+_MAPPED = 2**28
+
 # What arrays in memory have and sets that are read from elsewhere have not: NumPy's, torch's, those of other
 # packages, tables.
 _IN_MEMORY = ("__array_interface__", "__dlpack__", "iloc")
@@ -34,7 +38,7 @@ def is_stored(source: Any) -> bool:
         False for arrays in memory, for lists, and for what has no rows.
     """
     if isinstance(source, np.memmap):
-        return True
+        return source.nbytes > _MAPPED
     if isinstance(source, (list, tuple, str, dict)) or issparse(source):
         return False
     if any(hasattr(source, name) for name in _IN_MEMORY):
@@ -133,10 +137,8 @@ def take(source: Any, index: slice | NDArray[np.intp]) -> Any:
     """
     if isinstance(source, (list, tuple)):
         return [source[i] for i in np.arange(len(source))[index]]
-    if isinstance(source, (np.ndarray, Tensor)) and not isinstance(source, np.memmap):
-        return source[index]
     if not is_stored(source):
-        return np.asarray(source)[index]
+        return source[index] if isinstance(source, (np.ndarray, Tensor)) else np.asarray(source)[index]
     chosen = np.arange(n_rows(source, "rows"))[index]
     if not hasattr(source, "shape"):
         return _together([source[int(i)] for i in chosen], chosen, stack=True)

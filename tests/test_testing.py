@@ -309,6 +309,37 @@ class ScoresReversed(Descent):
         return super().score(X_true, Y_meas) + (np.asarray(Y_meas).strides[0] < 0)
 
 
+@breaks("measurements", "Measurements change the result")
+class KnowsArraysOnly(Descent):
+    def predict(self, Y_meas: Any, *, return_info: bool = False) -> Any:
+        known = (
+            Y_meas.data * (1 if isinstance(Y_meas, np.ndarray) else 2)
+            if hasattr(Y_meas, "of_data")
+            else Y_meas
+        )
+        return super().predict(known, return_info=return_info)
+
+
+@breaks("operator_of_each_image", "operators of each image change it by")
+class TakesTheFirst(Descent):
+    def predict(self, Y_meas: Any, *, return_info: bool = False) -> Any:
+        data = getattr(Y_meas, "parameters", None) and Y_meas.data
+        return super().predict(Y_meas if data is None or not len(data) else data, return_info=return_info)
+
+
+@breaks("rows_read_later", "a set of rows end in")
+class AsksForNumbers(Descent):
+    def predict(self, Y_meas: Any, *, return_info: bool = False) -> Any:
+        return super().predict(0 + Y_meas, return_info=return_info)
+
+
+@breaks("rows_read_later", "a list of arrays changes the result")
+class Reverses(Descent):
+    def predict(self, Y_meas: Any, *, return_info: bool = False) -> Any:
+        Y_meas = Y_meas[::-1] if isinstance(Y_meas, list) else Y_meas
+        return super().predict(Y_meas, return_info=return_info)
+
+
 @breaks("number_types", "integers change the result")
 class Wraps8(Descent):
     def predict(self, Y_meas: Any, *, return_info: bool = False) -> Any:

@@ -5,6 +5,7 @@
 from skinverse._checks import construction as construction
 from skinverse._checks import arrays as arrays
 from skinverse._checks import axes as axes
+from skinverse._checks import measurements as measurements
 from skinverse._checks import fitting as fitting
 from skinverse._checks import refusals as refusals
 from skinverse._checks import copies as copies

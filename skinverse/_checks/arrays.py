@@ -30,6 +30,21 @@ from skinverse.noise import Gaussian
 _ROUNDING = 1e-6
 # Single against double precision, relative to the largest measurement; the objective is less sensitive.
 _SINGLE, _SINGLE_OBJECTIVE = 5e-3, 2e-2
+
+
+class _Rows:
+    """A set of rows that is no array: what HDF5, Zarr and others have in common."""
+
+    def __init__(self, rows: Array) -> None:
+        self._rows, self.shape, self.dtype = rows, rows.shape, rows.dtype
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: slice) -> Array:
+        return self._rows[index]
+
+
 # What ``return_info`` tells of every image.
 _TOLD = ("n_steps", "converged", "residual", "objective")
 
@@ -97,6 +112,23 @@ def layout(subject: Subject) -> None:
     score = subject.fitted.score(images, data)
     found = _attempt(partial(subject.fitted.score, images.tolist(), _reversed(data)), "lists in score")
     expect(found == score, f"lists and negative strides change the score from {score} to {found}")
+
+
+@promise()
+def rows_read_later(subject: Subject) -> None:
+    """Sets of which rows are read when they are needed give what arrays give, and lists of arrays do."""
+    images, data = subject.problem[1:]
+    rows = _Rows(data)
+    found = _attempt(partial(subject.fitted.predict, rows), "a set of rows")
+    expect_identical(found, subject.reconstruction, "a set of rows changes the result by {}")
+    found = subject.fitted.predict(list(data))
+    expect_identical(found, subject.reconstruction, "a list of arrays changes the result by {}")
+    score, expected = subject.fitted.score(_Rows(images), _Rows(data)), subject.fitted.score(images, data)
+    expect(score == expected, f"sets of rows change the score from {expected} to {score}")
+    model = _attempt(partial(subject.new().fit, _Rows(images), _Rows(data)), "sets of rows in fit")
+    expect_close(
+        model.predict(data), subject.reconstruction, 1e-3, "sets of rows in fit change the result by {}"
+    )
 
 
 @promise()

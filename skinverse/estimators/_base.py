@@ -131,6 +131,8 @@ class BaseReconstructor(Parametrized, ABC):
     _complete: ClassVar[bool] = False
     # Whether what is learned belongs to one operator, whose parameters cannot differ from image to image.
     _one_operator: ClassVar[bool] = False
+    # Whether a training maps rows by `rowwise` and `in_batches`, and can do without arrays of all of them.
+    _reads_rows: ClassVar[bool] = False
     # How many numbers a step holds at once for each one of an image.
     _load: ClassVar[int] = 1
     # What is known of the noise, where a method makes it a parameter.
@@ -286,13 +288,12 @@ class BaseReconstructor(Parametrized, ABC):
             raise ValueError(
                 f"X_true: expected one image for each of {len(measured)} measurements, got {n_true}"
             )
-        values, reports = [], []
-        for index, solution in self._in_parts(measured, type(self)._reconstructed):
-            images, dims = as_rows(take(true, index), "X_true"), tuple(solution.x.shape[1:])
+        values = []
+        for index, part in measured.parts(None):
+            X_hat = self.predict(part if part.parameters else part.data)
+            images, dims = as_rows(take(true, index), "X_true"), tuple(X_hat.shape[1:])
             check_dims(tuple(images.shape), dims, "X_true", "the reconstructions")
-            values.append(psnr(images.reshape(-1, *dims), solution.x))
-            reports.append(without_images(solution))
-        self._warn(Solution.concatenate(reports))
+            values.append(psnr(images.reshape(-1, *dims), X_hat))
         return mean_score(np.concatenate(values))
 
     def as_regressor(self) -> ReconstructionRegressor:
@@ -353,6 +354,7 @@ class BaseReconstructor(Parametrized, ABC):
     def _fit_to(self, X_true: ArrayLike | Tensor | None, Y_meas: Measured | None) -> None:
         """Check operator and arrays, and learn from them."""
         device = resolve_device(self.device)
+        X_true = X_true if self._reads_rows or not self._needs else in_memory(X_true)
         images = None if X_true is None else as_batch(X_true, "X_true", device)
         measured = None if Y_meas is None else Measurements.of(Y_meas)
         if measured is not None and self._reads_later(measured):
@@ -375,7 +377,8 @@ class BaseReconstructor(Parametrized, ABC):
 
     def _reads_later(self, measured: Measurements) -> bool:
         """Whether measurements are read when they are needed: stored ones of one operator and noise."""
-        return measured.stored and not measured.parameters and self._noise_model.unmeasured() is None
+        known = not measured.parameters and self._noise_model.unmeasured() is None
+        return measured.stored and known and (self._reads_rows or not self._needs)
 
     def _fit_to_stored(self, images: Any, source: Any, device: torch.device) -> None:
         """Check operator and images, and learn from measurements that are read when they are needed."""

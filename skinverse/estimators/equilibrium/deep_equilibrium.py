@@ -135,6 +135,7 @@ class DeepEquilibriumRecon(LearnedReconstructor):
     }
 
     _load: ClassVar[int] = 16
+    _reads_rows: ClassVar[bool] = True
 
     iteration: str = parameter(
         default="proximal",

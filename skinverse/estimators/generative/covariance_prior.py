@@ -126,6 +126,7 @@ class GenerativeCovariancePrior(LearnedReconstructor):
     _needs: ClassVar[tuple[str, ...]] = ("X_true",)
     _paired: ClassVar[bool] = False
     _load: ClassVar[int] = 32
+    _reads_rows: ClassVar[bool] = True
     _reconstruction_params: ClassVar[tuple[str, ...]] = (
         "operator",
         "lam",

@@ -41,6 +41,7 @@ class EnergyReconstructor(LearnedReconstructor):
     """
 
     _load: ClassVar[int] = 8
+    _reads_rows: ClassVar[bool] = True
     lam: float | str
     solver: str
 

@@ -94,6 +94,7 @@ class DirectInversion(LearnedReconstructor):
     )
 
     _one_operator: ClassVar[bool] = True
+    _reads_rows: ClassVar[bool] = True
 
     module_: Direct = fitted(kind="nn.Module", doc="Linear map and network.")
     image_shape_: tuple[int, ...] = fitted(

@@ -73,6 +73,7 @@ class PostProcessor(LearnedReconstructor):
     }
 
     _load: ClassVar[int] = 128
+    _reads_rows: ClassVar[bool] = True
 
     initial: BaseReconstructor | FrozenEstimator | None = parameter(
         default=None,

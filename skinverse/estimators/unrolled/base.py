@@ -48,6 +48,7 @@ class UnrolledReconstructor(LearnedReconstructor):
     """
 
     _load: ClassVar[int] = 64
+    _reads_rows: ClassVar[bool] = True
     _reconstruction_params: ClassVar[tuple[str, ...]] = ("bounds", "verbose", "device")
 
     n_iterations: int = parameter(
