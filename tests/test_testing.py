@@ -312,11 +312,7 @@ class ScoresReversed(Descent):
 @breaks("measurements", "Measurements change the result")
 class KnowsArraysOnly(Descent):
     def predict(self, Y_meas: Any, *, return_info: bool = False) -> Any:
-        known = (
-            Y_meas.data * (1 if isinstance(Y_meas, np.ndarray) else 2)
-            if hasattr(Y_meas, "of_data")
-            else Y_meas
-        )
+        known = 2 * Y_meas.data if isinstance(Y_meas, skinverse.Measurements) else Y_meas
         return super().predict(known, return_info=return_info)
 
 
