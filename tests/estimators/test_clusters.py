@@ -34,7 +34,7 @@ def client() -> Iterator[Any]:
     distributed = pytest.importorskip("distributed")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of packages that the workers would like to have
-        cluster = distributed.LocalCluster(N_WORKERS, threads_per_worker=1, dashboard_address=None)
+        cluster = distributed.LocalCluster(N_WORKERS, threads_per_worker=1, dashboard_address=":0")
         with cluster, distributed.Client(cluster) as client:
             yield client
 
