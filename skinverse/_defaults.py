@@ -91,6 +91,19 @@ class seeded(_Defaults):
         finally:
             self.draws = before
 
+    @contextmanager
+    def of_part(self, part: slice, n: int) -> Iterator[None]:
+        """Give each row of a part of ``n`` rows, which is worked on meanwhile, the numbers that it has there.
+
+        These are the numbers of tensors with one entry on the first axis for each row, unless their
+        distribution depends on the rows. All ``n`` are drawn.
+        """
+        self.draws.part = (part, n) if (part.start, part.stop) != (0, n) else None
+        try:
+            yield
+        finally:
+            self.draws.part = None
+
     def state_dict(self) -> dict[str, Tensor]:
         """The states of the generators, by device."""
         return {device: generator.get_state() for device, generator in self.draws.generators.items()}
@@ -121,6 +134,7 @@ class _Draws(TorchDispatchMode):
         super().__init__()
         self._seed = seed
         self.generators: dict[str, torch.Generator] = {}
+        self.part: tuple[slice, int] | None = None
 
     def generator(self, device: torch.device) -> torch.Generator:
         """The generator of a device, made when it is first needed."""
@@ -137,12 +151,42 @@ class _Draws(TorchDispatchMode):
         if given or func.overloadpacket not in _KERNELS:
             return func(*args, **kwargs)
         device = torch.device(kwargs.get("device") or getattr(args[0], "device", "cpu") if args else "cpu")
-        generator = self.generator(device)
-        if any(argument.name == "generator" for argument in func._schema.arguments):
-            return func(*args, **kwargs, generator=generator)
-        if func.overloadpacket in _LIKE:
-            return _LIKE[func.overloadpacket](torch.empty_like(args[0], **kwargs), generator)
-        return func.overloadpacket(*args, **kwargs, generator=generator)
+        if self.part is not None:
+            return _of_part(*self.part, func, args, kwargs, self.generator(device))
+        return _drawn(func, args, kwargs, self.generator(device))
+
+
+def _drawn(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], generator: torch.Generator) -> Any:
+    """What a random operation draws from a generator."""
+    if any(argument.name == "generator" for argument in func._schema.arguments):
+        return func(*args, **kwargs, generator=generator)
+    if func.overloadpacket in _LIKE:
+        return _LIKE[func.overloadpacket](torch.empty_like(args[0], **kwargs), generator)
+    return func.overloadpacket(*args, **kwargs, generator=generator)
+
+
+def _of_part(
+    part: slice, n: int, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], generator: torch.Generator
+) -> Any:
+    """The part of what a random operation draws for ``n`` rows, where it draws for the rows of the part."""
+    names = [argument.name for argument in func._schema.arguments]
+    place = names.index("size") if "size" in names else 0
+    rows = args[place]
+    shape = list(rows.shape if isinstance(rows, Tensor) else rows)
+    others = [a for k, a in enumerate(args) if k != place]
+    depends = func.overloadpacket in _DEPENDENT or any(isinstance(a, Tensor) for a in others)
+    if depends or shape[:1] != [part.stop - part.start]:
+        return _drawn(func, args, kwargs, generator)
+    whole = _more(rows, n) if isinstance(rows, Tensor) else [n, *shape[1:]]
+    drawn = _drawn(func, (*args[:place], whole, *args[place + 1 :]), kwargs, generator)[part]
+    in_place = func.overloadpacket.__name__.endswith("_")
+    return rows.copy_(drawn) if in_place else drawn
+
+
+def _more(rows: Tensor, n: int) -> Tensor:
+    """An empty tensor of ``n`` rows in the order of memory of ``rows``, in which random numbers come."""
+    one = torch.empty_like(rows[0])
+    return rows.new_empty_strided((n, *one.shape), (one.numel(), *one.stride()))
 
 
 def _find(owner: Any, names: str) -> set[Function]:
@@ -174,6 +218,8 @@ _KERNELS = _find(
     "rand randn randint randperm rand_like randn_like normal bernoulli multinomial poisson binomial uniform_ "
     "normal_ bernoulli_ exponential_ random_ cauchy_ geometric_ log_normal_ rrelu_with_noise",
 )
+# What they draw depends on the values of a tensor.
+_DEPENDENT = _find(torch.ops.aten, "normal bernoulli multinomial poisson binomial rrelu_with_noise randperm")
 _LIKE: dict[Any, Callable[[Tensor, torch.Generator], Tensor]] = {
     torch.ops.aten.rand_like: lambda x, generator: x.uniform_(generator=generator),
     torch.ops.aten.randn_like: lambda x, generator: x.normal_(generator=generator),

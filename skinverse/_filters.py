@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight, conv3d_weight
 
-from skinverse._tensors import fold, mirror
+from skinverse._tensors import fold, full_precision, mirror
 
 # Channels up to which the derivative in the filters is faster as a product of matrices than as a convolution.
 _FEW_CHANNELS = 2
@@ -37,6 +37,7 @@ def convolve(x: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.conv2d(x, kernel, bias) if kernel.ndim == 4 else F.conv3d(x, kernel, bias)
 
 
+@full_precision
 def analyse(x: Tensor, filters: Tensor) -> Tensor:
     """Responses ``W x`` of every filter, by correlation with the image continued by its mirror images.
 
@@ -55,6 +56,7 @@ def analyse(x: Tensor, filters: Tensor) -> Tensor:
     return _Analyse.apply(x, filters)
 
 
+@full_precision
 def synthesise(u: Tensor, filters: Tensor) -> Tensor:
     """Adjoint of :func:`analyse`, ``W^T u``, from responses to images.
 
@@ -112,6 +114,7 @@ class _Synthesise(torch.autograd.Function):
         )
 
 
+@full_precision
 def _by_filter(x: Tensor, u: Tensor, filters: Tensor) -> Tensor:
     """Derivative of ``<W x, u>`` in the filters."""
     x = mirror(x, filters.shape[-1] // 2)

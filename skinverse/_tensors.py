@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol, overload
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Protocol, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
@@ -58,6 +62,28 @@ def spread(x: Tensor) -> float:
 def rms(x: Tensor) -> float:
     """Root mean square of all values."""
     return math.sqrt(float(x.detach().abs().square().mean()))
+
+
+def full_precision(function: Function) -> Function:
+    """Let autocasting leave a function alone: half precision comes in as single precision.
+
+    For derivatives of our own, which expect numbers of one kind, and for products with an operator: of a
+    residual ``A x - y`` three digits would be left.
+    """
+
+    @wraps(function)
+    def computed(x: Tensor, *others: Any, **named: Any) -> Any:
+        if not torch.is_autocast_enabled(x.device.type):
+            return function(x, *others, **named)
+        with torch.autocast(x.device.type, enabled=False):
+            return function(_single(x), *map(_single, others), **named)
+
+    return cast(Function, computed)
+
+
+def _single(value: Any) -> Any:
+    half = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+    return value.float() if half else value
 
 
 def reuse_freed_memory() -> None:

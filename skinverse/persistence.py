@@ -33,8 +33,9 @@ __all__ = ["load", "save"]
 FORMAT, FORMAT_VERSION = "skinverse", 2
 
 Node = Any  # what a file can hold
-# Parameters that name places on the machine that wrote the file: None after reading, whatever is written.
-_LOCAL = ("memory", "checkpoint")
+# Parameters that name places and processes of the machine that wrote the file: None after reading, whatever
+# is written.
+_LOCAL = ("memory", "checkpoint", "accelerator")
 # Operators of one file, each made in a quarter of a millisecond, and the memory that they take besides the
 # arrays in it: a file of few bytes can ask for long Fourier transforms.
 _MAX_OPERATORS, _MAX_OPERATOR_BYTES = 5000, 400_000_000
@@ -62,8 +63,9 @@ def save(estimator: Parametrized, path: str | os.PathLike[str]) -> None:
     Notes
     -----
     The file holds the constructor's parameters, the fitted attributes and the weights of ``module_``.
-    Operators are described by the arguments of their constructors. ``memory`` and ``Trainer.checkpoint`` are
-    not stored, since they name places on one machine. The same estimator gives the same bytes.
+    Operators are described by the arguments of their constructors. ``memory``, ``Trainer.checkpoint`` and
+    ``Trainer.accelerator`` are not stored, since they name places and processes of one machine. The same
+    estimator gives the same bytes.
 
     Examples
     --------

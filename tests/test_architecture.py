@@ -70,6 +70,7 @@ BASE_FILES = {"_base", "_declarations", "_learned", "_regressor", "_units", "_va
 # Third parties that few modules know.
 ONLY_IN = {
     "skorch": {"training"},
+    "accelerate": {"training"},
     "matplotlib": {"displays"},
     "safetensors": {"_files", "persistence"},
     "pytest": {"testing"},

@@ -220,3 +220,17 @@ def test_the_bound_of_what_is_not_finite_is_not_finite() -> None:
     filters = draw(2, 1, 3, 3)
     filters[0, 0, 1, 1] = torch.nan
     assert mirrored_norm(filters).isnan()
+
+
+def test_autocasting_leaves_filters_and_their_derivatives_alone() -> None:
+    filters = draw(3, 1, 5, 5, seed=1).float().requires_grad_()
+    x, weights = draw(2, 1, 8, 9).float(), draw(2, 3, 8, 9, seed=2).float()
+
+    def computed() -> tuple[Tensor, Tensor]:
+        response = analyse(synthesise(analyse(x, filters), filters), filters)
+        return response, torch.autograd.grad((weights * response).sum(), filters)[0]
+
+    plain = computed()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert analyse(x.bfloat16(), filters).dtype == torch.float32
+        assert all(torch.equal(a, b) for a, b in zip(computed(), plain, strict=True))

@@ -543,9 +543,13 @@ class BaseReconstructor(Parametrized, ABC):
             raise ValueError("out: expected measurements of one size, got a list of several")
         reports = []
         for index, solution in self._in_parts(measured, reconstruct, n_values=_CHUNK["cpu"]):
-            write_rows(solution.x, out, index, len(measured))
+            self._write(solution.x, out, index, len(measured))
             reports.append(without_images(solution))
         return Solution.concatenate(reports)
+
+    def _write(self, x: Tensor, out: Any, index: NDArray[np.intp], n: int) -> None:
+        """Write some of ``n`` images; of several processes one does."""
+        write_rows(x, out, index, n)
 
     def _of_one_size(self, measured: Measurements, reconstruct: Reconstruct) -> tuple[Any, Solution]:
         device = measured.data.device if isinstance(measured.data, Tensor) else torch.device("cpu")

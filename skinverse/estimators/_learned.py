@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import PurePath
 from typing import Any, ClassVar, Self
 
 import joblib
 import numpy as np
+import pylops
 import torch
+from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.frozen import FrozenEstimator
@@ -21,12 +25,14 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from skinverse import __version__
+from skinverse._arrays import Rows
 from skinverse._batches import content, is_read_later, rowwise, sampled
 from skinverse._defaults import seeded
 from skinverse._hashing import Unhashable, digest
+from skinverse._measurements import Measurements
 from skinverse._parameters import Constraint, Flag, Instance, Integer, Null, Real, declared, fitted, parameter
 from skinverse._tensors import as_channels, spatial_axes
-from skinverse.estimators._base import BaseReconstructor
+from skinverse.estimators._base import BaseReconstructor, Reconstruct
 from skinverse.estimators._units import Normalisation, NormalisedFidelity, without_gain
 from skinverse.estimators._validation import seed_of, single
 from skinverse.functionals import LeastSquares, SquaredNorm
@@ -133,6 +139,18 @@ class LearnedReconstructor(BaseReconstructor):
         ``valid_loss`` and ``valid_score``, the held-out PSNR in dB, which chooses the epoch.""",
     )
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the estimator to one file, to be read by :func:`skinverse.load`.
+
+        Parameters
+        ----------
+        path : path-like
+            The file, by convention ``*.skinverse``; overwritten if it exists. Of processes that train
+            together the first one writes it, and all of them wait for it.
+        """
+        self.check_parameters()
+        self.trainer.processes.once(partial(super().save, path))
+
     # ------------------------------------------------------------------ hooks
     @abstractmethod
     def _make_module(self) -> nn.Module:
@@ -192,6 +210,27 @@ class LearnedReconstructor(BaseReconstructor):
     def _reconstructed(self, A: LinearMap, data: Tensor) -> Solution:
         return self._restored(self._reconstruct(A, self._normalised(A, data)))
 
+    def _solutions(
+        self,
+        operator: pylops.LinearOperator,
+        part: Measurements,
+        rows: Rows,
+        numbers: NDArray[np.intp],
+        reconstruct: Reconstruct,
+    ) -> Iterator[tuple[NDArray[np.intp], Solution]]:
+        """Of processes that train together each one reconstructs some of the images, and gets all."""
+        solutions = super()._solutions
+
+        def own(some: slice) -> Iterator[tuple[NDArray[np.intp], Solution]]:
+            for index, solution in solutions(operator, part[some], rows[some], numbers[some], reconstruct):
+                yield index + some.start, solution
+
+        return self.trainer.processes.spread(own, len(rows))
+
+    def _write(self, x: Tensor, out: Any, index: NDArray[np.intp], n: int) -> None:
+        if self.trainer.processes.first:
+            super()._write(x, out, index, n)
+
     def _first_images(self, A: LinearMap, data: Tensor, initial: Any, *, real: bool) -> Solution:
         """What the fitted ``initial``, by default the analytic inverse, makes; real where images are."""
         if initial is None:
@@ -215,15 +254,15 @@ class LearnedReconstructor(BaseReconstructor):
         earlier = dict(self.module_.state_dict()) if hasattr(self, "module_") else {}
         if not earlier:
             self.level_, self.spread_ = self._level_and_spread(images)
-        seed, learner = seed_of(self.random_state), self._learner()
+        processes, learner = self.trainer.processes, self._learner()
+        seed = processes.once(partial(seed_of, self.random_state))
         cache, key = TrainingCache(self.memory), self._key(learner, earlier, images, data, seed)
-        training = cache.get(key) if key else None
+        training = processes.once(partial(cache.get, key)) if key else None
         if training is None or not _fits(training, learner, images.device):
-            training = learner._learn(
-                A, images, data, earlier, seed, Checkpoint(self.trainer.checkpoint, key)
-            )
+            checkpoint = processes.once(partial(Checkpoint, self.trainer.checkpoint, key))
+            training = learner._learn(A, images, data, earlier, seed, checkpoint)
             if key:
-                cache.put(key, training)
+                processes.once(partial(cache.put, key, training))
         self.history_ = training["history"]
         self.module_ = self._untrained_module(seed, images.device)
         self.module_.load_state_dict(training["weights"])
@@ -247,7 +286,15 @@ class LearnedReconstructor(BaseReconstructor):
             _continue_from(earlier, module)
         with seeded(seed) as draws:
             phases = self._phases(module, A, x, y)
-            history = run(module, phases, draws=draws, seed=seed, verbose=self.verbose, checkpoint=checkpoint)
+            history = run(
+                module,
+                phases,
+                draws=draws,
+                seed=seed,
+                verbose=self.verbose,
+                checkpoint=checkpoint,
+                processes=self.trainer.processes,
+            )
         return {"weights": {k: v.cpu() for k, v in module.state_dict().items()}, "history": history}
 
     def _channels(self, images: Tensor) -> Tensor:
@@ -315,13 +362,15 @@ class LearnedReconstructor(BaseReconstructor):
 def _told(value: Any) -> Any:
     """What a nested estimator or trainer tells of a training; any other value itself.
 
-    Not the seconds in a history, nor what watches or stores a training.
+    Not the seconds in a history, nor what watches or stores a training; of an accelerator its precision.
     """
     if not isinstance(value, BaseEstimator):
         return value
     twin = copy.copy(value)
     for name, held in vars(value).items():
         setattr(twin, name, None if name in _UNTOLD else _told(held))
+        if name == "accelerator":
+            twin.accelerator = getattr(held, "mixed_precision", "no")
     return twin
 
 

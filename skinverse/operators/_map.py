@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
 from skinverse._hashing import digest
+from skinverse._tensors import full_precision
 from skinverse.operators._inverse import AnalyticInverse, Form, Formula, adjoint_times, single_entries
 
 # Axes of data as they are in memory, whatever shape they are given: the size of each, and whether what is
@@ -48,6 +49,7 @@ class _Apply(torch.autograd.Function):
         return _applied(dx, ctx.linear, adjoint=ctx.adjoint)
 
 
+@full_precision
 def _applied(x: Tensor, linear: LinearMap, *, adjoint: bool) -> Tensor:
     """``A x`` or ``A^H x``; recorded only where a derivative is asked for, for that takes 20 microseconds."""
     recorded = (torch.is_grad_enabled() and x.requires_grad) or unpack_dual(x).tangent is not None

@@ -1,13 +1,16 @@
 """One copy of an operator in a process, also of those that come back from other processes.
 
 ``cross_validate(return_estimator=True, n_jobs=2)`` and bagging send estimators to workers and get them back,
-each with an operator of its own, which may be hundreds of megabytes.
+each with an operator of its own, which may be hundreds of megabytes. And a worker gets the same operator with
+each of its tasks, and would lower it and compute its norm again for each of them.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
 import weakref
+from collections import deque
 from typing import Any
 
 import pylops
@@ -16,6 +19,8 @@ from skinverse._hashing import Unhashable, digest
 
 # Operators that were sent elsewhere, by what is cheap to compare.
 _sent: dict[tuple[Any, ...], weakref.WeakSet[pylops.LinearOperator]] = {}
+# Those that came last to a process that works for another one: they are wanted again for the next task.
+_received: deque[pylops.LinearOperator] = deque(maxlen=2)
 _lock = threading.Lock()
 
 
@@ -26,7 +31,7 @@ def note_sent(operator: pylops.LinearOperator) -> None:
 
 
 def local_copy(operator: pylops.LinearOperator) -> pylops.LinearOperator:
-    """The operator of this process with the same content, if one was sent; else the operator itself.
+    """The operator of this process with the same content, if it was sent or came before; else the operator.
 
     Parameters
     ----------
@@ -38,9 +43,21 @@ def local_copy(operator: pylops.LinearOperator) -> pylops.LinearOperator:
     pylops.LinearOperator
         An operator of the same content: one that was changed since it was sent is another one.
     """
+    outline = _outline(operator)
     with _lock:
-        candidates = list(_sent.get(_outline(operator), ()))
-    if not candidates or operator in candidates:
+        candidates = [*_sent.get(outline, ()), *(known for known in _received if _outline(known) == outline)]
+    if any(known is operator for known in candidates):
+        return operator
+    local = _alike(operator, candidates)
+    if local is operator and multiprocessing.parent_process() is not None:
+        with _lock:
+            _received.append(operator)
+    return local
+
+
+def _alike(operator: pylops.LinearOperator, candidates: list[pylops.LinearOperator]) -> pylops.LinearOperator:
+    """The candidate of the same content, if there is one; else the operator itself."""
+    if not candidates:
         return operator
     try:
         content = digest(operator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,12 @@ class Checkpoint:
         self.current: Progress | None = None
         if self._path is not None and self._path.exists():
             self._read(self._path)
+
+    def read_only(self) -> Checkpoint:
+        """The same for a process that must not write: it goes on from there and keeps nothing."""
+        twin = copy.copy(self)
+        twin._path = None
+        return twin
 
     @property
     def wanted(self) -> bool:

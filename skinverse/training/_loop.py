@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ from skinverse._defaults import seeded
 from skinverse._rows import ahead
 from skinverse._tensors import reuse_freed_memory
 from skinverse.training._checkpoint import Checkpoint
-from skinverse.training._phase import Loss, Phase
+from skinverse.training._phase import Phase
+from skinverse.training._processes import Alone, Processes
 from skinverse.training._trainer import OPTIMIZERS, Trainer, stopped_early
 
 History = list[dict[str, Any]]
@@ -42,6 +44,7 @@ def run(
     seed: int,
     verbose: int = 0,
     checkpoint: Checkpoint | None = None,
+    processes: Processes | None = None,
 ) -> History:
     """Train a module in place, one phase after the other.
 
@@ -59,6 +62,8 @@ def run(
         1 shows a progress bar for each phase, 2 a line per epoch.
     checkpoint : Checkpoint or None, default=None
         Where to keep the training after each epoch, and from where to go on.
+    processes : Processes or None, default=None
+        Those that train together; None is this one alone. Each of them runs the same phases.
 
     Returns
     -------
@@ -72,13 +77,15 @@ def run(
         If loss or weights of a phase turned non-finite; the last good weights are kept.
     """
     reuse_freed_memory()
-    checkpoint = checkpoint or Checkpoint(None, "")
+    checkpoint, processes = checkpoint or Checkpoint(None, ""), processes or Alone()
+    if not processes.first:
+        checkpoint, verbose = checkpoint.read_only(), 0
     history: History = []
     for number, phase in enumerate(phases):
         finished = checkpoint.finished(number)
         if finished is None:
             with draws.restarted(seed):
-                epochs = _train(module, phase, draws, seed, verbose, checkpoint)
+                epochs = _train(module, phase, draws, seed, verbose, checkpoint, processes)
             checkpoint.finish(_progress(module, phase, epochs))
         else:
             epochs = _restore(module, phase, finished)
@@ -88,7 +95,13 @@ def run(
 
 
 def _train(
-    module: nn.Module, phase: Phase, draws: seeded, seed: int, verbose: int, checkpoint: Checkpoint
+    module: nn.Module,
+    phase: Phase,
+    draws: seeded,
+    seed: int,
+    verbose: int,
+    checkpoint: Checkpoint,
+    processes: Processes,
 ) -> History:
     """Train in one phase and leave the module with the weights of the best epoch."""
     trainer = phase.trainer
@@ -101,10 +114,11 @@ def _train(
         phase.prepare(*_select(phase.rows, _few(phase, train)))
     n_epochs = trainer.n_epochs(max(len(rows) for rows in phase.rows))
     order = torch.Generator().manual_seed(seed)
-    selection = _Selection(phase, _select(phase.rows, _few(phase, held_out)) if scored else None, n_epochs)
+    few = _select(phase.rows, _few(phase, held_out)) if scored else None
+    selection = _Selection(phase, few, n_epochs, processes)
     with _progress_bar(phase.name, n_epochs, verbose) as bar:
         net = _Net(
-            _LossModule(module, phase.loss),
+            _LossModule(module, phase, draws, processes),
             criterion=_Mean,
             optimizer=OPTIMIZERS[str(trainer.optimizer)],
             lr=trainer.lr,
@@ -128,6 +142,7 @@ def _train(
             verbose=int(verbose > 1),
         )
         net.initialize()
+        processes.align(module.state_dict().values(), draws)
         if checkpoint.current is not None:
             _resume(net, checkpoint.current, phase, selection, draws, order)
         net.partial_fit(training, y=None)
@@ -159,6 +174,29 @@ class _Net(NeuralNet):
         self.notify("on_train_end", X=X, y=y)
         return self
 
+    def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Tensor]:
+        rows, index = batch
+        self._set_training(True)
+        losses = self.infer(rows)
+        loss = self.module_.processes.backward(self.get_loss(losses, index), self.optimizer_)
+        return {"loss": loss, "y_pred": losses}
+
+    def validation_step(self, batch: Any, **fit_params: Any) -> dict[str, Tensor]:
+        step: dict[str, Tensor] = super().validation_step(batch, **fit_params)
+        return step | {"loss": self.module_.processes.total(step["loss"])}
+
+    def _step_optimizer(self, step_fn: Callable[[], Tensor]) -> None:
+        step_fn()
+        self.module_.processes.step(self.optimizer_)
+
+    def run_single_epoch(self, *args: Any, **kwargs: Any) -> None:
+        with self.module_.processes.joined(self.module_.phase.state):
+            super().run_single_epoch(*args, **kwargs)
+
+    def on_batch_end(self, net: NeuralNet, *args: Any, **kwargs: Any) -> None:
+        super().on_batch_end(net, *args, **kwargs)
+        self.module_.processes.align(self.module_.buffers(), self.module_.draws)
+
     def notify(self, method_name: str, **cb_kwargs: Any) -> None:
         getattr(self, method_name)(self, **cb_kwargs)
         for _, callback in self.callbacks_:
@@ -175,19 +213,30 @@ class _EndOfTraining(Exception):
 
 
 class _LossModule(nn.Module):
-    """A module whose output is already the loss of each image: all that skorch has to know."""
+    """A module whose output is already the loss of each image: all that skorch has to know.
 
-    def __init__(self, module: nn.Module, loss: Loss) -> None:
+    In several processes these are the images of their part of a batch, with the random numbers that they
+    have in the whole.
+    """
+
+    def __init__(self, module: nn.Module, phase: Phase, draws: seeded, processes: Processes) -> None:
         super().__init__()
-        self.module, self.loss = module, loss
+        self.module, self.phase, self.draws, self.processes = module, phase, draws, processes
 
     def forward(self, rows: Rows) -> Tensor:
-        return self.loss(self.module, *rows)
+        n = len(rows[0])
+        part = self.processes.part(n)
+        if part.start == part.stop:  # the last batch has fewer images than there are processes
+            return rows[0].new_zeros(0, dtype=torch.float32, requires_grad=True)
+        with self.draws.of_part(part, n), self.processes.autocast():
+            return self.phase.loss(self.module, *(row[part] for row in rows))
 
 
 class _Mean(nn.Module):
-    def forward(self, losses: Tensor, _: Tensor) -> Tensor:
-        return losses.mean()
+    """The part of these images in the mean over the batch."""
+
+    def forward(self, losses: Tensor, batch: Tensor) -> Tensor:
+        return losses.sum() / len(batch)
 
 
 class _Paired(Dataset[Any]):
@@ -256,7 +305,8 @@ class _Selection(Callback):
     the first; here reconstructions are scored now and then, the untrained module among them.
     """
 
-    def __init__(self, phase: Phase, held_out: Rows | None, n_epochs: int) -> None:
+    def __init__(self, phase: Phase, held_out: Rows | None, n_epochs: int, processes: Processes) -> None:
+        self.processes = processes
         self.score, self.held_out, self.patience = phase.score, held_out, phase.trainer.patience
         self.every, self.n_epochs = phase.trainer.evaluated_every(n_epochs), n_epochs
         self.best: dict[str, Tensor] | None = None
@@ -301,7 +351,7 @@ class _Selection(Callback):
     def on_train_end(self, net: NeuralNet, **_: Any) -> None:
         if self.untried is not None and not self.lost:
             batch = self.last_batch or self.training.__getitems__([0])  # none: resumed after the last epoch
-            self.lost = not bool(torch.isfinite(net.evaluation_step(batch)).all())
+            self.lost = not bool(torch.isfinite(net.validation_step(batch)["loss"]))
             self.best = self.best if self.lost else self.untried
         assert self.best is not None  # on_train_begin
         net.module_.load_state_dict(self.best)
@@ -329,7 +379,7 @@ class _Selection(Callback):
         if self.held_out is None or self.score is None:
             return None
         net.module_.eval()
-        score = float(self.score(*self.held_out))
+        score = self.processes.once(partial(float, self.score(*self.held_out)))
         return score if np.isfinite(score) else -math.inf
 
 

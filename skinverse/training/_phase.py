@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from skinverse._batches import is_read_later
+from skinverse.training._stateful import Stateful
 
 if TYPE_CHECKING:
     from skinverse.training._trainer import Trainer
@@ -17,16 +18,6 @@ if TYPE_CHECKING:
 Loss = Callable[..., Tensor]
 # `score(*rows)` of what is held out: larger is better.
 Score = Callable[..., float]
-
-
-class Stateful(Protocol):
-    """What changes during a phase beside the module, and therefore belongs into a checkpoint."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Numbers, strings and tensors in dicts, lists and tuples."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` gave."""
 
 
 @dataclass(frozen=True)

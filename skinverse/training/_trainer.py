@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from typing import Any, Self
 
 import numpy as np
@@ -11,7 +12,9 @@ import torch
 from skorch.callbacks import Callback, EarlyStopping
 from torch import Tensor
 
+from skinverse._optional import needed_from
 from skinverse._parameters import (
+    Constraint,
     Elements,
     Instance,
     Integer,
@@ -22,10 +25,23 @@ from skinverse._parameters import (
     Real,
     parameter,
 )
+from skinverse.training._processes import Alone, Processes, Together
 
 _EVALUATIONS = 4  # of the held-out score in one training, where nobody says
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop, "sgd": torch.optim.SGD}
+
+
+class _Accelerator(Constraint):
+    """What accelerate makes of the processes that were started together."""
+
+    kind = "accelerate.Accelerator"
+    expected = "an accelerate.Accelerator"
+
+    def allows(self, value: Any) -> bool:
+        with needed_from("distributed"):
+            from accelerate import Accelerator
+        return isinstance(value, Accelerator)
 
 
 class Trainer(Parametrized):
@@ -40,8 +56,14 @@ class Trainer(Parametrized):
 
     Notes
     -----
-    Callbacks are not copied: clones of a trainer call the very same objects. The global random generators are
-    neither read nor moved during a training.
+    Callbacks and the accelerator are not copied: clones of a trainer have the very same objects. The global
+    random generators are neither read nor moved during a training.
+
+    With an accelerator a training has the losses and weights of one process, up to rounding, with the same
+    ``batch_size``, which is that of all processes together: an image gets the random numbers that it would
+    get there. Two things differ. Layers that mix the images of a batch, such as ``nn.BatchNorm2d``, see
+    those of their process only. And random numbers whose distribution depends on an image, as those of
+    ``torch.poisson``, are other ones.
 
     Examples
     --------
@@ -115,6 +137,20 @@ class Trainer(Parametrized):
         there, to the very same weights; one with other data or parameters refuses to. The file stays when
         the training has ended.""",
     )
+    accelerator: Any = parameter(
+        default=None,
+        allowed=Null() | _Accelerator(),
+        kind="accelerate.Accelerator or None",
+        doc="""
+        Processes that train together, each on its part of every batch, and the ``mixed_precision`` of a step
+        of the training. All of them call ``fit``, ``predict`` and ``save`` in the same order; only the first
+        one writes files and shows progress. For all phases that of ``trainer`` counts.""",
+    )
+
+    @property
+    def processes(self) -> Processes:
+        """The processes that train together, this one among them."""
+        return Alone() if self.accelerator is None else Together(self.accelerator)
 
     def over(
         self,
@@ -235,9 +271,15 @@ class Trainer(Parametrized):
             raise ParameterError(
                 f"max_epochs={self.max_epochs} and n_steps={self.n_steps} both say how long: expected one"
             )
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if self.accelerator is not None and self.accelerator.num_processes < started:
+            raise ParameterError(
+                f"accelerator: expected that of the {started} processes that were started together, got one "
+                f"of {self.accelerator.num_processes}: on CPUs processes are joined by Accelerator(cpu=True)"
+            )
 
     def __sklearn_clone__(self) -> Self:
-        """Clones share the callbacks: what they record, lock or write to cannot be copied."""
+        """Clones share callbacks and accelerator: what they record, lock or talk to cannot be copied."""
         return copy.copy(self)
 
 

@@ -127,3 +127,13 @@ def test_a_batch_that_differs_from_its_images_is_refused():
 
     with pytest.raises(ValueError, match="image by image"):
         Tikhonov(Wrong(M), lam=0.1).fit()
+
+
+@pytest.mark.parametrize("operator", [pylops.MatrixMult(M, dtype="float32"), Unknown(M.astype("float32"))])
+def test_autocasting_leaves_products_with_an_operator_alone(operator):
+    A, x = as_torch(operator), drawn((3, 8), torch.float32)
+    plain = A(x), A.adjoint(A(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(A(x), plain[0])
+        assert torch.equal(A.adjoint(A(x)), plain[1])
+        assert A(x.bfloat16()).dtype == torch.float32
