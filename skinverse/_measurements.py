@@ -129,6 +129,11 @@ class Measurements:
     def __iter__(self) -> Iterator[Self]:
         return (self[i] for i in range(len(self)))
 
+    def __sizeof__(self) -> int:
+        """Bytes with those of arrays in it: what is large, dask sends to its workers once."""
+        parts = (self.data, *self.parameters.values())
+        return super().__sizeof__() + sum(int(getattr(part, "nbytes", 0)) for part in parts)
+
     def __repr__(self) -> str:
         """Show how many there are, and what is known of each."""
         names = ", ".join(["data", *self.parameters])
