@@ -30,7 +30,7 @@ METHODS = [
     sv.VariationalNetwork(A, n_iterations=2, trainer=BRIEF),
     sv.LISTA(A, n_iterations=2, trainer=BRIEF),
     sv.DirectInversion(A, trainer=BRIEF),
-    sv.AdversarialRegularizer(A, trainer=BRIEF, energy="convex_ridge", lam="fit", max_steps=20),
+    sv.AdversarialRegularizer(A, trainer=BRIEF, energy="convex_ridge", lam="auto", max_steps=20),
     sv.BilevelRegularizer(trainer=BRIEF, pretrainer=BRIEF, max_steps=30),
     sv.DeepEquilibriumRecon(trainer=BRIEF, pretrainer=BRIEF, max_steps=20),
     sv.GenerativeCovariancePrior(A, trainer=BRIEF, neighbourhood=3, n_latent=2, max_steps=10),
