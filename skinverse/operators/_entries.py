@@ -269,7 +269,7 @@ _FOURIER_ND = _TRANSFORM | {
 _SCAN = {
     "angles": kinds.array("f", 1),
     "n_detectors": kinds.whole(1),
-    "offset": kinds.array("f", 1),
+    "offset": kinds.either(kinds.REAL, kinds.array("f", 1)),
     "spacing": kinds.POSITIVE,
     "pixel_size": kinds.POSITIVE,
 }
