@@ -1,6 +1,7 @@
 """Operators, image -> data: pylops operators in; batched, differentiable torch maps out."""
 
 from skinverse.operators import _rules as _rules  # registers how each operator is lowered
+from skinverse.operators._astra import from_astra
 from skinverse.operators._coils import estimate_coil_maps, whiten_coils
 from skinverse.operators._convolution import convolution, gaussian_blur
 from skinverse.operators._dot_test import dot_test
@@ -34,6 +35,7 @@ __all__ = [
     "dot_test",
     "estimate_coil_maps",
     "fourier_sampling",
+    "from_astra",
     "gaussian_blur",
     "inpainting",
     "microscope_psf",

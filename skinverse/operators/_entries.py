@@ -19,6 +19,7 @@ from pylops.signalprocessing._baseffts import _FFTNorms
 
 from skinverse.operators import _arguments as kinds
 from skinverse.operators._arguments import Kind
+from skinverse.operators._astra import AstraProjector, from_astra, is_geometry
 from skinverse.operators._circulant import BOUNDARIES
 from skinverse.operators._coils import Sensitivities
 from skinverse.operators._convolution import Convolution, GaussianConvolution, gaussian_blur
@@ -274,6 +275,7 @@ _SCAN = {
     "pixel_size": kinds.POSITIVE,
 }
 _FAN = {"source_distance": kinds.POSITIVE, "detector_distance": kinds.REAL, "curved": kinds.BOOLEAN}
+_GEOMETRY = Kind("a dictionary of finite numbers and words", is_geometry)
 _STACK = {"ops": kinds.OPERATORS}
 _PAIR = {"A": kinds.OPERATOR, "B": kinds.OPERATOR}
 
@@ -468,6 +470,12 @@ ENTRIES: dict[str, Entry] = {
     ),
     "ParallelBeam": Entry((ParallelBeam,), parallel_beam, _same(*_SCAN), _DIMS | _SCAN),
     "FanBeam": Entry((FanBeam,), fan_beam, _same(*_SCAN, *_FAN), _DIMS | _SCAN | _FAN),
+    "AstraProjector": Entry(
+        (AstraProjector,),
+        from_astra,
+        lambda op: {name: getattr(op, name) for name in ("proj_geom", "vol_geom", "projector")},
+        {"proj_geom": _GEOMETRY, "vol_geom": _GEOMETRY, "projector": kinds.TEXT},
+    ),
     "GaussianBlur": _leaf(
         GaussianBlur,
         _blur,
