@@ -12,6 +12,7 @@ from skinverse.operators._fan_beam import fan_beam
 from skinverse.operators._inverse import AnalyticInverse as AnalyticInverse
 from skinverse.operators._lowering import as_torch
 from skinverse.operators._map import LinearMap
+from skinverse.operators._mbirtorch import from_mbirtorch
 from skinverse.operators._microscope import microscope_psf
 from skinverse.operators._nonuniform import nonuniform_fourier
 from skinverse.operators._offsets import AngleOffset, DetectorOffset
@@ -36,6 +37,7 @@ __all__ = [
     "estimate_coil_maps",
     "fourier_sampling",
     "from_astra",
+    "from_mbirtorch",
     "gaussian_blur",
     "inpainting",
     "microscope_psf",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from pylops import LinearOperator
 
 from skinverse._optional import needed_from
+from skinverse.operators import _arguments as kinds
 
 # ASTRA's projector for each type of geometry where none is named. All but the first four need CUDA.
 _PROJECTORS = {
@@ -140,34 +142,12 @@ def from_astra(
     return AstraProjector(proj_geom, vol_geom, projector)
 
 
-def is_geometry(value: Any) -> bool:
-    """Whether a value is a dictionary of words, finite numbers, arrays of them, and such dictionaries."""
-    return isinstance(value, dict) and all(
-        isinstance(key, str) and (is_geometry(part) or _is_plain(part)) for key, part in value.items()
-    )
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, str):
-        return True
-    array = np.asarray(value)
-    return array.dtype.kind in "biuf" and bool(np.isfinite(array).all())
-
-
 def _copy(geometry: Mapping[str, Any]) -> dict[str, Any]:
-    """The geometry with arrays of its own."""
-    if not is_geometry(geometry):
+    if not kinds.SETTINGS.fits(geometry):
         raise ValueError(
-            f"from_astra: expected geometries as ASTRA makes them, of finite numbers and words, "
-            f"got {reprlib.repr(geometry)}"
+            f"from_astra: expected geometries, {kinds.SETTINGS.expected}, got {reprlib.repr(geometry)}"
         )
-    return {key: _copied(value) for key, value in geometry.items()}
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, dict):
-        return _copy(value)
-    return np.array(value, float) if np.ndim(value) else value
+    return copy.deepcopy(dict(geometry))
 
 
 def _default(proj_geom: Mapping[str, Any]) -> str:

@@ -19,11 +19,12 @@ from pylops.signalprocessing._baseffts import _FFTNorms
 
 from skinverse.operators import _arguments as kinds
 from skinverse.operators._arguments import Kind
-from skinverse.operators._astra import AstraProjector, from_astra, is_geometry
+from skinverse.operators._astra import AstraProjector, from_astra
 from skinverse.operators._circulant import BOUNDARIES
 from skinverse.operators._coils import Sensitivities
 from skinverse.operators._convolution import Convolution, GaussianConvolution, gaussian_blur
 from skinverse.operators._fan_beam import FanBeam, fan_beam
+from skinverse.operators._mbirtorch import MbirtorchProjector
 from skinverse.operators._nonuniform import MAX_FREQUENCY, NonuniformTransform
 from skinverse.operators._offsets import AngleOffset, DetectorOffset
 from skinverse.operators._parallel_beam import ParallelBeam, parallel_beam
@@ -275,7 +276,6 @@ _SCAN = {
     "pixel_size": kinds.POSITIVE,
 }
 _FAN = {"source_distance": kinds.POSITIVE, "detector_distance": kinds.REAL, "curved": kinds.BOOLEAN}
-_GEOMETRY = Kind("a dictionary of finite numbers and words", is_geometry)
 _STACK = {"ops": kinds.OPERATORS}
 _PAIR = {"A": kinds.OPERATOR, "B": kinds.OPERATOR}
 
@@ -474,7 +474,12 @@ ENTRIES: dict[str, Entry] = {
         (AstraProjector,),
         from_astra,
         lambda op: {name: getattr(op, name) for name in ("proj_geom", "vol_geom", "projector")},
-        {"proj_geom": _GEOMETRY, "vol_geom": _GEOMETRY, "projector": kinds.TEXT},
+        {"proj_geom": kinds.SETTINGS, "vol_geom": kinds.SETTINGS, "projector": kinds.TEXT},
+    ),
+    "MbirtorchProjector": _leaf(
+        MbirtorchProjector,
+        lambda op: {name: getattr(op, name) for name in ("geometry", "options", "compile_mode")},
+        {"geometry": kinds.SETTINGS, "options": kinds.SETTINGS, "compile_mode": kinds.choice("auto", "off")},
     ),
     "GaussianBlur": _leaf(
         GaussianBlur,

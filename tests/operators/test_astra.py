@@ -121,8 +121,8 @@ def test_volumes() -> None:
     [
         (({"type": "spiral"}, PLANE), "proj_geom: expected a type among parallel, .* got 'spiral'"),
         ((PARALLEL, PLANE, "line_fanflat"), "expected geometries for the projector 'line_fanflat', got"),
-        ((PARALLEL | {"ProjectionAngles": [np.nan]}, PLANE), "finite numbers and words"),
-        ((7, PLANE), "finite numbers and words, got 7"),
+        ((PARALLEL | {"ProjectionAngles": [np.nan]}, PLANE), "finite numbers, arrays"),
+        ((7, PLANE), "dictionaries, got 7"),
         ((PARALLEL, {}), "expected geometries for the projector 'linear'"),
     ],
 )
