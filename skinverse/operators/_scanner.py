@@ -13,7 +13,7 @@ from torch import Tensor
 
 from skinverse.operators import _calibration
 from skinverse.operators._fbp import Projections, filtered_back_projection
-from skinverse.operators._geometry import Scan
+from skinverse.operators._geometry import Scan, offsets
 from skinverse.operators._inverse import AnalyticInverse, Form
 from skinverse.operators._joseph import JosephMatrix
 from skinverse.operators._map import LinearMap
@@ -65,9 +65,15 @@ class ScanOperator(ParametricOperator):
 
     # ------------------------------------------------------------------ as a member of a family
     def with_parameters(self, parameters: Mapping[str, Any]) -> Self:
-        """The scan with another ``offset``, ``angles`` or distances; the elements of the detector stay."""
-        values = super().with_parameters(parameters).get_params()
-        return type(self)(self._rows.scan.at(values), values["offset"], self.dtype)
+        """The scan with another ``offset``, ``angles`` or distances; the elements of the detector stay.
+
+        As in the function that makes the scan, the offset is one number or that of every view.
+        """
+        others = {name: value for name, value in parameters.items() if name != "offset"}
+        values = super().with_parameters(others).get_params()
+        given = parameters.get("offset", values["offset"])
+        offset = offsets(given.numpy() if isinstance(given, Tensor) else given, len(self.angles))
+        return type(self)(self._rows.scan.at(values | {"offset": offset}), offset, self.dtype)
 
     @property
     def analytic_inverse(self) -> AnalyticInverse:

@@ -122,6 +122,14 @@ def test_another_member_is_the_scan_with_these_parameters(A: Any) -> None:
     assert_allclose(B.at(B.parameters).filtered_adjoint(y), as_torch(fresh).filtered_adjoint(y), atol=1e-12)
 
 
+def test_an_offset_may_become_that_of_every_view() -> None:
+    A, x, jitter = SCANS["parallel"], random(13, 10).numpy(), 0.1 * np.cos(ANGLES)
+    B = A.with_parameters({"offset": jitter})
+    fresh = parallel_beam((13, 10), ANGLES, 19, offset=jitter, dtype="float64")
+    assert_array_equal(B @ x, fresh @ x)
+    assert_array_equal(B.with_parameters({"offset": 0.31}) @ x, A @ x)
+
+
 def test_what_cannot_be_is_refused() -> None:
     fan, parallel = SCANS["flat fan"], SCANS["parallel"]
     with pytest.raises(ValueError, match="source would be inside"):
@@ -130,8 +138,10 @@ def test_what_cannot_be_is_refused() -> None:
         fan.with_parameters({"detector_distance": -1.0})
     with pytest.raises(ValueError, match="has the parameters offset, angles, got sigma"):
         parallel.with_parameters({"sigma": 1.0})
-    with pytest.raises(ValueError, match="offset: expected a value of shape"):
-        parallel.with_parameters({"offset": np.zeros(9)})
+    with pytest.raises(ValueError, match=r"offset: expected a number or one for each of 9 views, got \(3,\)"):
+        parallel.with_parameters({"offset": np.zeros(3)})
+    with pytest.raises(ValueError, match="angles: expected a value of shape"):
+        parallel.with_parameters({"angles": np.zeros(3)})
 
 
 def test_a_search_finds_the_offset() -> None:
