@@ -66,6 +66,15 @@ def test_a_slice_of_a_scanner_loses_its_aliases() -> None:
     assert found["TV"] > found["zero-filled"] + 3
 
 
+def test_counts_behind_a_foam_become_an_image() -> None:
+    smaller = {"SIZE = 64": "SIZE = 48", "foam(100, 1)": "foam(12, 1)", "max_epochs=10": "max_epochs=4"}
+    names = names_of("plot_ct_from_file", smaller)
+    assert names["offset"] == pytest.approx(3.3, abs=0.1)
+    found = scores(names)
+    assert found["TV"] > found["FBP"] + 1
+    assert np.isfinite(found["post-processing"])  # after a few steps of training
+
+
 def test_few_counts_become_an_image() -> None:
     smaller = {"size = 64": "size = 32", "np.pi, 64,": "np.pi, 32,", "91": "47", "n_steps=100": "n_steps=20"}
     names = names_of("plot_pet_counts", smaller)

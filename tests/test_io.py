@@ -19,6 +19,7 @@ from scipy.signal import convolve
 from skinverse.datasets import make_data_exchange_file, make_fastmri_file, make_microscopy_file, shepp_logan
 from skinverse.io import read_data_exchange, read_dicom_series, read_fastmri, read_tiff
 from skinverse.operators import parallel_beam
+from skinverse.preprocessing import find_rotation_axis, minus_log
 
 MANY = 10**12  # slices or rows that fit in no memory: chunks that nobody wrote take no place on the disk
 
@@ -569,6 +570,22 @@ def test_simulated_scan_is_that_of_the_images(tmp_path: Path) -> None:
     assert residual.std() == pytest.approx(1, abs=0.05)
 
 
+def test_a_simulated_axis_is_found_where_it_was_put(tmp_path: Path) -> None:
+    make_data_exchange_file(tmp_path / "a.h5", 0.05 * shepp_logan(64)[None], offset=-4.6, random_state=0)
+    found = read_data_exchange(tmp_path / "a.h5")
+    data, _ = minus_log(found.counts[:, 0], found.flat[0], found.dark[0])
+    assert find_rotation_axis(data, found.angles) == pytest.approx(-4.6, abs=0.1)
+
+
+def test_pixels_that_drift_are_wrong_in_all_views(tmp_path: Path) -> None:
+    air = {"n_angles": 50, "photons": 3e4, "random_state": 0}
+    make_data_exchange_file(tmp_path / "a.h5", np.zeros((2, 32, 32)), n_drifted=5, **air)
+    found = read_data_exchange(tmp_path / "a.h5")
+    wrong = abs(minus_log(found.counts, found.flat, found.dark).data.mean(0)) > 0.01
+    assert_array_equal(wrong.sum(1), 5)
+    assert (wrong[0] != wrong[1]).any()
+
+
 def test_simulated_stack_is_the_blurred_specimen_with_the_noise_of_the_camera(tmp_path: Path) -> None:
     camera = {"photons": 40.0, "gain": 5.0, "std": 3.0, "offset": 200.0}
     specimen, psf = make_microscopy_file(tmp_path / "a.tif", (5, 40, 48), **camera, random_state=0)
@@ -622,6 +639,10 @@ def test_same_seed_same_file(make: Callable, read: Callable, tmp_path: Path) -> 
         ),
         (lambda path: make_data_exchange_file(path, np.ones((1, 8, 9))), r"images: .* got \(1, 8, 9\)"),
         (lambda path: make_data_exchange_file(path, n_angles=0), "n_angles: expected a positive integer"),
+        (
+            lambda path: make_data_exchange_file(path, n_drifted=-1),
+            "n_drifted: expected a number that is not negative, got -1",
+        ),
         (lambda path: make_data_exchange_file(path, photons=0), "photons: expected a positive number, got 0"),
         (lambda path: make_microscopy_file(path, (8, 8)), r"shape: expected \(slices, rows, columns\)"),
         (lambda path: make_microscopy_file(path, (0, 8, 8)), "shape: expected a positive integer, got 0"),

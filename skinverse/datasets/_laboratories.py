@@ -103,6 +103,8 @@ def make_data_exchange_file(
     *,
     n_angles: int = 90,
     photons: float = 1e4,
+    offset: float = 0.0,
+    n_drifted: int = 0,
     random_state: RandomState = None,
 ) -> Array:
     """Write a simulated scan of parallel X-rays as a Data Exchange file.
@@ -123,6 +125,11 @@ def make_data_exchange_file(
     photons : float, default=1e4
         Mean number of photons in a pixel in the middle of the beam without the sample. One photon is one unit
         of the data.
+    offset : float, default=0.0
+        Where the rotation axis meets the detector, from its centre, in pixels of the detector.
+    n_drifted : int, default=0
+        Number of pixels in each row of the detector whose sensitivity changes, by up to a fifth, between the
+        frames without sample and the projections. Each makes a ring in the image.
     random_state : int, Generator, RandomState or None, default=None
         Seed of the sensitivities and of the noise.
 
@@ -162,10 +169,11 @@ def make_data_exchange_file(
     rng = numpy_generator(random_state)
     theta = 180 / positive(n_angles, "n_angles") * np.arange(n_angles)
     images = _checked(_dense_heads() if images is None else images).astype(np.float32)
-    integrals = _projections(images, np.deg2rad(theta))
+    integrals = _projections(images, np.deg2rad(theta), offset)
     beam = _positive(photons, "photons") * _beam(integrals.shape[::2], rng)
+    drifted = _drifts(beam.shape, int(_at_least_zero(n_drifted, "n_drifted")), rng) * beam
     frames = {
-        "data": beam * np.exp(-integrals.swapaxes(0, 1)),
+        "data": drifted * np.exp(-integrals.swapaxes(0, 1)),
         "data_white": np.tile(beam, (_N_FRAMES, 1, 1)),
         "data_dark": np.zeros((_N_FRAMES, *beam.shape)),
     }
@@ -308,10 +316,10 @@ def _dense_heads() -> Array:
     return np.tile(math.log(10) / head.sum(axis=0).max() * head, (_N_SLICES, 1, 1))
 
 
-def _projections(images: Array, angles: Array) -> Array:
+def _projections(images: Array, angles: Array, offset: float) -> Array:
     """Line integrals (rows, angles, columns) on a detector that covers the diagonal."""
-    n_columns = 2 * math.ceil(images.shape[1] / math.sqrt(2)) + 1
-    operator = operators.parallel_beam(images.shape[1:], angles, n_columns)
+    n_columns = 2 * math.ceil(images.shape[1] / math.sqrt(2) + abs(offset)) + 1
+    operator = operators.parallel_beam(images.shape[1:], angles, n_columns, offset=offset)
     return operators.as_torch(operator)(torch.from_numpy(images)).numpy()
 
 
@@ -319,6 +327,14 @@ def _beam(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     """Brightness at each pixel, one in the middle: a wide Gaussian times the pixel's sensitivity."""
     rows, columns = (np.linspace(-1, 1, n + 2)[1:-1] for n in shape)
     return np.exp(-(rows[:, None] ** 2 + columns**2) / 2) * rng.uniform(0.95, 1.05, shape)
+
+
+def _drifts(shape: tuple[int, ...], n: int, rng: np.random.Generator) -> Array:
+    """Factors by which the sensitivity changes, of n pixels in each row."""
+    factors = np.ones(shape)
+    for row in factors:
+        row[rng.choice(len(row), n, replace=False)] = rng.uniform(0.8, 1.2, n)
+    return factors
 
 
 # ---------------------------------------------------------------------- fluorescence

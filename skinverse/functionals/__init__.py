@@ -8,6 +8,7 @@ from skinverse.functionals._nuclear import NuclearNorm as NuclearNorm
 from skinverse.functionals._nuclear import TotalNuclearVariation
 from skinverse.functionals._simple import Box, L1Norm, SquaredNorm
 from skinverse.functionals._sparsity import CosineSparsity, WaveletSparsity
+from skinverse.functionals._transmission import TransmissionDivergence
 from skinverse.functionals._variation import GroupNorm as GroupNorm
 from skinverse.functionals._variation import TotalGeneralizedVariation, TotalVariation
 
@@ -25,5 +26,6 @@ __all__ = [
     "TotalGeneralizedVariation",
     "TotalNuclearVariation",
     "TotalVariation",
+    "TransmissionDivergence",
     "WaveletSparsity",
 ]

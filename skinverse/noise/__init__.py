@@ -7,8 +7,9 @@ from skinverse.noise._counts import Poisson, PoissonGaussian
 from skinverse.noise._counts import expected_divergence as expected_divergence
 from skinverse.noise._estimate import estimate
 from skinverse.noise._gaussian import Gaussian
+from skinverse.noise._transmission import Transmission
 
-__all__ = ["Gaussian", "NoiseModel", "Poisson", "PoissonGaussian", "estimate"]
+__all__ = ["Gaussian", "NoiseModel", "Poisson", "PoissonGaussian", "Transmission", "estimate"]
 
 
 def noise_model(noise: NoiseModel | str | float | None) -> NoiseModel:

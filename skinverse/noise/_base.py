@@ -1,8 +1,9 @@
 """What a noise model is, and what all of them share.
 
 Data ``y`` are ``A x + background`` on average, those of a camera with an offset in addition, and everything
-is in units of the data. A model knows the variance of ``y``, draws from it, and gives the fidelity
-``D(A x, y)``, the negative log-likelihood up to a constant.
+is in units of the data. Behind an object that absorbs light, they are exponentials of ``A x``. A model knows
+the variance of ``y``, draws from it, and gives the fidelity ``D(A x, y)``, the negative log-likelihood up to
+a constant.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ class Reduced:
     background: Tensor | None = None
 
 
-class NoiseModel(Parametrized, ABC):
-    """What is known of the noise of measurements."""
+class DataModel(Parametrized, ABC):
+    """What is known of how measurements come from noise-free data ``A x``."""
 
     def sample(self, clean: ArrayLike | Tensor, random_state: RandomState = None) -> Any:
         """Draw measurements of noise-free data.
@@ -146,7 +147,56 @@ class NoiseModel(Parametrized, ABC):
             One number for each image.
         """
 
-    # ------------------------------------------------------------------ for estimators
+    def check_shape(self, dimsd: tuple[int, ...], owner: str = "") -> None:
+        """Refuse arrays that are not of the data's shape with a ParameterError; ``owner`` begins names."""
+        for name, value in self.get_params().items():
+            if isinstance(value, np.ndarray) and value.shape not in (dimsd, (math.prod(dimsd),)):
+                raise ParameterError(
+                    f"{owner}{name}: expected a number or an array of the data's shape {dimsd}, got shape "
+                    f"{value.shape}"
+                )
+
+    # ------------------------------------------------------------------ for models
+    @abstractmethod
+    def _drawn(self, clean: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
+        """Measurements of these noise-free data, (n_samples, *dimsd) in double precision."""
+
+    @abstractmethod
+    def _variance(self, clean: NDArray[Any]) -> NDArray[Any]:
+        """Their variances, of a shape that broadcasts to that of the data."""
+
+    def _checked(self, clean: ArrayLike | Tensor) -> NDArray[Any]:
+        """Noise-free data in double precision."""
+        rows = as_rows(clean, "clean")
+        check_complete(rows, "clean")
+        check_finite(rows, "clean")
+        self._check(tuple(rows.shape[1:]))
+        values = to_batch(rows).cpu().numpy()
+        return values.astype(np.result_type(values, np.float64))
+
+    def _check(self, dimsd: tuple[int, ...]) -> None:
+        """Refuse parameters that are not those of data of this shape."""
+        self.check_parameters()
+        self.check_shape(dimsd)
+
+    def _value(self, name: str) -> Any:
+        """A parameter in double precision: squares of small types over- and underflow, and integers wrap."""
+        value = getattr(self, name)
+        return value if value is None else np.asarray(value, np.float64)[()]
+
+    def _array(self, name: str, like: NDArray[Any] | Tensor) -> Any:
+        """A parameter as a number, or as an array of the shape of one image's data."""
+        value = self._value(name)
+        return value.reshape(like.shape[1:]) if np.ndim(value) else value
+
+    def _tensor(self, name: str, like: Tensor) -> Tensor:
+        """The same in the precision and on the device of data."""
+        return tensor(self._array(name, like), like)
+
+
+class NoiseModel(DataModel):
+    """What is known of the noise of measurements that are ``A x`` on average, up to a constant."""
+
     @property
     def known(self) -> bool:
         """Whether the strength of the noise is known."""
@@ -196,43 +246,6 @@ class NoiseModel(Parametrized, ABC):
         """The noise of those data alone that are selected by indices into the flat ones."""
         values = self.get_params().items()
         return type(self)(**{k: v.ravel()[kept] if isinstance(v, np.ndarray) else v for k, v in values})
-
-    def check_shape(self, dimsd: tuple[int, ...], owner: str = "") -> None:
-        """Refuse arrays that are not of the data's shape with a ParameterError; ``owner`` begins names."""
-        for name, value in self.get_params().items():
-            if isinstance(value, np.ndarray) and value.shape not in (dimsd, (math.prod(dimsd),)):
-                raise ParameterError(
-                    f"{owner}{name}: expected a number or an array of the data's shape {dimsd}, got shape "
-                    f"{value.shape}"
-                )
-
-    # ------------------------------------------------------------------ for models
-    @abstractmethod
-    def _drawn(self, clean: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
-        """Measurements of these noise-free data, (n_samples, *dimsd) in double precision."""
-
-    @abstractmethod
-    def _variance(self, clean: NDArray[Any]) -> NDArray[Any]:
-        """Their variances, of a shape that broadcasts to that of the data."""
-
-    def _checked(self, clean: ArrayLike | Tensor) -> NDArray[Any]:
-        """Noise-free data in double precision."""
-        rows = as_rows(clean, "clean")
-        check_complete(rows, "clean")
-        check_finite(rows, "clean")
-        self._check(tuple(rows.shape[1:]))
-        values = to_batch(rows).cpu().numpy()
-        return values.astype(np.result_type(values, np.float64))
-
-    def _check(self, dimsd: tuple[int, ...]) -> None:
-        """Refuse parameters that are not those of data of this shape."""
-        self.check_parameters()
-        self.check_shape(dimsd)
-
-    def _value(self, name: str) -> Any:
-        """A parameter in double precision: squares of small types over- and underflow, and integers wrap."""
-        value = getattr(self, name)
-        return value if value is None else np.asarray(value, np.float64)[()]
 
 
 # ---------------------------------------------------------------------- layouts

@@ -112,10 +112,7 @@ class Poisson(NoiseModel):
 
     def _drawn(self, clean: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
         gain, means = self._array("gain", clean), self._means(clean)
-        most = float((means / gain).max())
-        if not most < _MOST:
-            raise ValueError(f"{type(self).__name__}: expected less than {_MOST:.0g} counts, got {most:.2g}")
-        return np.asarray(gain * rng.poisson(means / gain))
+        return np.asarray(gain * drawn_counts(means / gain, rng, type(self).__name__))
 
     def _means(self, clean: NDArray[Any]) -> NDArray[Any]:
         """Means of what is counted, in data units."""
@@ -126,15 +123,6 @@ class Poisson(NoiseModel):
                 f"{'complex' if np.iscomplexobj(means) else 'negative'} values"
             )
         return means
-
-    def _array(self, name: str, like: NDArray[Any] | Tensor) -> Any:
-        """A parameter as a number, or as an array of the shape of one image's data."""
-        value = self._value(name)
-        return value.reshape(like.shape[1:]) if np.ndim(value) else value
-
-    def _tensor(self, name: str, like: Tensor) -> Tensor:
-        """The same in the precision and on the device of data."""
-        return tensor(self._array(name, like), like)
 
 
 class PoissonGaussian(Poisson):
@@ -193,6 +181,14 @@ class PoissonGaussian(Poisson):
     def _drawn(self, clean: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
         counted = super()._drawn(clean, rng) + self._array("offset", clean)
         return counted + self._array("std", clean) * rng.standard_normal(clean.shape)
+
+
+def drawn_counts(means: NDArray[Any], rng: np.random.Generator, owner: str) -> NDArray[Any]:
+    """Counts of these means."""
+    most = float(means.max())
+    if not most < _MOST:
+        raise ValueError(f"{owner}: expected less than {_MOST:.0g} counts, got {most:.2g}")
+    return np.asarray(rng.poisson(means), float)
 
 
 def expected_divergence(means: Tensor) -> Tensor:

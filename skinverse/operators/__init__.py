@@ -1,6 +1,7 @@
 """Operators, image -> data: pylops operators in; batched, differentiable torch maps out."""
 
 from skinverse.operators import _rules as _rules  # registers how each operator is lowered
+from skinverse.operators._astra import from_astra
 from skinverse.operators._coils import estimate_coil_maps, whiten_coils
 from skinverse.operators._convolution import convolution, gaussian_blur
 from skinverse.operators._dot_test import dot_test
@@ -11,6 +12,7 @@ from skinverse.operators._fan_beam import fan_beam
 from skinverse.operators._inverse import AnalyticInverse as AnalyticInverse
 from skinverse.operators._lowering import as_torch
 from skinverse.operators._map import LinearMap
+from skinverse.operators._mbirtorch import from_mbirtorch
 from skinverse.operators._microscope import microscope_psf
 from skinverse.operators._nonuniform import nonuniform_fourier
 from skinverse.operators._offsets import AngleOffset, DetectorOffset
@@ -34,6 +36,8 @@ __all__ = [
     "dot_test",
     "estimate_coil_maps",
     "fourier_sampling",
+    "from_astra",
+    "from_mbirtorch",
     "gaussian_blur",
     "inpainting",
     "microscope_psf",

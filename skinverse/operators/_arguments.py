@@ -100,6 +100,22 @@ def _is_operator(value: Any) -> bool:
     return isinstance(value, pylops.LinearOperator)
 
 
+def _is_settings(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(key, str) and (_is_settings(part) or _is_plain(part)) for key, part in value.items()
+    )
+
+
+def _is_plain(value: Any) -> bool:
+    """A word, a finite number, or an array or list of such numbers."""
+    if isinstance(value, str):
+        return True
+    if not isinstance(value, (bool, int, float, list, tuple, np.ndarray, np.generic)):
+        return False
+    array = np.asarray(value)
+    return array.dtype.kind in "biuf" and bool(np.isfinite(array).all())
+
+
 NUMBERS = "biufc"
 AXIS = whole(-_MAX_AXES, _MAX_AXES - 1)
 BOOLEAN = Kind("True or False", lambda value: isinstance(value, (bool, np.bool_)))
@@ -115,6 +131,7 @@ OPERATORS = Kind(
 )
 POSITIVE = Kind("a positive number", lambda value: _is_number(value) and value > 0)
 REAL = Kind("a finite real number", _is_number)
+SETTINGS = Kind("a dictionary of words, finite numbers, arrays and such dictionaries", _is_settings)
 SHAPE = Kind(f"up to {_MAX_AXES} positive sizes of at most {MAX_VALUES} values in all", _is_shape)
 TEXT = Kind(
     f"at most {_MAX_LETTERS} letters", lambda value: isinstance(value, str) and len(value) <= _MAX_LETTERS

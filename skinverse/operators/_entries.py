@@ -19,10 +19,12 @@ from pylops.signalprocessing._baseffts import _FFTNorms
 
 from skinverse.operators import _arguments as kinds
 from skinverse.operators._arguments import Kind
+from skinverse.operators._astra import AstraProjector, from_astra
 from skinverse.operators._circulant import BOUNDARIES
 from skinverse.operators._coils import Sensitivities
 from skinverse.operators._convolution import Convolution, GaussianConvolution, gaussian_blur
 from skinverse.operators._fan_beam import FanBeam, fan_beam
+from skinverse.operators._mbirtorch import MbirtorchProjector
 from skinverse.operators._nonuniform import MAX_FREQUENCY, NonuniformTransform
 from skinverse.operators._offsets import AngleOffset, DetectorOffset
 from skinverse.operators._parallel_beam import ParallelBeam, parallel_beam
@@ -269,7 +271,7 @@ _FOURIER_ND = _TRANSFORM | {
 _SCAN = {
     "angles": kinds.array("f", 1),
     "n_detectors": kinds.whole(1),
-    "offset": kinds.array("f", 1),
+    "offset": kinds.either(kinds.REAL, kinds.array("f", 1)),
     "spacing": kinds.POSITIVE,
     "pixel_size": kinds.POSITIVE,
 }
@@ -468,6 +470,17 @@ ENTRIES: dict[str, Entry] = {
     ),
     "ParallelBeam": Entry((ParallelBeam,), parallel_beam, _same(*_SCAN), _DIMS | _SCAN),
     "FanBeam": Entry((FanBeam,), fan_beam, _same(*_SCAN, *_FAN), _DIMS | _SCAN | _FAN),
+    "AstraProjector": Entry(
+        (AstraProjector,),
+        from_astra,
+        lambda op: {name: getattr(op, name) for name in ("proj_geom", "vol_geom", "projector")},
+        {"proj_geom": kinds.SETTINGS, "vol_geom": kinds.SETTINGS, "projector": kinds.TEXT},
+    ),
+    "MbirtorchProjector": _leaf(
+        MbirtorchProjector,
+        lambda op: {name: getattr(op, name) for name in ("geometry", "options", "compile_mode")},
+        {"geometry": kinds.SETTINGS, "options": kinds.SETTINGS, "compile_mode": kinds.choice("auto", "off")},
+    ),
     "GaussianBlur": _leaf(
         GaussianBlur,
         _blur,

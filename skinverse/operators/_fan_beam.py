@@ -8,15 +8,15 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from skinverse.operators import _geometry
 from skinverse.operators._geometry import FanScan
-from skinverse.operators._lowering import register
-from skinverse.operators._scanner import ScanOperator, lowered
+from skinverse.operators._scanner import ScanOperator
 
 
 class FanBeam(ScanOperator):
     """Line integrals along the rays of a fan: the operator that :func:`fan_beam` makes and documents."""
 
-    def __init__(self, scan: FanScan, dtype: DTypeLike) -> None:
-        super().__init__(scan, dtype)
+    def __init__(self, scan: FanScan, offset: ArrayLike, dtype: DTypeLike) -> None:
+        _check(scan)
+        super().__init__(scan, offset, dtype)
         self._scan = scan
 
     @property
@@ -33,9 +33,6 @@ class FanBeam(ScanOperator):
     def curved(self) -> bool:
         """Whether the detector is an arc about the source."""
         return self._scan.curved
-
-
-register(FanBeam)(lowered)
 
 
 def fan_beam(
@@ -113,7 +110,8 @@ def fan_beam(
     to the one through the axis, and is the line
     :math:`u \cos(\theta - \gamma_d) + v \sin(\theta - \gamma_d) = R \sin\gamma_d`.
 
-    **Weights and memory** are those of :func:`parallel_beam`.
+    **Weights and memory** are those of :func:`parallel_beam`, and so is the family, whose parameters are the
+    two distances in addition; the spacing of the elements does not change with them.
 
     Examples
     --------
@@ -128,42 +126,28 @@ def fan_beam(
     """
     size, views = _geometry.height_and_width(dims), _geometry.radians(angles)
     pixel = _geometry.length(pixel_size, "pixel_size")
-    source = _outside(_geometry.length(source_distance, "source_distance"), size, pixel)
-    detector = _not_negative(detector_distance)
-    magnified = pixel * (source + detector) / source
-    scan = FanScan(
-        size,
-        views,
-        _geometry.positive_int(n_detectors, "n_detectors"),
-        _geometry.per_view(offset, len(views)),
-        magnified if spacing is None else _geometry.length(spacing, "spacing"),
-        pixel,
-        source,
-        detector,
-        bool(curved),
-    )
-    _check_half_circle(scan)
-    return FanBeam(scan, dtype)
+    source, detector = float(source_distance), float(detector_distance)
+    offsets = _geometry.offsets(offset, len(views))
+    n = _geometry.positive_int(n_detectors, "n_detectors")
+    if spacing is None:
+        spacing = pixel * (source + detector) / _geometry.length(source, "source_distance")
+    element = _geometry.length(spacing, "spacing")
+    scan = FanScan(size, views, n, offsets + 0 * views, element, pixel, source, detector, bool(curved))
+    return FanBeam(scan, offsets, dtype)
 
 
-def _outside(source_distance: float, dims: tuple[int, int], pixel_size: float) -> float:
-    """The distance of a source that does not enter the image, whose ray then leaves it in one piece."""
-    radius = math.hypot(*dims) / 2 * pixel_size
-    if source_distance <= radius:
+def _check(scan: FanScan) -> None:
+    """Refuse distances with which rays enter the image from within, or miss it."""
+    radius = math.hypot(*scan.dims) / 2 * scan.pixel_size
+    if not radius < scan.source_distance < math.inf:
         raise ValueError(
             f"source_distance: expected more than half the diagonal of the image, {radius:g}, "
-            f"or the source would be inside the object, got {source_distance:g}"
+            f"or the source would be inside the object, got {scan.source_distance:g}"
         )
-    return source_distance
-
-
-def _not_negative(detector_distance: float) -> float:
-    if not (math.isfinite(detector_distance) and detector_distance >= 0):
-        raise ValueError(f"detector_distance: expected a length of zero or more, got {detector_distance!r}")
-    return float(detector_distance)
-
-
-def _check_half_circle(scan: FanScan) -> None:
+    if not 0 <= scan.detector_distance < math.inf:
+        raise ValueError(
+            f"detector_distance: expected a length of zero or more, got {scan.detector_distance!r}"
+        )
     widest = (scan.n_detectors / 2 + max(abs(scan.offset))) * scan.spacing
     if scan.curved and widest >= math.pi / 2 * (scan.source_distance + scan.detector_distance):
         raise ValueError(

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from skinverse._arrays import nearest_known
 from skinverse.operators._geometry import Scan
@@ -63,26 +66,33 @@ class FilteredBackProjectionMap(LinearMap):
         height, width = scan.dims
         constants = {
             "response": _response(scan, filter) / scan.axis_spacing,
-            "weights": weights * np.cos(scan.fan_angles),
+            "weights": scan.xp.asarray(weights) * scan.xp.cos(scan.fan_angles),
             "u": (np.arange(width) - (width - 1) / 2) * scan.pixel_size,
             "v": ((height - 1) / 2 - np.arange(height))[:, None] * scan.pixel_size,
         }
-        self._constants = {name: torch.from_numpy(value) for name, value in constants.items()}
-        self._scan, self._frames = scan, scan.frames
+        self._constants = {name: torch.as_tensor(value) for name, value in constants.items()}
+        self._scan, self._fixed = scan, scan.xp is np
+        # Python's numbers, not NumPy's, which would make tensors of double precision.
+        self._views = [v.tolist() if self._fixed else v for v in (scan.frames, scan.offset)]
 
     def _forward(self, x: Tensor) -> Tensor:
         """Filter the data, then sum them over the rays through each pixel."""
         views = torch.nn.functional.pad(self._filter(x * self._constant("weights", x)), (1, 1))
-        if x.device.type == "cpu" and len(self._frames) * math.prod(self.dimsd) > _LARGE:
+        if self._fixed and x.device.type == "cpu" and self.dims[0] * math.prod(self.dimsd) > _LARGE:
             from skinverse.operators._projector import smear  # numba takes a second
 
             return torch.from_numpy(smear(self._scan, views.contiguous().numpy()))
         views = views.permute(1, 2, 0).contiguous()
         image = x.new_zeros(int(np.prod(self.dimsd)), len(x))
         for number, view in enumerate(views):
-            low, fraction, weight = self._interpolation(number, x)
-            image += weight * torch.lerp(view[low], view[low + 1], fraction)
+            # Where there are derivatives, memory holds what they need of one view at a time.
+            image += self._smeared(number, view) if self._fixed else _recomputed(self._smeared, number, view)
         return image.T.reshape(-1, *self.dimsd)
+
+    def _smeared(self, number: int, view: Tensor) -> Tensor:
+        """The part of a view in all pixels."""
+        low, fraction, weight = self._interpolation(number, view)
+        return weight * torch.lerp(view[low], view[low + 1], fraction)
 
     def _adjoint(self, y: Tensor) -> Tensor:
         """Add each pixel to the detectors that it falls on, then filter."""
@@ -105,16 +115,20 @@ class FilteredBackProjectionMap(LinearMap):
         """Positions of the pixels between the detectors, with a zero at both ends, and their weights."""
         n_detectors, scan = self.dims[1], self._scan
         u, v = self._constant("u", like), self._constant("v", like)
-        across, along = (float(a) + float(b) * u + float(c) * v for a, b, c in self._frames[number])
+        frame, offset = (values[number] for values in self._views)
+        across, along = (a + b * u + c * v for a, b, c in frame)
         place = scan.elements * (torch.atan2(across, along) if scan.curved else across / along)
         weight = 1 / (along**2 + across**2 if scan.curved else along**2)
-        position = place.flatten() + ((n_detectors + 1) / 2 + float(self._scan.offset[number]))
+        position = place.flatten() + ((n_detectors + 1) / 2 + offset)
         position = position.clamp(0, n_detectors + 1)
         low = position.floor().clamp(max=n_detectors)
         return low.int(), (position - low)[:, None], weight.flatten()[:, None]
 
 
-def _response(scan: Scan, filter: str) -> NDArray[np.float64]:
+_recomputed = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+
+
+def _response(scan: Scan, filter: str) -> Any:
     """Transfer function of the windowed ramp at unit spacing, padded to at least twice the detector."""
     if filter not in _WINDOWS:
         raise ValueError(f"filter must be one of {', '.join(map(repr, _WINDOWS))}, got {filter!r}")
@@ -123,9 +137,11 @@ def _response(scan: Scan, filter: str) -> NDArray[np.float64]:
     odd = n % 2 == 1
     kernel = np.where(n == 0, 0.25, 0.0)
     kernel[odd] = -1 / (np.pi * n[odd]) ** 2
+    xp = scan.xp
+    kernel, n = xp.asarray(kernel), xp.asarray(np.clip(n, -scan.n_detectors, scan.n_detectors))
     if scan.curved:  # rays at equal angles: the ramp is one of their sines
-        kernel /= np.sinc(np.clip(n, -scan.n_detectors, scan.n_detectors) / scan.elements / np.pi) ** 2
-    return np.fft.rfft(kernel).real * _WINDOWS[filter](np.fft.rfftfreq(padded, 0.5))
+        kernel = kernel / xp.sinc(n / scan.elements / np.pi) ** 2
+    return xp.fft.rfft(kernel).real * xp.asarray(_WINDOWS[filter](np.fft.rfftfreq(padded, 0.5)))
 
 
 class Projections(Formula):
@@ -167,23 +183,27 @@ class Projections(Formula):
 
     def invert(self, y: Tensor, weights: NDArray, filter: str) -> Tensor:
         """Filtered back-projection of the views of which something was measured, the rest interpolated."""
+        views = y.reshape(len(y), *self.dimsd)
         measured = weights.reshape(self.dimsd) > 0
-        there = measured.any(1)
-        if not there.any():
-            return y.new_zeros(len(y), math.prod(self._scan.dims))
-        views = y.reshape(len(y), *measured.shape)
-        if not there.all():
-            views = views[:, torch.from_numpy(np.flatnonzero(there)).to(y.device)]
-        scan = self._scan[np.flatnonzero(there)]
-        views = interpolated(views, measured[there])
-        views, shares, scan = continued(views, ray_weights(scan), scan)
-        inverse = FilteredBackProjectionMap(scan, shares, filter)
-        image = torch.complex(inverse(views.real), inverse(views.imag)) if y.is_complex() else inverse(views)
-        return image.flatten(1)
+        return filtered_back_projection(self._scan, views, measured, filter).flatten(1)
 
     def image_weights(self, measured: NDArray[np.bool_]) -> NDArray:
         """The same for all pixels."""
         return np.full(math.prod(self._scan.dims), float(measured.any()))
+
+
+def filtered_back_projection(scan: Scan, y: Tensor, measured: NDArray[np.bool_], filter: str) -> Tensor:
+    """Images of data (n, n_views, n_detectors), differentiable in the tensors of the scan, if it has any."""
+    there = np.flatnonzero(measured.any(1))
+    if not there.size:
+        return y.new_zeros(len(y), *scan.dims)
+    if there.size < len(measured):
+        y, scan = y[:, torch.from_numpy(there).to(y.device)], scan[there]
+    views = interpolated(y, measured[there])
+    views, shares, scan = continued(views, ray_weights(scan.known), scan)
+    inverse = FilteredBackProjectionMap(scan, shares, filter)
+    apply = inverse if scan.xp is np else inverse._forward
+    return torch.complex(apply(views.real), apply(views.imag)) if y.is_complex() else apply(views)
 
 
 def interpolated(views: Tensor, measured: NDArray[np.bool_]) -> Tensor:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 # Median step between neighbouring views, in radians, above which angles beyond a turn look like degrees.
 _LARGE_STEP = 0.5
@@ -17,7 +20,12 @@ _LARGE_STEP = 0.5
 
 @dataclass(frozen=True, eq=False)
 class Scan(ABC):
-    """Views of an image: all that determines the matrix."""
+    """Views of an image: all that determines the matrix.
+
+    Where derivatives in the geometry are wanted, angles, offset and distances are tensors.
+    """
+
+    distances: ClassVar[tuple[str, ...]] = ()  # names of those that a scan of this kind has
 
     dims: tuple[int, int]
     angles: NDArray[np.float64]
@@ -27,8 +35,9 @@ class Scan(ABC):
     pixel_size: float
 
     def __post_init__(self) -> None:
-        for array in (self.angles, self.offset):
-            array.flags.writeable = False  # the matrix, once built, is that of these numbers
+        if self.xp is np:
+            for array in (self.angles, self.offset):
+                array.flags.writeable = False  # the matrix, once built, is that of these numbers
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -37,6 +46,27 @@ class Scan(ABC):
     def __getitem__(self, views: slice | NDArray[Any]) -> Self:
         """The same scan with some of its views."""
         return replace(self, angles=self.angles[views], offset=self.offset[views])
+
+    def at(self, parameters: Mapping[str, Any]) -> Self:
+        """The scan with these angles and distances, and with one offset or that of every view."""
+        offset = parameters["offset"] + 0 * parameters["angles"]
+        return replace(self, **{**parameters, "offset": offset})
+
+    @property
+    def known(self) -> Self:
+        """The scan in numbers, without derivatives."""
+        if self.xp is np:
+            return self
+        names = ("angles", "offset", *self.distances)
+        tensors = {name: getattr(self, name).detach().cpu().double() for name in names}
+        numbers: Any = {n: v.numpy().copy() if v.ndim else float(v) for n, v in tensors.items()}
+        return replace(self, **numbers)
+
+    @property
+    def xp(self) -> Any:
+        """The library of arrays: NumPy, or torch where derivatives in the geometry are wanted."""
+        angles: Any = self.angles
+        return torch if isinstance(angles, Tensor) else np
 
     @property
     def n_rays(self) -> int:
@@ -51,7 +81,7 @@ class Scan(ABC):
     @property
     def detectors(self) -> NDArray[np.float64]:
         """Positions of the detector elements of every view, as lengths from the axis's own."""
-        centred = np.arange(self.n_detectors) - (self.n_detectors - 1) / 2
+        centred = self.xp.arange(self.n_detectors, dtype=self.xp.float64) - (self.n_detectors - 1) / 2
         return (centred - self.offset[:, None]) * self.spacing
 
     @property
@@ -131,7 +161,7 @@ class ParallelScan(Scan):
     @property
     def fan_angles(self) -> NDArray[np.float64]:
         """Zero."""
-        return np.zeros(self.dimsd)
+        return self.xp.zeros(self.dimsd, dtype=self.xp.float64)
 
     @property
     def elements(self) -> float:
@@ -140,9 +170,10 @@ class ParallelScan(Scan):
     @property
     def frames(self) -> NDArray[np.float64]:
         """All points are at the same distance along the ray."""
-        zeros, ones = np.zeros_like(self.angles), np.ones_like(self.angles)
-        across = [zeros, np.cos(self.angles), np.sin(self.angles)]
-        return np.stack([np.stack(across, 1), np.stack([ones, zeros, zeros], 1)], 1)
+        xp = self.xp
+        zeros, ones = xp.zeros_like(self.angles), xp.ones_like(self.angles)
+        across = [zeros, xp.cos(self.angles), xp.sin(self.angles)]
+        return xp.stack([xp.stack(across, 1), xp.stack([ones, zeros, zeros], 1)], 1)
 
     @property
     def curved(self) -> bool:
@@ -156,6 +187,8 @@ class ParallelScan(Scan):
 @dataclass(frozen=True, eq=False)
 class FanScan(Scan):
     """Rays of a view that leave one source."""
+
+    distances: ClassVar[tuple[str, ...]] = ("source_distance", "detector_distance")
 
     source_distance: float
     detector_distance: float
@@ -176,12 +209,12 @@ class FanScan(Scan):
     def fan_angles(self) -> NDArray[np.float64]:
         """Angle of every ray to the one through the axis, (n_views, n_detectors)."""
         positions = self.detectors / (self.source_distance + self.detector_distance)
-        return positions if self.curved else np.arctan(positions)
+        return positions if self.curved else self.xp.arctan(positions)
 
     def lines(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """A ray at an angle to the central one is parallel to that of another view."""
         fan = self.fan_angles
-        return self.angles[:, None] - fan, self.source_distance * np.sin(fan)
+        return self.angles[:, None] - fan, self.source_distance * self.xp.sin(fan)
 
     @property
     def elements(self) -> float:
@@ -191,10 +224,11 @@ class FanScan(Scan):
     @property
     def frames(self) -> NDArray[np.float64]:
         """Seen from the source, in units of its distance from the axis."""
-        cos, sin = np.cos(self.angles), np.sin(self.angles)
-        zeros, far = np.zeros_like(cos), np.full_like(cos, self.source_distance)
-        across, along = np.stack([zeros, cos, sin], 1), np.stack([far, -sin, cos], 1)
-        return np.stack([across, along], 1) / self.source_distance
+        xp = self.xp
+        cos, sin = xp.cos(self.angles), xp.sin(self.angles)
+        zeros, far = xp.zeros_like(cos), self.source_distance * xp.ones_like(cos)
+        across, along = xp.stack([zeros, cos, sin], 1), xp.stack([far, -sin, cos], 1)
+        return xp.stack([across, along], 1) / self.source_distance
 
 
 # ---------------------------------------------------------------- arguments
@@ -219,14 +253,14 @@ def length(value: float, name: str) -> float:
     return float(value)
 
 
-def per_view(offset: ArrayLike, n_views: int) -> NDArray[np.float64]:
-    """The offsets of all views."""
+def offsets(offset: ArrayLike, n_views: int) -> NDArray[np.float64]:
+    """The offset of all views, or that of every view."""
     values = np.array(offset, dtype=np.float64)
     if values.shape not in ((), (n_views,)):
         raise ValueError(f"offset: expected a number or one for each of {n_views} views, got {values.shape}")
     if not np.isfinite(values).all():
         raise ValueError("offset: expected finite numbers, got NaN or infinity")
-    return np.broadcast_to(values, (n_views,)).copy()
+    return values
 
 
 def covering(dims: tuple[int, int], offset: NDArray[np.float64], pixels_per_element: float) -> int:

@@ -92,6 +92,21 @@ def back_project(image, width, top, bottom, a, b, first, last, data):  # type: i
 
 
 @_compiled
+def slopes(image, width, a, b, first, last, sums):  # type: ignore[no-untyped-def]
+    """Add to the sums of each ray the image at its crossings, its slope there, and that times the row."""
+    pixels = image.reshape(-1)
+    for ray in range(len(a)):
+        for row in range(first[ray], last[ray]):
+            position = a[ray] + b[ray] * row
+            low = np.intp(position)
+            k = _Index(row * width + low)
+            slope = pixels[k + _Index(1)] - pixels[k]
+            sums[ray, 0] += pixels[k] + (position - low) * slope
+            sums[ray, 1] += slope
+            sums[ray, 2] += row * slope
+
+
+@_compiled
 def smear(views, frames, elements, curved, middle, image, top):  # type: ignore[no-untyped-def]
     """Add to the pixels of the rows from the top one on what each view holds where they fall on the detector.
 

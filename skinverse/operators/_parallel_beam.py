@@ -6,15 +6,11 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from skinverse.operators import _geometry
 from skinverse.operators._geometry import ParallelScan
-from skinverse.operators._lowering import register
-from skinverse.operators._scanner import ScanOperator, lowered
+from skinverse.operators._scanner import ScanOperator
 
 
 class ParallelBeam(ScanOperator):
     """Line integrals along parallel rays: the operator that :func:`parallel_beam` makes and documents."""
-
-
-register(ParallelBeam)(lowered)
 
 
 def parallel_beam(
@@ -96,6 +92,12 @@ def parallel_beam(
     torch uses and with the same result for any number of them. The first use of the kernel on a machine
     compiles it, which takes seconds.
 
+    **A family.** ``offset`` and ``angles`` are parameters as those of a :class:`ParametricOperator`: searches
+    know them as ``operator__offset``, ``with_parameters({"offset": 1.5})`` is another scan with the same
+    detector, and :class:`~skinverse.ModelAdaptation` seeks those that it is told to. The derivatives are
+    those of the linear interpolation, which jump where a ray passes through the centre of a pixel; the
+    analytic inverse has them, too, with the share of every ray in the half circle taken for constant.
+
     References
     ----------
     .. [1] Joseph, "An improved algorithm for reprojecting rays through pixel images", IEEE Transactions
@@ -114,8 +116,8 @@ def parallel_beam(
     size, views = _geometry.height_and_width(dims), _geometry.radians(angles)
     pixel = _geometry.length(pixel_size, "pixel_size")
     element = pixel if spacing is None else _geometry.length(spacing, "spacing")
-    offsets = _geometry.per_view(offset, len(views))
+    offsets = _geometry.offsets(offset, len(views))
     if n_detectors is None:
         n_detectors = _geometry.covering(size, offsets, element / pixel)
     n = _geometry.positive_int(n_detectors, "n_detectors")
-    return ParallelBeam(ParallelScan(size, views, n, offsets, element, pixel), dtype)
+    return ParallelBeam(ParallelScan(size, views, n, offsets + 0 * views, element, pixel), offsets, dtype)

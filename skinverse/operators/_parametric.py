@@ -63,6 +63,11 @@ class ParametricOperator(LinearOperator, ABC):
         super().__init__(dtype=np.dtype(dtype), dims=dims, dimsd=dimsd)
 
     @property
+    def unknown(self) -> tuple[str, ...]:
+        """Names of the parameters that are sought where nothing else is said: all, unless overridden."""
+        return tuple(self.parameters)
+
+    @property
     def analytic_inverse(self) -> AnalyticInverse:
         """Kind of the inverse that :meth:`filtered` applies: none, unless a family overrides both."""
         return AnalyticInverse.NONE
@@ -273,7 +278,10 @@ class _OfMember(Formula):
 
 def _as_parameter(value: Any, name: str) -> Tensor:
     """A copy in double precision, of which no derivatives are wanted."""
-    parameter = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach().clone()
+    numbers = (
+        value if isinstance(value, Tensor) else np.array(value)
+    )  # a copy: torch warns of read-only arrays
+    parameter = torch.as_tensor(numbers, dtype=torch.float64, device="cpu").detach().clone()
     if not bool(parameter.isfinite().all()):
         raise ValueError(f"{name}: expected a finite number, got {value!r}")
     return parameter

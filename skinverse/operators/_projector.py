@@ -55,6 +55,24 @@ def back_project(scan: Scan, data: NDArray) -> NDArray:
     return images
 
 
+def slopes(scan: Scan, images: NDArray, data: NDArray) -> NDArray[np.float64]:
+    """Derivatives of ``sum(data * project(images))`` in ``a``, ``b`` and the length of all rays, (3, n_rays).
+
+    They are those of linear interpolation; at a pixel's centre, where that has none, those on its right.
+    """
+    derivatives = np.zeros((3, scan.n_rays))
+    values = data.reshape(len(data), -1)
+    alone = [_Sides.of(image[None]) for image in images]
+    with _threads() as run:
+        for crossings in _crossings(scan):
+            for sides, value in zip(alone, values, strict=True):
+                sums = _slopes(run, crossings, *sides.image(crossings.upright))
+                total, slope, moment = sums.T * value[crossings.rays]
+                along = crossings.length
+                derivatives[:, crossings.rays] += along * slope, along * moment, total
+    return derivatives
+
+
 def smear(scan: Scan, views: NDArray) -> NDArray:
     """Images (n, height, width) of filtered views (n, n_views, n_detectors) with a zero at both ends."""
     height, width = scan.dims
@@ -82,6 +100,18 @@ def _sums(run: _Run, crossings: _Crossings, image: NDArray, width: int) -> NDArr
     def share(start: int) -> None:
         task = slice(start, start + _TASK)
         _kernel.project(image, width, tile, *crossings.lines(task), sums[task])
+
+    run(share, range(0, len(sums), _TASK))
+    return sums
+
+
+def _slopes(run: _Run, crossings: _Crossings, image: NDArray, width: int) -> NDArray[np.float64]:
+    """Sums of one image and of its slopes along each ray, (rays, 3)."""
+    sums = np.zeros((len(crossings.a), 3))
+
+    def share(start: int) -> None:
+        task = slice(start, start + _TASK)
+        _kernel.slopes(image, width, *crossings.lines(task), sums[task])
 
     run(share, range(0, len(sums), _TASK))
     return sums

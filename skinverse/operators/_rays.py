@@ -44,12 +44,13 @@ def rays_of(scan: Scan) -> Rays:
     """All rays of a scan, view by view."""
     height, width = scan.dims
     angle, distance = scan.lines()
-    cos, sin, s = np.cos(angle), np.sin(angle), distance / scan.pixel_size
-    upright = np.abs(sin) < np.abs(cos)
+    xp = scan.xp
+    cos, sin, s = xp.cos(angle), xp.sin(angle), distance / scan.pixel_size
+    upright = xp.abs(sin) < xp.abs(cos)
     down, right = (height - 1) / 2, (width - 1) / 2
-    main = np.where(upright, cos, -sin)
-    b = np.where(upright, sin, -cos) / main
+    main = xp.where(upright, cos, -sin)
+    b = xp.where(upright, sin, -cos) / main
     # u cos + v sin = s with u = j - right and v = down - i, solved for j, or for i.
-    a = s / main + np.where(upright, right - down * b, down - right * b)
-    length = scan.pixel_size / np.abs(main)
-    return Rays(*(np.broadcast_to(v, scan.dimsd).ravel() for v in (upright, a, b, length)))  # type: ignore[arg-type]
+    a = s / main + xp.where(upright, right - down * b, down - right * b)
+    length = scan.pixel_size / xp.abs(main)
+    return Rays(*(xp.broadcast_to(v, scan.dimsd).ravel() for v in (upright, a, b, length)))

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Self
 
 import numpy as np
 import scipy.sparse as sp
 import torch
-from numpy.typing import DTypeLike, NDArray
-from pylops import LinearOperator
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 from torch import Tensor
 
-from skinverse.operators._fbp import Projections
-from skinverse.operators._geometry import Scan
-from skinverse.operators._inverse import Form
+from skinverse.operators import _calibration
+from skinverse.operators._fbp import Projections, filtered_back_projection
+from skinverse.operators._geometry import Scan, offsets
+from skinverse.operators._inverse import AnalyticInverse, Form
 from skinverse.operators._joseph import JosephMatrix
 from skinverse.operators._map import LinearMap
+from skinverse.operators._parametric import Parameters, ParametricOperator
+from skinverse.operators._products import back_projected, on_cpu, projected
 from skinverse.operators._sparse import SparseMap
 
 
-class ScanOperator(LinearOperator):
-    """Line integrals along the rays of a scan."""
+class ScanOperator(ParametricOperator):
+    """Line integrals along the rays of a scan; its parameters are ``offset``, ``angles`` and distances."""
 
-    def __init__(self, scan: Scan, dtype: DTypeLike) -> None:
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """None: a scan is known unless a search names its parameters."""
+        return ()
+
+    def __init__(self, scan: Scan, offset: ArrayLike, dtype: DTypeLike) -> None:
         if np.dtype(dtype) not in (np.float32, np.float64):
             raise ValueError(f"dtype: expected float32 or float64, got {dtype!r}")
         self._rows = JosephMatrix(scan, dtype)
-        super().__init__(dtype=self._rows.dtype, dims=scan.dims, dimsd=scan.dimsd)
+        values = {"offset": offset, "angles": scan.angles}
+        values |= {name: getattr(scan, name) for name in scan.distances}
+        super().__init__(scan.dims, scan.dimsd, values, dtype=self._rows.dtype.name)
 
     @property
     def angles(self) -> NDArray[np.float64]:
@@ -39,9 +49,9 @@ class ScanOperator(LinearOperator):
         return self._rows.scan.n_detectors
 
     @property
-    def offset(self) -> NDArray[np.float64]:
-        """Of every view, where the rotation axis meets the detector, in elements from its centre."""
-        return self._rows.scan.offset
+    def offset(self) -> float | NDArray[np.float64]:
+        """Where the rotation axis meets the detector, in elements from its centre: one or of every view."""
+        return self.get_params()["offset"]
 
     @property
     def spacing(self) -> float:
@@ -53,6 +63,39 @@ class ScanOperator(LinearOperator):
         """Side of a pixel."""
         return self._rows.scan.pixel_size
 
+    # ------------------------------------------------------------------ as a member of a family
+    def with_parameters(self, parameters: Mapping[str, Any]) -> Self:
+        """The scan with another ``offset``, ``angles`` or distances; the elements of the detector stay.
+
+        As in the function that makes the scan, the offset is one number or that of every view.
+        """
+        others = {name: value for name, value in parameters.items() if name != "offset"}
+        values = super().with_parameters(others).get_params()
+        given = parameters.get("offset", values["offset"])
+        offset = offsets(given.numpy() if isinstance(given, Tensor) else given, len(self.angles))
+        return type(self)(self._rows.scan.at(values | {"offset": offset}), offset, self.dtype)
+
+    @property
+    def analytic_inverse(self) -> AnalyticInverse:
+        """Filtered back-projection."""
+        return AnalyticInverse.FILTERED_BACK_PROJECTION
+
+    def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
+        return _calibration.project(self._rows.scan.at(parameters), x)
+
+    def apply_adjoint(self, y: Tensor, parameters: Parameters) -> Tensor:
+        return _calibration.back_project(self._rows.scan.at(parameters), y)
+
+    def filtered(self, y: Tensor, parameters: Parameters, weights: NDArray, filter: str) -> Tensor:
+        """Filtered back-projection; how much every ray counts is taken for constant in the parameters."""
+        scan = self._rows.scan.at(parameters)
+        return filtered_back_projection(scan, y, weights.reshape(self.dimsd) > 0, filter)
+
+    def lowered(self) -> LinearMap:
+        """The torch map of this scan, which is fixed."""
+        return _ScanMap(self._rows)
+
+    # ------------------------------------------------------------------ products
     def matrix(self) -> sp.csr_array:
         """Return the matrix of shape (n_views * n_detectors, height * width), which must not be changed.
 
@@ -75,24 +118,19 @@ class ScanOperator(LinearOperator):
         if self._rows.is_stored:
             return self._rows.whole() @ X
         images = X.T.reshape(-1, *self.dims).astype(np.result_type(X, self.dtype), copy=False)
-        return _projected(self._rows.scan, images).reshape(len(images), -1).T
+        return projected(self._rows.scan, images).reshape(len(images), -1).T
 
     def _rmatmat(self, X: NDArray) -> NDArray:
         if self._rows.is_stored:
             return self._rows.whole().T @ X
         data = X.T.reshape(-1, *self.dimsd).astype(np.result_type(X, self.dtype), copy=False)
-        return _back_projected(self._rows.scan, data).reshape(len(data), -1).T
+        return back_projected(self._rows.scan, data).reshape(len(data), -1).T
 
     def _matvec(self, x: NDArray) -> NDArray:
         return self._matmat(x.reshape(-1, 1)).ravel()
 
     def _rmatvec(self, x: NDArray) -> NDArray:
         return self._rmatmat(x.reshape(-1, 1)).ravel()
-
-
-def lowered(operator: ScanOperator) -> LinearMap:
-    """The torch map of a scan."""
-    return _ScanMap(operator._rows)
 
 
 class _ScanMap(LinearMap):
@@ -105,12 +143,12 @@ class _ScanMap(LinearMap):
     def _forward(self, x: Tensor) -> Tensor:
         if self._rows.is_stored:
             return self._stored()._forward(x)
-        return _on_cpu(_projected, self._rows.scan, x)
+        return on_cpu(projected, self._rows.scan, x)
 
     def _adjoint(self, y: Tensor) -> Tensor:
         if self._rows.is_stored:
             return self._stored()._adjoint(y)
-        return _on_cpu(_back_projected, self._rows.scan, y)
+        return on_cpu(back_projected, self._rows.scan, y)
 
     def _stored(self) -> LinearMap:
         self._parts = self._parts or (SparseMap(self._rows.whole(), self.dims, self.dimsd),)
@@ -129,29 +167,3 @@ class _ScanMap(LinearMap):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_parts": ()}
-
-
-def _on_cpu(product: Any, scan: Scan, batch: Tensor) -> Tensor:
-    """A product of the compiled kernel, which runs on the CPU."""
-    values = batch.detach().resolve_conj().resolve_neg().cpu().numpy()
-    return torch.from_numpy(product(scan, values)).to(batch.device)
-
-
-def _projected(scan: Scan, images: NDArray) -> NDArray:
-    from skinverse.operators._projector import project  # numba takes a second
-
-    return _by_real_parts(project, scan, images)
-
-
-def _back_projected(scan: Scan, data: NDArray) -> NDArray:
-    from skinverse.operators._projector import back_project
-
-    return _by_real_parts(back_project, scan, data)
-
-
-def _by_real_parts(product: Any, scan: Scan, batch: NDArray) -> NDArray:
-    """A product in the precision of the batch; real and imaginary parts are images of their own."""
-    if np.iscomplexobj(batch):
-        real, imaginary = np.split(product(scan, np.concatenate([batch.real, batch.imag])), 2)
-        return real + 1j * imaginary
-    return product(scan, batch.astype(np.result_type(batch, np.float32), copy=False))

@@ -27,9 +27,9 @@ def continued(views: Tensor, weights: NDArray, scan: Scan) -> tuple[Tensor, NDAr
     extend the CT scan field-of-view", Medical Physics 31(9), 2004. Where nothing is measured at an end it
     is continued by zeros.
     """
-    n = scan.n_detectors
-    seen = n / 2 + scan.offset.min(), n / 2 - scan.offset.max()  # elements on either side of the axis
-    before, after = (max(0, math.ceil(scan.reach - end - _ROUNDING)) for end in seen)
+    n, known = scan.n_detectors, scan.known
+    seen = n / 2 + known.offset.min(), n / 2 - known.offset.max()  # elements on either side of the axis
+    before, after = (max(0, math.ceil(known.reach - end - _ROUNDING)) for end in seen)
     wide = replace(scan, n_detectors=n + before + after, offset=scan.offset + (before - after) / 2)
     parts = [_beyond(views.flip(2), before).flip(2), views, _beyond(views, after)]
     return torch.cat(parts, 2), np.pad(weights, ((0, 0), (before, after)), mode="edge"), wide

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial, singledispatch
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import pylops
@@ -14,7 +15,17 @@ import torch
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from torch import Tensor, nn
 
-from skinverse._parameters import Flag, Instance, Null, ParameterError, Real, fitted, parameter
+from skinverse._parameters import (
+    Elements,
+    Flag,
+    Instance,
+    Null,
+    OneOf,
+    ParameterError,
+    Real,
+    fitted,
+    parameter,
+)
 from skinverse.estimators._base import BaseReconstructor
 from skinverse.estimators._declarations import max_steps_parameter, noise_parameter, tol_parameter
 from skinverse.estimators._learned import LearnedReconstructor, batch_size_for
@@ -39,11 +50,12 @@ class ModelAdaptation(BaseReconstructor):
 
     with the number ``m`` of measurements of an image: what the noise explains is not fitted.
 
-    If ``B`` is a :class:`~skinverse.operators.ParametricOperator`, its parameters are sought first, with the
-    weights ``theta_0``. They minimise the risk ``E ||B x - B f(y; theta_0, B)||^2``, which Stein's unbiased
-    estimate tells without the image ``x``, or ``||y - B f(y)||^2`` where the ``noise`` is unknown. Weights
-    and parameters are not sought together, because the weights can explain the data under any operator, and
-    the objective alone prefers operators under which too little of the image is lost.
+    If ``B`` has ``unknown`` parameters, as members of a :class:`~skinverse.operators.ParametricOperator` and
+    scans may, these are sought first, with the weights ``theta_0``. They minimise the risk
+    ``E ||B x - B f(y; theta_0, B)||^2``, which Stein's unbiased estimate tells without the image ``x``, or
+    ``||y - B f(y)||^2`` where the ``noise`` is unknown. Weights and parameters are not sought together,
+    because the weights can explain the data under any operator, and the objective alone prefers operators
+    under which too little of the image is lost.
 
     Raises
     ------
@@ -122,6 +134,14 @@ class ModelAdaptation(BaseReconstructor):
         doc="""
         The operator ``B`` of the data; with the parameters of a parametric one the search begins. None is the
         operator of the estimator.""",
+    )
+    unknown: Sequence[str] | str = parameter(
+        default="auto",
+        allowed=OneOf("auto") | Elements(Instance(str, name="name"), name="names"),
+        doc="""
+        Names of the operator's parameters that are sought, such as ``("offset",)`` of a
+        :func:`~skinverse.operators.parallel_beam`. "auto" is all of a family, such as a blur of unknown
+        width, and none of a scan.""",
     )
     estimator: LearnedReconstructor | None = parameter(
         default=None,
@@ -206,9 +226,9 @@ class ModelAdaptation(BaseReconstructor):
         self.fitted_operator_, self.history_ = self.operator, []
         # In double precision: a line search that sees the rounding of single precision does not end.
         module, y = copy.deepcopy(self._given().module_).to(data.device).double(), double(data)
-        family = family_of(self.operator_)
-        if family is not None:
-            self.operator_, solution, values = self._find_member(family, module, y)
+        unknown = self._sought()
+        if unknown:
+            self.operator_, solution, values = self._find_member(self.operator_, unknown, module, y)
             self._note("operator", solution, values)
         solution, values = self._adapt(module, y)
         self._note("weights", solution, values)
@@ -216,12 +236,12 @@ class ModelAdaptation(BaseReconstructor):
         self.estimator_._describe()
 
     def _find_member(
-        self, family: ParametricOperator, module: nn.Module, data: Tensor
+        self, family: ParametricOperator, names: Sequence[str], module: nn.Module, data: Tensor
     ) -> tuple[ParametricOperator, Solution, list[float]]:
         """The member of the family that predicts the data best, with the weights as they are."""
-        unknown = {name: v.to(data.device).clone().requires_grad_() for name, v in family.parameters.items()}
+        unknown = {name: family.parameters[name].to(data.device).clone().requires_grad_() for name in names}
         method, noise_std = self._with(module, family), self._noise_std(data)
-        risks = self._risks(family.at(unknown), method, data, noise_std, self._unit())
+        risks = self._risks(family.at(family.parameters | unknown), method, data, noise_std, self._unit())
         solution, values = self._minimise(Objective(risks, len(data), list(unknown.values())))
         member = family.with_parameters({name: value.detach() for name, value in unknown.items()})
         return member, solution, values
@@ -320,11 +340,24 @@ class ModelAdaptation(BaseReconstructor):
             raise ValueError(
                 "operator: expected the operator of the data, got None, and the estimator has none"
             )
-        if family_of(self.operator_) is None and contains_family(self.operator_):
+        if self.unknown == "auto" and not unknown_of(self.operator_) and contains_unknown(self.operator_):
             raise ValueError(
                 "operator: its parameters would not be searched, since it is composed of a family and other "
                 "operators: expected a family by itself, or an operator without one"
             )
+
+    def _sought(self) -> Sequence[str]:
+        """Names of the operator's parameters that are not known."""
+        if self.unknown == "auto":
+            return unknown_of(self.operator_)
+        known = getattr(self.operator_, "parameters", {})
+        for name in self.unknown:
+            if name not in known:
+                expected = ", ".join(known) or "none"
+                raise ParameterError(
+                    f"unknown: expected parameters of the operator, {expected}, got {name!r}"
+                )
+        return self.unknown
 
     def _with(self, module: nn.Module, operator: pylops.LinearOperator) -> LearnedReconstructor:
         """The estimator with other weights and another operator; the given one keeps its own."""
@@ -366,23 +399,17 @@ def prediction(A: LinearMap, method: LearnedReconstructor, y: Tensor) -> Predict
     return lambda: A(images(*known))
 
 
-@singledispatch
-def family_of(operator: Any) -> ParametricOperator | None:
-    """The family that an operator is a member of, if it has unknown parameters."""
-    return None
+def unknown_of(operator: pylops.LinearOperator) -> tuple[str, ...]:
+    """Names of the parameters of an operator that are sought where nothing is said."""
+    return getattr(operator, "unknown", ())
 
 
-@family_of.register
-def _(operator: ParametricOperator) -> ParametricOperator | None:
-    return operator
-
-
-def contains_family(operator: pylops.LinearOperator) -> bool:
-    """Whether an operator is a member of a family or composed of one."""
+def contains_unknown(operator: pylops.LinearOperator) -> bool:
+    """Whether an operator is composed of one with unknown parameters."""
     waiting, seen = [operator], set()
     while waiting:
         one = waiting.pop()
-        if family_of(one) is not None:
+        if unknown_of(one):
             return True
         seen.add(id(one))
         held = [m for v in vars(one).values() for m in (v if isinstance(v, (tuple, list)) else [v])]

@@ -35,6 +35,7 @@ from skinverse.estimators.adaptation.model_adaptation import prediction
 from skinverse.estimators.adaptation.objective import Objective, misfit, stein_risk
 from skinverse.networks import GradientStepCNN
 from skinverse.operators import DetectorOffset, GaussianBlur, as_torch, gaussian_blur, parallel_beam
+from skinverse.preprocessing import find_rotation_axis
 
 # Most tests look at a few steps only.
 pytestmark = [
@@ -271,6 +272,39 @@ def test_the_offset_of_the_detector_is_found_from_zero(wrong: float) -> None:
     model = ModelAdaptation(DetectorOffset(views), estimator=trained, mu=np.inf, noise=0.05)
     model.fit(Y_meas=data)
     assert float(model.operator_.parameters["shift"]) == pytest.approx(2 * wrong, abs=0.1)
+
+
+def test_the_offset_of_a_scan_is_found_where_opposite_views_see_it() -> None:
+    images, turn = make_ellipses(24, 32, random_state=0), np.arange(24) * np.pi / 12
+    centred = parallel_beam((32, 32), turn, 51)
+    trained = PostProcessor(centred, patch_size=None, network="dncnn", trainer=BRIEF)
+    trained.fit(images, measured(images, centred))
+    data = measured(images[:2], centred.with_parameters({"offset": -1.4}), 0.05)
+    model = ModelAdaptation(centred, unknown=("offset",), estimator=trained, mu=np.inf, noise=0.05)
+    found = model.fit(Y_meas=data).operator_
+    assert found.offset == pytest.approx(-1.4, abs=0.1)
+    assert found.offset == pytest.approx(find_rotation_axis(data, turn), abs=0.1)
+    assert_array_equal(found.angles, turn)
+
+
+def test_a_scan_is_known_unless_its_parameters_are_named() -> None:
+    scan = parallel_beam((12, 12), np.arange(6) * np.pi / 6, 17)
+    trained = PostProcessor(scan, patch_size=None, network="dncnn", trainer=BRIEF)
+    trained.fit(IMAGES, measured(IMAGES, scan))
+    data, model = measured(IMAGES[:2], scan), ModelAdaptation(estimator=trained, max_steps=1)
+    for known in (scan, 2.0 * scan):
+        model.set_params(operator=known).fit(Y_meas=data)
+        assert {entry["phase"] for entry in model.history_} == {"weights"}
+    for operator, names in ((scan, "offset, angles"), (2.0 * scan, "none")):
+        with pytest.raises(ValueError, match=f"unknown: expected parameters of the operator, {names}, got"):
+            model.set_params(operator=operator, unknown=["shift"]).fit(Y_meas=data)
+
+
+def test_a_blur_may_be_taken_for_known(fitted: Any) -> None:
+    family = GaussianBlur((SIZE, SIZE), NEW)
+    method = fitted["gradient descent"]
+    model = ModelAdaptation(family, unknown=(), estimator=method, max_steps=1).fit(Y_meas=ELSEWHERE)
+    assert model.operator_ is family
 
 
 def test_a_larger_weight_keeps_closer(fitted: Any) -> None:
