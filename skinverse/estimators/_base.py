@@ -437,7 +437,8 @@ class BaseReconstructor(Parametrized, ABC):
             given, self.noise = self.noise, noise
             self._learn_from(own, images, data)
             self.noise = given
-        self.operator_ = operator
+        if own is not operator:  # which a method may also have found itself
+            self.operator_ = operator
 
     def _measurements(self, rows: Rows, A: LinearMap, numbers: NDArray[np.intp]) -> Rows:
         """Finite measurements of the operator's shape, zero where it measures nothing."""

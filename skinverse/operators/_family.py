@@ -13,7 +13,6 @@ from skinverse.operators import _arguments as kinds
 from skinverse.operators._entries import ENTRIES, NAMES
 from skinverse.operators._recipes import rebuilt
 
-_SCAN = ("angles", "offset", "spacing", "pixel_size")
 # Arguments that may differ from one image to another, of operators that are no families: what an instrument
 # did, and neither sizes and types nor conventions.
 _PARAMETERS = {
@@ -27,8 +26,6 @@ _PARAMETERS = {
     "ConvolveND": ("h",),
     "Convolution": ("psf",),
     "GaussianConvolution": ("sigma",),
-    "ParallelBeam": _SCAN,
-    "FanBeam": (*_SCAN, "source_distance", "detector_distance"),
     "CT2D": ("thetas",),
     "scaled": ("alpha",),
 }
