@@ -139,11 +139,22 @@ class Measurements:
         names = ", ".join(["data", *self.parameters])
         return f"<{type(self).__name__}: {names} of {len(self)} images>"
 
-    # ------------------------------------------------------------------ for estimators
     def of_data(self, data: Any) -> Self:
-        """The same parameters with the data in another layout."""
+        """The same parameters with other data, such as corrected ones.
+
+        Parameters
+        ----------
+        data : array-like, Tensor or list of shape (n_samples, ...)
+            The new data.
+
+        Returns
+        -------
+        Measurements
+            New measurements; these are unchanged.
+        """
         return type(self)(data, **self.parameters)
 
+    # ------------------------------------------------------------------ for estimators
     def parts(self, n_values: int | None) -> Iterator[tuple[NDArray[np.intp], Self]]:
         """Indices and measurements of one size in memory, about so many numbers of them, or all there are."""
         if self.n_sizes > 1:

@@ -542,11 +542,14 @@ class BaseReconstructor(Parametrized, ABC):
         """Write images where they belong, a few at a time."""
         if measured.n_sizes > 1:
             raise ValueError("out: expected measurements of one size, got a list of several")
-        reports = []
-        for index, solution in self._in_parts(measured, reconstruct, n_values=_CHUNK["cpu"]):
-            self._write(solution.x, out, index, len(measured))
-            reports.append(without_images(solution))
-        return Solution.concatenate(reports)
+
+        def reports() -> Iterator[tuple[NDArray[np.intp], Solution]]:
+            for index, solution in self._in_parts(measured, reconstruct, n_values=_CHUNK["cpu"]):
+                self._write(solution.x, out, index, len(measured))
+                yield index, without_images(solution)
+
+        # Gathered where there is room for all: what is kept between large blocks lets the heap grow by them.
+        return Solution.gather(len(measured), reports(), torch.device("cpu"))
 
     def _write(self, x: Tensor, out: Any, index: NDArray[np.intp], n: int) -> None:
         """Write some of ``n`` images; of several processes one does."""

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from skinverse._arrays import nearest_known
+from skinverse._measurements import Measurements
 from skinverse._parameters import Null, Real
 from skinverse.preprocessing._checks import allowed, finite, real
 
@@ -18,23 +19,8 @@ Array = NDArray[Any]
 _AT_ONCE = 2**20
 
 
-class LineIntegrals(NamedTuple):
-    """Line integrals of the attenuation, and how well they are known.
-
-    Parameters
-    ----------
-    data : ndarray
-        Line integrals, finite everywhere.
-    weights : ndarray of the same shape
-        One by the variance of each line integral; zero where nothing was measured.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from skinverse.preprocessing import LineIntegrals
-    >>> LineIntegrals(np.zeros((1, 2)), np.full((1, 2), 100.0)).weights ** -0.5
-    array([[0.1, 0.1]])
-    """
+class _Pair(NamedTuple):
+    """Line integrals, and one by the variance of each."""
 
     data: Array
     weights: Array
@@ -47,7 +33,7 @@ def minus_log(
     *,
     gain: float = 1.0,
     saturation: float | None = None,
-) -> LineIntegrals:
+) -> Measurements:
     r"""Line integrals of the attenuation from counts, and the weights of their noise.
 
     Counts that are not above the dark level have no logarithm, and saturated ones, or those of detector
@@ -71,9 +57,10 @@ def minus_log(
 
     Returns
     -------
-    LineIntegrals
-        Named tuple ``data, weights``, of the shape of ``projections``; in double precision if one of the
-        arrays holds numbers that single precision cannot, else in single precision.
+    Measurements
+        ``data`` and the parameter ``weights``, both of shape (n_rows, n_angles, n_detectors): each row of the
+        detector sees a slice, and projections without rows are those of one. In double precision if one of
+        the arrays holds numbers that single precision cannot, else in single precision.
 
     Raises
     ------
@@ -87,7 +74,7 @@ def minus_log(
 
     See Also
     --------
-    skinverse.noise.Gaussian : The noise, ``Gaussian(1.0, weights=weights)`` of one row of the detector.
+    skinverse.noise.Gaussian : The noise. With ``Gaussian(1.0)`` in a method the weights are one by variances.
     skinverse.noise.Poisson : The noise of the counts themselves, where they are few.
 
     Notes
@@ -115,29 +102,30 @@ def minus_log(
     >>> import numpy as np
     >>> from skinverse.preprocessing import minus_log
     >>> counts = np.array([[110.0, 60.0, 210.0]])
-    >>> data, weights = minus_log(counts, flats=np.full(3, 210.0), darks=10.0)
-    >>> data.round(2)
-    array([[0.69, 1.39, 0.  ]])
-    >>> weights
-    array([[100.,  50., 200.]])
+    >>> Y_meas = minus_log(counts, flats=np.full(3, 210.0), darks=10.0)
+    >>> Y_meas.data.round(2)
+    array([[[0.69, 1.39, 0.  ]]])
+    >>> Y_meas.parameters["weights"]
+    array([[[100.,  50., 200.]]])
     """
     allowed(gain, "gain", Real(gt=0))
     allowed(saturation, "saturation", Real() | Null())
     # What is read from a file when it is asked for has a dtype, too.
     on_demand = isinstance(getattr(projections, "dtype", None), np.dtype)
     counts: Any = projections if on_demand else np.asarray(projections)
-    if len(counts.shape) < 2 or 0 in counts.shape:
+    if len(counts.shape) not in (2, 3) or 0 in counts.shape:
         raise ValueError(
-            f"projections: expected the shape (n_angles, ..., n_detectors), got {tuple(counts.shape)}"
+            "projections: expected the shape (n_angles, n_detectors) or (n_angles, n_rows, n_detectors), got "
+            f"{tuple(counts.shape)}"
         )
     flat, dark = (_mean(frames, counts.shape, name) for frames, name in ((flats, "flats"), (darks, "darks")))
     dtype = np.result_type(counts.dtype, flat, dark, np.float32)
-    result = LineIntegrals(np.empty(counts.shape, dtype), np.empty(counts.shape, dtype))
+    result = _Pair(np.empty(counts.shape, dtype), np.empty(counts.shape, dtype))
     size = max(1, _AT_ONCE // int(np.prod(counts.shape[1:])))
     n_bad = np.zeros(3, int)
     for start in range(0, len(counts), size):
         part = slice(start, start + size)
-        part_of_result = LineIntegrals(result.data[part], result.weights[part])
+        part_of_result = _Pair(result.data[part], result.weights[part])
         n_bad += _convert(real(counts[part], "projections"), flat, dark, saturation, part_of_result)
     np.divide(result.weights, gain, out=result.weights)
     if n_bad.any():
@@ -148,7 +136,13 @@ def minus_log(
             UserWarning,
             stacklevel=2,
         )
-    return result
+    data, weights = (_rows_first(values) for values in result)
+    return Measurements(data, weights=weights)
+
+
+def _rows_first(values: Array) -> Array:
+    """What each row of the detector sees."""
+    return values[None] if values.ndim == 2 else values.swapaxes(0, 1)
 
 
 def _mean(frames: ArrayLike, shape: tuple[int, ...], name: str) -> Array | float:
@@ -171,7 +165,7 @@ def _convert(
     flat: Array | float,
     dark: Array | float,
     saturation: float | None,
-    result: LineIntegrals,
+    result: _Pair,
 ) -> Array:
     """Write data and weights of a few angles; how many counts are too low, saturated, or of dead elements."""
     top = np.inf if saturation is None else saturation

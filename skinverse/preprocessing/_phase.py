@@ -27,8 +27,9 @@ def retrieve_phase(
     Parameters
     ----------
     data : array-like of shape (..., n_rows, n_detectors)
-        Line integrals of projections, as :func:`minus_log` gives them, of shape (n_angles, n_rows,
-        n_detectors); fringes go over rows of the detector, so that neighbouring rows have to be there.
+        Line integrals of projections, (n_angles, n_rows, n_detectors): those of :func:`minus_log` are
+        ``Y_meas.data.swapaxes(0, 1)``. Fringes go over rows of the detector, so that neighbouring rows have
+        to be there.
     distance : float >= 0
         From sample to detector, in metres. In a cone beam it is divided by the magnification.
     energy : float > 0

@@ -23,9 +23,19 @@ def scan():
     return integrals, beam, dark, beam * np.exp(-integrals) + dark
 
 
+def both(measured):
+    """Data and weights in the layout of projections."""
+    return measured.data.swapaxes(0, 1), measured.parameters["weights"].swapaxes(0, 1)
+
+
+def of_one_row(measured):
+    """Data and weights of a detector without rows."""
+    return measured.data[0], measured.parameters["weights"][0]
+
+
 def test_line_integrals_and_weights_are_those_of_the_formula() -> None:
     integrals, beam, dark, counts = scan()
-    data, weights = minus_log(counts, beam + dark, dark, gain=2.0)
+    data, weights = both(minus_log(counts, beam + dark, dark, gain=2.0))
     assert_allclose(data, integrals, rtol=1e-12)
     assert_allclose(weights, beam * np.exp(-integrals) / 2.0, rtol=1e-12)
 
@@ -33,13 +43,13 @@ def test_line_integrals_and_weights_are_those_of_the_formula() -> None:
 def test_frames_are_averaged_and_a_dark_level_may_be_a_number() -> None:
     integrals, beam, _, _ = scan()
     counts, frames = beam * np.exp(-integrals) + 10, beam + 10 + np.array([-20, 5, 15])[:, None, None]
-    assert_allclose(minus_log(counts, frames, 10.0).data, integrals, rtol=1e-12)
-    assert_allclose(minus_log(counts[:, 0], frames[:, 0], 10.0).data, integrals[:, 0], rtol=1e-12)
+    assert_allclose(minus_log(counts, frames, 10.0).data, integrals.swapaxes(0, 1), rtol=1e-12)
+    assert_allclose(minus_log(counts[:, 0], frames[:, 0], 10.0).data, integrals[None, :, 0], rtol=1e-12)
 
 
 def test_weights_are_one_by_the_variance() -> None:
     photons, gain = RNG.poisson(200.0, (400, 100)), 3.0
-    data, weights = minus_log(gain * photons + 50.0, 1000.0, 50.0, gain=gain)
+    data, weights = of_one_row(minus_log(gain * photons + 50.0, 1000.0, 50.0, gain=gain))
     assert (data.var() * weights.mean()) == pytest.approx(1.0, abs=0.03)
 
 
@@ -48,7 +58,7 @@ def test_counts_that_are_not_above_the_dark_level_are_reported(bad: float) -> No
     counts = 10 + 100 * np.exp(-np.linspace(0, 1, 20)) * np.ones((4, 1))
     counts[1, 4:7], counts[2, :2], counts[3] = bad, bad, bad
     with pytest.warns(UserWarning, match="^projections: 25 of 80 .* weight 0: 25 not above .* 0 sat.* 0 of"):
-        data, weights = minus_log(counts, np.full(20, 110.0), 10.0)
+        data, weights = of_one_row(minus_log(counts, np.full(20, 110.0), 10.0))
     assert_array_equal(weights == 0, ~(counts > 10))
     line = np.linspace(0, 1, 20)  # between the neighbours, and the nearest one at the end
     assert_allclose(data, np.stack([line, line, np.maximum(line, line[2]), np.zeros(20)]), atol=1e-12)
@@ -58,7 +68,7 @@ def test_saturated_counts_and_dead_elements_are_reported() -> None:
     counts, flat = np.full((3, 10), 60.0), np.full(10, 110.0)
     counts[0, 2], counts[1, 3], flat[7], flat[8] = 255.0, 400.0, 10.0, 255.0
     with pytest.warns(UserWarning, match="8 of 30 .* 0 not above the dark level, 2 saturated, 6 of elements"):
-        data, weights = minus_log(counts, flat, 10.0, saturation=255.0)
+        data, weights = of_one_row(minus_log(counts, flat, 10.0, saturation=255.0))
     assert_allclose(data, np.log(2.0))
     assert (weights == 0).sum() == 8
 
@@ -81,14 +91,15 @@ def test_only_what_is_wrong_is_reported() -> None:
 )
 def test_precision_is_that_of_the_counts(counts: type, frames: type, expected: type) -> None:
     found = minus_log(np.full((3, 10), 60, counts), np.full(10, 110, frames), 10.0)
-    assert found.data.dtype == found.weights.dtype == expected
+    assert found.data.dtype == found.parameters["weights"].dtype == expected
 
 
 def test_files_are_read_a_few_angles_at_a_time(tmp_path: Path) -> None:
     integrals, beam, dark, counts = scan()
     with h5py.File(tmp_path / "scan.h5", "w") as file:
         file["data"] = counts
-        assert_allclose(minus_log(file["data"], beam + dark, dark).data, integrals, rtol=1e-12)
+        data, _ = both(minus_log(file["data"], beam + dark, dark))
+        assert_allclose(data, integrals, rtol=1e-12)
     many = np.broadcast_to(np.full((1, 1, 2**18), 60, np.uint16), (9, 1, 2**18))  # more than one part
     assert_allclose(minus_log(many, 110.0, 10.0).data, np.log(2.0), rtol=1e-6)
 
