@@ -65,7 +65,7 @@ MAY_IMPORT = {
 }
 
 # A family of estimators knows itself, these five files, and the rooms.
-BASE_FILES = {"_base", "_declarations", "_learned", "_regressor", "_units", "_validation"}
+BASE_FILES = {"_base", "_declarations", "_learned", "_problems", "_regressor", "_units", "_validation"}
 
 # Third parties that few modules know.
 ONLY_IN = {

@@ -26,6 +26,7 @@ from skinverse._differences import negative_laplacian
 from skinverse._parameters import Integer, Real, fitted, parameter
 from skinverse.estimators import BaseReconstructor, LearnedReconstructor
 from skinverse.estimators._declarations import noise_parameter
+from skinverse.estimators._problems import Problems
 from skinverse.functionals import LeastSquares, SquaredNorm
 from skinverse.noise import Gaussian
 from skinverse.operators import LinearMap
@@ -68,7 +69,9 @@ class LearnedGain(LearnedReconstructor):
     def _make_module(self) -> nn.Module:
         return Gain()
 
-    def _phases(self, module: Any, A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Phase]:
+    def _phases(self, module: Any, problems: Problems, images: Tensor, data: Tensor) -> Iterator[Phase]:
+        A = problems.A
+
         def loss(module: Any, x: Tensor, z: Tensor) -> Tensor:
             return (module(z) - x).abs().square().flatten(1).mean(1)
 
@@ -483,9 +486,9 @@ class FlatOnly(Descent):
             raise ValueError("images have two axes")
         return super()._reconstruct(A, data)
 
-    def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
-        if A is not None and data is not None:
-            self._reconstruct(A, data)
+    def _fit(self, problems: Problems | None, images: Tensor | None, data: Tensor | None) -> None:
+        if problems is not None and data is not None:
+            self._reconstruct(problems.A, data)
 
 
 @breaks("colour", "channel_axis=-1 in place of 0 changes")

@@ -52,6 +52,7 @@ from skinverse._parameters import (
 )
 from skinverse._rows import columns, in_memory, is_stored, n_rows, take
 from skinverse._tensors import are_finite, reuse_freed_memory, spatial_axes
+from skinverse.estimators._problems import Problem, Problems
 from skinverse.estimators._regressor import ReconstructionRegressor
 from skinverse.estimators._validation import (
     FEW,
@@ -59,7 +60,6 @@ from skinverse.estimators._validation import (
     assigned,
     check_channel_axis,
     check_dims,
-    check_not_swapped,
     check_operator,
     check_spacing,
     information,
@@ -318,7 +318,9 @@ class BaseReconstructor(Parametrized, ABC):
         persistence.save(self, path)
 
     # ------------------------------------------------------------------ hooks
-    def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:  # noqa: B027
+    def _fit(  # noqa: B027
+        self, problems: Problems | None, images: Tensor | None, data: Tensor | None
+    ) -> None:
         """Learn or prepare; by default there is nothing to do."""
 
     @abstractmethod
@@ -365,13 +367,13 @@ class BaseReconstructor(Parametrized, ABC):
         images = self._images_of(operator, images)
         self._check_pairs(images, rows)
         if measured is None or rows is None or operator is None:
-            self._learn_from(operator, images, None if rows is None else to_batch(rows, device))
+            self._learn_from_images(operator, images)
             return
         problems = list(self._problems(operator, measured, rows, np.arange(len(rows))))
         for problem in problems:
             self._check_learned_from(problem.rows)
         if "Y_meas" not in self._needs and (len(problems) > 1 or missing(problems[0].rows) is not None):
-            self._learn_from(operator, images, None)
+            self._learn_from_images(operator, images)
         else:
             self._learn_from_measured(operator, images, problems, device)
 
@@ -393,7 +395,11 @@ class BaseReconstructor(Parametrized, ABC):
         data: Any = StoredBatch(source, "Y_meas", read)
         self._check_pairs(images, data)
         warn_of_doubts(A, data[:FEW])
-        self._learn_from(operator, images, data if "Y_meas" in self._needs else None)
+        if "Y_meas" in self._needs:
+            problem = Problem(operator, self.noise, A)
+            self._learn_from(operator, Problems.one(problem, data), images, data)
+        else:
+            self._learn_from_images(operator, images)
 
     def _images_of(self, operator: Any, images: Any) -> Any:
         """The images in the shape of the operator, which is checked; the identity of unknown size is None."""
@@ -404,41 +410,54 @@ class BaseReconstructor(Parametrized, ABC):
         self._noise_model.check_shape(tuple(operator.dimsd), "noise__")
         return None if images is None else per_sample(images, operator.dims, "X_true", "operator.dims")
 
-    def _learn_from(
-        self, operator: pylops.LinearOperator | None, images: Tensor | None, data: Tensor | None
-    ) -> None:
-        """Learn from complete measurements, or without them."""
-        A = None if operator is None else as_torch(operator)
-        self.operator_ = operator
-        if A is not None and images is not None and data is not None and self._paired:
-            check_not_swapped(A, images, data)
-        self._fit(A, images, data)
+    def _learn_from_images(self, operator: pylops.LinearOperator | None, images: Tensor | None) -> None:
+        """Learn without measurements."""
+        self.operator_, problems = operator, None
+        if operator is not None:
+            problems = Problems.one(Problem(operator, self.noise, as_torch(operator)), images)
+        self._fit(problems, images, None)
 
     def _learn_from_measured(
-        self, operator: Any, images: Tensor | None, problems: list[_Problem], device: torch.device
+        self, operator: Any, images: Tensor | None, found: list[_Problem], device: torch.device
     ) -> None:
-        """Learn from the same part of the measurements of every image, and of their operator."""
-        if len(problems) > 1:
-            raise ValueError(
-                f"Y_meas: {type(self).__name__}.fit learns from measurements of one operator, got parameters "
-                "that differ from one image to another"
-            )
-        (problem,) = problems
-        own, noise = problem.operator, problem.method.noise
-        data = to_batch(problem.rows, device).reshape(-1, *problem.A.dimsd)
-        masks = missing(problem.rows)
-        if masks is not None:
-            kept = _common(masks, type(self).__name__)
-            noise = problem.method._noise_model.restricted(kept)
-            own, data = _rows_of(own, kept), data.flatten(1)[:, kept]
-        if noise is self.noise:
-            self._learn_from(own, images, data)
+        """Learn from what is measured of each image, with what all of them have in common in place."""
+        problems, data = _together(found, device)
+        common = problems.distinct[0]
+        if problems.several:
+            for problem in found:
+                problem.method._check_measured(problem.rows, problem.A)
+            self._learn_from(operator, problems, images, data)
+        elif common.noise is self.noise:
+            self._learn_from(common.operator, problems, images, data)
         else:
-            given, self.noise = self.noise, noise
-            self._learn_from(own, images, data)
+            given, self.noise = self.noise, common.noise
+            self._learn_from(common.operator, problems, images, data)
             self.noise = given
         if own is not operator:  # which a method may also have found itself
             self.operator_ = operator
+
+    def _learn_from(
+        self, operator: pylops.LinearOperator, problems: Problems, images: Tensor | None, data: Tensor
+    ) -> None:
+        """Learn from measurements, each under its own operator and noise."""
+        self.operator_ = operator
+        if images is not None and self._paired:
+            problems.check_not_swapped(images, data)
+        self._fit(problems, images, data)
+
+    def _learn_beside(
+        self, operator: pylops.LinearOperator, problems: Problems, images: Tensor, data: Tensor
+    ) -> None:
+        """Learn, as a part of another method, from the pairs of that one."""
+        self.check_parameters()
+        self._check_images(tuple(operator.dims))
+        whole = self._noise_model
+        whole.check_shape(tuple(operator.dimsd), "noise__")
+        if "Y_meas" not in self._needs:
+            self._learn_from_images(operator, images)
+            return
+        own = problems.under(lambda p: self.noise if p.kept is None else whole.restricted(p.kept))
+        self._learn_from(operator, own, images, data)
 
     def _measurements(self, rows: Rows, A: LinearMap, numbers: NDArray[np.intp]) -> Rows:
         """Finite measurements of the operator's shape, zero where it measures nothing."""
@@ -803,17 +822,29 @@ def _rows_of(operator: Any, kept: NDArray[np.intp]) -> pylops.LinearOperator:
     return pylops.Restriction(operator.shape[0], kept, dtype=dtype) @ operator
 
 
-def _common(masks: NDArray[np.bool_], name: str) -> NDArray[np.intp]:
-    """Indices of the values that are measured of every image.
+def _together(found: list[_Problem], device: torch.device) -> tuple[Problems, Tensor]:
+    """The problems to learn from, and the data of all images: on the grid, if problems differ in masks."""
+    parts = [(p, index, kept, B) for p in found for index, kept, B in _measured_alike(p.A, p.rows)]
+    if len(parts) == 1:
+        return _alone(found[0], parts[0][2], device)
+    n, distinct, whole = sum(len(p.members) for p in found), [], torch.empty(0)
+    which = torch.empty(n, dtype=torch.long, device=device)
+    for k, (p, index, kept, B) in enumerate(parts):
+        values, mask = to_batch(p.rows[index], device).flatten(1), None if B is p.A else kept
+        noise = p.method.noise if mask is None else p.method._noise_model.restricted(mask)
+        distinct.append(Problem(p.operator, noise, B, mask))
+        members = torch.from_numpy(p.members[index]).to(device)
+        whole = whole if k else values.new_zeros(n, values.shape[1])
+        which[members] = k
+        whole[members[:, None], torch.arange(values.shape[1], device=device)[kept]] = values[:, kept]
+    return Problems(distinct, which), whole.reshape(-1, *found[0].A.dimsd)
 
-    Raises
-    ------
-    ValueError
-        If images differ in what is measured of them.
-    """
-    if bool((masks != masks[0]).any()):
-        raise ValueError(
-            f"Y_meas: {name}.fit learns from measurements of one operator, got masks that differ from one "
-            "image to another"
-        )
-    return np.flatnonzero(~masks[0])
+
+def _alone(problem: _Problem, kept: Any, device: torch.device) -> tuple[Problems, Tensor]:
+    """The only problem, restricted to what is measured, and its data."""
+    own, noise = problem.operator, problem.method.noise
+    data = to_batch(problem.rows, device).reshape(-1, *problem.A.dimsd)
+    if missing(problem.rows) is not None:
+        noise = problem.method._noise_model.restricted(kept)
+        own, data = _rows_of(own, kept), data.flatten(1)[:, kept]
+    return Problems.one(Problem(own, noise, as_torch(own)), data), data

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import PurePath
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import joblib
 import numpy as np
@@ -33,6 +33,7 @@ from skinverse._measurements import Measurements
 from skinverse._parameters import Constraint, Flag, Instance, Integer, Null, Real, declared, fitted, parameter
 from skinverse._tensors import as_channels, spatial_axes
 from skinverse.estimators._base import BaseReconstructor, Reconstruct
+from skinverse.estimators._problems import Problem, Problems
 from skinverse.estimators._units import Normalisation, NormalisedFidelity, without_gain
 from skinverse.estimators._validation import seed_of, single
 from skinverse.functionals import LeastSquares, SquaredNorm
@@ -70,6 +71,13 @@ def initial_parameter() -> Any:
         is kept as it is inside scikit-learn's ``FrozenEstimator``. None is filtered back-projection or zero
         filling where there is one, else a regularised pseudo-inverse.""",
     )
+
+
+class Case(NamedTuple):
+    """A method for one operator and its noise."""
+
+    method: Any
+    A: LinearMap
 
 
 class LearnedReconstructor(BaseReconstructor):
@@ -157,7 +165,7 @@ class LearnedReconstructor(BaseReconstructor):
         """The untrained module for the fitted ``operator_``."""
 
     @abstractmethod
-    def _phases(self, module: Any, A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Phase]:
+    def _phases(self, module: Any, problems: Problems, images: Tensor, data: Tensor) -> Iterator[Phase]:
         """Yield the phases of the training; between two of them the module may be changed."""
 
     def _start(self, A: LinearMap, data: Tensor) -> Tensor:
@@ -186,17 +194,23 @@ class LearnedReconstructor(BaseReconstructor):
         normal = self._normalisation
         return normal.of_data(data, normal.seen(A, data))
 
-    def _normalised_rows(self, A: LinearMap, images: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
+    def _normalised_rows(self, problems: Problems, images: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
         """What is trained on: normalised images and their data in single precision."""
-        normal, seen = self._normalisation, self._normalisation.seen(A, data)
+        normal, A = self._normalisation, problems.maps[0]
+        seen = [case.method._normalisation.seen(case.A, data) for case in self._cases(problems)]
+        of_each = problems.stacked(seen)
         return (
             in_batches(lambda x: single(normal.of_images(x)), A, images),
-            in_batches(lambda y: single(normal.of_data(y, seen)), A, data),
+            in_batches(lambda y, k: single(normal.of_data(y, of_each(k))), A, data, problems.which),
         )
 
-    def _measures_pixels(self, A: LinearMap) -> bool:
+    def _measures_pixels(self, problems: Problems) -> bool:
         """Whether each pixel is measured by itself, and all of them alike: then patches are like images."""
-        return A.identity and self._noise_model.uniform
+        return all(case.A.identity and case.method._noise_model.uniform for case in self._cases(problems))
+
+    def _cropped_axes(self, problems: Problems) -> tuple[int, ...]:
+        """The axes along which a part of an image may stand for it."""
+        return self._spatial_axes(problems.maps[0]) if self._measures_pixels(problems) else ()
 
     def _fidelity(self, A: LinearMap) -> NormalisedFidelity:
         """The fidelity of normalised data of an operator."""
@@ -247,20 +261,57 @@ class LearnedReconstructor(BaseReconstructor):
         x = solution.x
         return replace(solution, x=x.real.contiguous()) if real and x.is_complex() else solution
 
+    # ------------------------------------------------------------------ each under its own operator
+    def _cases(self, problems: Problems) -> list[Case]:
+        """The method for the noise of each problem, with the operator."""
+        if not problems.several:
+            return [Case(self, problems.A)]
+        return [Case(self._with_noise_of(problem), problem.A) for problem in problems.distinct]
+
+    def _with_noise_of(self, problem: Problem) -> Self:
+        kept, dimsd = problem.kept, tuple(problem.operator.dimsd)
+        twin = copy.copy(self) if kept is None else self._restricted_to(kept, dimsd)
+        twin.noise = problem.noise
+        return twin
+
+    def _fidelities(self, problems: Problems) -> list[NormalisedFidelity]:
+        """The fidelity of each problem."""
+        return [case.method._fidelity(case.A) for case in self._cases(problems)]
+
+    def _starts(self, problems: Problems, data: Tensor) -> Tensor:
+        """What the data of all images become before anything learned comes into play."""
+        cases = self._cases(problems)
+
+        def starts(y: Tensor, which: Tensor) -> Tensor:
+            return problems.each(lambda case, y: case.method._start(case.A, y), cases, which, y)
+
+        return in_batches(starts, problems.maps[0], data, problems.which)
+
+    def _reconstructions_under(self, problems: Problems) -> Callable[[Tensor, Tensor], Tensor]:
+        """Reconstructions as a function of data and of the problems that they belong to."""
+        cases = self._cases(problems)
+
+        def reconstruct(y: Tensor, which: Tensor) -> Tensor:
+            return problems.each(lambda case, y: case.method._reconstruct(case.A, y).x, cases, which, y)
+
+        return reconstruct
+
     # ------------------------------------------------------------------ training
-    def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
-        assert A is not None and images is not None and data is not None  # _needs
+    def _fit(self, problems: Problems | None, images: Tensor | None, data: Tensor | None) -> None:
+        assert problems is not None and images is not None and data is not None  # _needs
         self.n_axes_ = self._n_axes(tuple(images.shape[1:]))
         earlier = dict(self.module_.state_dict()) if hasattr(self, "module_") else {}
         if not earlier:
             self.level_, self.spread_ = self._level_and_spread(images)
         processes, learner = self.trainer.processes, self._learner()
+        if "noise" in self._reconstruction_params:
+            problems = problems.under(lambda _: learner.noise)
         seed = processes.once(partial(seed_of, self.random_state))
-        cache, key = TrainingCache(self.memory), self._key(learner, earlier, images, data, seed)
+        cache, key = TrainingCache(self.memory), self._key(learner, earlier, problems, images, data, seed)
         training = processes.once(partial(cache.get, key)) if key else None
         if training is None or not _fits(training, learner, images.device):
             checkpoint = processes.once(partial(Checkpoint, self.trainer.checkpoint, key))
-            training = learner._learn(A, images, data, earlier, seed, checkpoint)
+            training = learner._learn(problems, images, data, earlier, seed, checkpoint)
             if key:
                 processes.once(partial(cache.put, key, training))
         self.history_ = training["history"]
@@ -271,7 +322,7 @@ class LearnedReconstructor(BaseReconstructor):
 
     def _learn(
         self,
-        A: LinearMap,
+        problems: Problems,
         images: Tensor,
         data: Tensor,
         earlier: dict[str, Tensor],
@@ -279,13 +330,13 @@ class LearnedReconstructor(BaseReconstructor):
         checkpoint: Checkpoint,
     ) -> dict[str, Any]:
         """Train a new module: weights and history."""
-        x, y = self._normalised_rows(A, images, data)
+        x, y = self._normalised_rows(problems, images, data)
         module = self.module_ = self._untrained_module(seed, images.device)
         self._continued = bool(earlier)
         if earlier:
             _continue_from(earlier, module)
         with seeded(seed) as draws:
-            phases = self._phases(module, A, x, y)
+            phases = self._phases(module, problems, x, y)
             history = run(
                 module,
                 phases,
@@ -339,7 +390,15 @@ class LearnedReconstructor(BaseReconstructor):
         learner.__dict__.pop("module_", None)
         return learner
 
-    def _key(self, learner: Self, earlier: dict[str, Tensor], images: Tensor, data: Tensor, seed: int) -> str:
+    def _key(
+        self,
+        learner: Self,
+        earlier: dict[str, Tensor],
+        problems: Problems,
+        images: Tensor,
+        data: Tensor,
+        seed: int,
+    ) -> str:
         """What tells this training from others; empty where nobody asks or it cannot be told."""
         if self.memory is None and self.trainer.checkpoint is None:
             return ""
@@ -349,7 +408,8 @@ class LearnedReconstructor(BaseReconstructor):
         told = {k: _told(v) for k, v in vars(learner).items() if k in names and k not in elsewhere}
         versions = (__version__, torch.__version__, np.__version__)
         try:
-            return digest(type(self), versions, seed, told, earlier, content(images), content(data))
+            known = problems.content, content(images), content(data)
+            return digest(type(self), versions, seed, told, earlier, *known)
         except Unhashable as error:
             if self.trainer.checkpoint is not None:
                 raise ValueError(
@@ -415,17 +475,17 @@ def mean_psnr(images: Tensor, x: Tensor) -> float:
 
 
 def held_out_psnr(
-    reconstruct: Callable[[Tensor], Tensor], *, n_images: int, cropped: tuple[int, ...] = ()
+    reconstruct: Callable[[Tensor, Tensor], Tensor], *, n_images: int, cropped: tuple[int, ...] = ()
 ) -> Score:
-    """Score of a phase whose rows begin with images and data: PSNR of a few reconstructions.
+    """Score of a phase whose rows begin with images, data and their problems: PSNR of a few reconstructions.
 
     Along the axes ``cropped`` images and data are cut, for methods that see a neighbourhood of each pixel
     only.
     """
 
-    def score(images: Tensor, data: Tensor, *_: Tensor) -> float:
+    def score(images: Tensor, data: Tensor, which: Tensor, *_: Tensor) -> float:
         x, y = crop(images[:n_images], data[:n_images], cropped)
-        return mean_psnr(x, reconstruct(y))
+        return mean_psnr(x, reconstruct(y, which[:n_images]))
 
     return score
 
@@ -488,9 +548,9 @@ def analytic_inverse(A: LinearMap, data: Tensor) -> Tensor:
 
 
 def fit_initial(
-    initial: Any, operator: Any, channel_axis: int | None, images: Tensor | None, data: Tensor | None
+    method: LearnedReconstructor, initial: Any, problems: Problems, images: Tensor | None, data: Tensor | None
 ) -> Any:
-    """The estimator to start from, fitted for this operator and these images.
+    """The estimator that a method starts from, fitted for its operator and these images.
 
     None stays None; scikit-learn's ``FrozenEstimator`` around a fitted method is that method as it is.
     """
@@ -499,7 +559,12 @@ def fit_initial(
     if isinstance(initial, FrozenEstimator):
         check_is_fitted(initial.estimator)
         return initial.estimator
-    return clone(initial).set_params(operator=operator, channel_axis=channel_axis).fit(images, data)
+    operator: Any = method.operator_
+    first = clone(initial).set_params(operator=operator, channel_axis=method.channel_axis)
+    if not problems.several or images is None or data is None:
+        return first.fit(images, data)
+    first._learn_beside(operator, problems, images, data)
+    return first
 
 
 def after(first: Solution, x: Tensor) -> Solution:
@@ -507,7 +572,7 @@ def after(first: Solution, x: Tensor) -> Solution:
     return replace(Solution.direct(x), converged=first.converged, residual=first.residual)
 
 
-def check_kinds(A: LinearMap, images: Tensor, data: Tensor) -> None:
+def check_kinds(problems: Problems, images: Tensor, data: Tensor) -> None:
     """Refuse to denoise where images are complex and measurements are real, or the other way round.
 
     Raises
@@ -515,7 +580,8 @@ def check_kinds(A: LinearMap, images: Tensor, data: Tensor) -> None:
     ValueError
         If they are.
     """
-    if A.identity and images.is_complex() != data.is_complex():
+    denoising = any(A.identity for A in problems.maps)
+    if denoising and images.is_complex() != data.is_complex():
         kinds = ["complex" if batch.is_complex() else "real" for batch in (images, data)]
         raise ValueError(
             f"operator=None is denoising and expects images and measurements of one kind, got {kinds[0]} "
@@ -528,18 +594,18 @@ def batch_size_for(A: LinearMap) -> int:
     return max(1, _AT_ONCE // max(math.prod(A.dims), math.prod(A.dimsd)))
 
 
-def in_batches(function: Callable[[Tensor], Tensor], A: LinearMap, data: Tensor) -> Tensor:
+def in_batches(function: Callable[..., Tensor], A: LinearMap, data: Tensor, *rows: Tensor) -> Tensor:
     """A function of data, a part of the images at a time; no part is kept beside the whole.
 
-    Of data that are read later it is evaluated when they are.
+    Of data that are read later, which belong to one problem, it is evaluated when they are.
     """
     if is_read_later(data):
-        return rowwise(function, data)
-    whole, start = torch.empty(0), 0
-    for part in data.split(batch_size_for(A)):
-        values = function(part)
+        return rowwise(lambda y: function(y, *rows), data)
+    whole, start, size = torch.empty(0), 0, batch_size_for(A)
+    for part in zip(*(batch.split(size) for batch in (data, *rows)), strict=True):
+        values = function(*part)
         if start == 0:
             whole = values.new_empty((len(data), *values.shape[1:]))
-        whole[start : start + len(part)] = values
-        start += len(part)
+        whole[start : start + len(values)] = values
+        start += len(values)
     return whole

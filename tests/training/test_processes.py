@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from skinverse import PostProcessor, Trainer, load
 from skinverse.estimators import LearnedReconstructor
+from skinverse.estimators._problems import Problems
 from skinverse.operators import LinearMap
 from skinverse.solvers import Solution
 from skinverse.training import Phase, random_patches
@@ -52,7 +53,7 @@ class Restless(LearnedReconstructor):
             nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Dropout2d(0.2), nn.Conv2d(4, 1, 3, padding=1)
         )
 
-    def _phases(self, module: Any, A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Phase]:
+    def _phases(self, module: Any, problems: Problems, images: Tensor, data: Tensor) -> Iterator[Phase]:
         seen = LastLosses(len(images))
 
         def loss(module: Any, x: Tensor, y: Tensor, index: Tensor | None = None) -> Tensor:
@@ -67,7 +68,7 @@ class Restless(LearnedReconstructor):
             return losses
 
         def score(x: Tensor, y: Tensor, *_: Tensor) -> float:
-            return -float((self._reconstruct(A, y).x - x).square().mean())
+            return -float((self._reconstruct(problems.A, y).x - x).square().mean())
 
         trainer = self.trainer.over(max_epochs=3)
         numbers = torch.arange(len(images))

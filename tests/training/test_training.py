@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from skinverse import Trainer
 from skinverse.estimators import LearnedReconstructor, parameter
+from skinverse.estimators._problems import Problems
 from skinverse.operators import LinearMap
 from skinverse.solvers import Solution
 from skinverse.training import Phase
@@ -51,14 +52,14 @@ class Gain(LearnedReconstructor):
     def _make_module(self) -> nn.Module:
         return nn.Sequential(nn.Linear(1, 1, bias=False), nn.Dropout(0.0))
 
-    def _phases(self, module: Any, A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Phase]:
+    def _phases(self, module: Any, problems: Problems, images: Tensor, data: Tensor) -> Iterator[Phase]:
         def loss(module: Any, x: Tensor, y: Tensor) -> Tensor:
             count()
             noisy = y + self.noise * torch.randn_like(y)
             return (noisy * module[0].weight - x).square().flatten(1).sum(1)
 
         def score(x: Tensor, y: Tensor) -> float:
-            return -float((self._reconstruct(A, y).x - x).square().mean())
+            return -float((self._reconstruct(problems.A, y).x - x).square().mean())
 
         trainer = self.trainer.over(max_epochs=100, score_every=1)
         yield Phase("first", loss, (images, data), trainer, score)

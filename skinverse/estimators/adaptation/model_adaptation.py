@@ -29,6 +29,7 @@ from skinverse._parameters import (
 from skinverse.estimators._base import BaseReconstructor
 from skinverse.estimators._declarations import max_steps_parameter, noise_parameter, tol_parameter
 from skinverse.estimators._learned import LearnedReconstructor, batch_size_for
+from skinverse.estimators._problems import Problems
 from skinverse.estimators._units import gain_of
 from skinverse.estimators._validation import double, seed_of, white_std
 from skinverse.estimators.adaptation.objective import Objective, Prediction, Risk, misfit, stein_risk
@@ -219,8 +220,9 @@ class ModelAdaptation(BaseReconstructor):
             )
         return self.operator_
 
-    def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
-        assert data is not None  # _needs
+    def _fit(self, problems: Problems | None, images: Tensor | None, data: Tensor | None) -> None:
+        assert problems is not None and data is not None  # _needs
+        problems.check_single()
         self._check_estimator()
         self._check_operator()
         self.fitted_operator_, self.history_ = self.operator, []

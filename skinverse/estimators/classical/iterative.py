@@ -14,6 +14,7 @@ from skinverse._parameters import Array, Instance, Integer, Null, OneOf, Real, f
 from skinverse._tensors import norm
 from skinverse.estimators._base import BaseReconstructor
 from skinverse.estimators._declarations import bounds_parameter, max_steps_parameter, noise_parameter
+from skinverse.estimators._problems import Problems
 from skinverse.estimators._units import Interval, Units
 from skinverse.estimators._validation import operator_digest, seed_of
 from skinverse.noise import Gaussian
@@ -136,11 +137,11 @@ class Kaczmarz(BaseReconstructor):
     )
     seed_: int = fitted(kind="int", allowed=Integer(ge=0), doc="Seed of the order in ``predict``.")
 
-    def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
+    def _fit(self, problems: Problems | None, images: Tensor | None, data: Tensor | None) -> None:
         self.seed_ = seed_of(self.random_state)
-        if A is not None:
+        if problems is not None:
             self.operator_digest_ = operator_digest(self.operator_)
-            self.block_norms_ = self._norms(A)
+            self.block_norms_ = self._norms(problems.A)
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
         units, edges = Units.of(A, data, self._noise_model), self._edges(A)

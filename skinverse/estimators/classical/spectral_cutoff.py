@@ -16,6 +16,7 @@ from skinverse._parameters import Array, Instance, Integer, Null, OneOf, Real, f
 from skinverse._tensors import expand, norm
 from skinverse.estimators._base import BaseReconstructor
 from skinverse.estimators._declarations import noise_parameter
+from skinverse.estimators._problems import Problems
 from skinverse.estimators._units import size_of
 from skinverse.estimators._validation import (
     check_noise_known,
@@ -121,11 +122,11 @@ class SpectralCutoff(BaseReconstructor):
                     f"{getattr(self, name).shape}"
                 )
 
-    def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
+    def _fit(self, problems: Problems | None, images: Tensor | None, data: Tensor | None) -> None:
         self.seed_ = seed_of(self.random_state)
-        if A is not None:
+        if problems is not None:
             self.operator_digest_ = operator_digest(self.operator_)
-            parts = self._decompose(A)
+            parts = self._decompose(problems.A)
             self.data_components_, self.singular_values_, self.components_ = (
                 np.ascontiguousarray(t.cpu().resolve_conj()) for t in parts
             )

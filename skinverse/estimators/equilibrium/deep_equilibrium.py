@@ -28,6 +28,7 @@ from skinverse._parameters import (
     fitted,
     parameter,
 )
+from skinverse._tensors import expand
 from skinverse.estimators._declarations import (
     RELATIVE,
     max_steps_parameter,
@@ -35,14 +36,15 @@ from skinverse.estimators._declarations import (
     tol_parameter,
 )
 from skinverse.estimators._learned import (
+    Case,
     Failures,
     LearnedReconstructor,
     analytic_inverse,
     check_kinds,
     held_out_psnr,
-    in_batches,
     mean_psnr,
 )
+from skinverse.estimators._problems import Problems
 from skinverse.estimators.equilibrium.equation import BACKWARD, SOLVERS, Equation, solve
 from skinverse.estimators.equilibrium.losses import EquilibriumLoss, LastEquilibria, denoiser_loss
 from skinverse.estimators.equilibrium.module import Equilibrium
@@ -246,13 +248,13 @@ class DeepEquilibriumRecon(LearnedReconstructor):
             )
 
     # ------------------------------------------------------------------ training
-    def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
-        assert A is not None and images is not None and data is not None  # _needs
-        check_kinds(A, images, data)
+    def _fit(self, problems: Problems | None, images: Tensor | None, data: Tensor | None) -> None:
+        assert problems is not None and images is not None and data is not None  # _needs
+        check_kinds(problems, images, data)
         self.real_, self.n_channels_ = not images.is_complex(), self._channels(images[:1]).shape[1]
         self.fitted_iteration_, self.fitted_lam_ = self.iteration, self.lam
         self.fitted_lipschitz_ = self.lipschitz
-        super()._fit(A, images, data)
+        super()._fit(problems, images, data)
 
     def _make_module(self) -> nn.Module:
         contractive = self.fitted_iteration_ == "contractive"
@@ -267,7 +269,7 @@ class DeepEquilibriumRecon(LearnedReconstructor):
             lipschitz=self.fitted_lipschitz_ if contractive else None,
         )
 
-    def _phases(self, module: Any, A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Phase]:
+    def _phases(self, module: Any, problems: Problems, images: Tensor, data: Tensor) -> Iterator[Phase]:
         if isinstance(self.lam, str):
             module.log_lam.requires_grad_(True)
         else:
@@ -276,23 +278,23 @@ class DeepEquilibriumRecon(LearnedReconstructor):
             trainer = self.pretrainer.over(n_steps=2000, lr=2e-3, final_lr=2e-4)
             channels = rowwise(self._channels, images)
             yield Phase("pretraining", denoiser_loss(self.patch_size), (channels,), trainer)
-            self._calibrate(module, A, images[:_N_SCORED], data[:_N_SCORED])
-        yield from self._equilibrium_phase(module, A, images, data)
+            self._calibrate(module, problems, images[:_N_SCORED], data[:_N_SCORED])
+        yield from self._equilibrium_phase(module, problems, images, data)
 
     def _equilibrium_phase(
-        self, module: Equilibrium, A: LinearMap, images: Tensor, data: Tensor
+        self, module: Equilibrium, problems: Problems, images: Tensor, data: Tensor
     ) -> Iterator[Phase]:
         """Train through the fixed point."""
-        starts = in_batches(lambda y: self._start(A, y), A, data)
-        fidelity = self._fidelity(A)
-        patch_size = self.patch_size if self._measures_pixels(A) else None
+        starts = self._starts(problems, data)
+        patch_size = self.patch_size if self._measures_pixels(problems) else None
         # A patch is another one each time, and the unrolled iteration has to begin where it does in the end.
         # And what is read later is too much to keep.
         goes_on = patch_size is None and self.backward != "unroll" and not is_read_later(starts)
         last = LastEquilibria(module.variables(starts)) if goes_on else None
         failures, derivatives = Failures(_UNSOLVED), Failures(_UNSOLVED_DERIVATIVES)
         loss = EquilibriumLoss(
-            fidelity,
+            problems,
+            self._fidelities(problems),
             partial(self._solve, note=derivatives.count),
             jacobian_weight=self.jacobian_weight,
             patch_size=patch_size,
@@ -303,12 +305,12 @@ class DeepEquilibriumRecon(LearnedReconstructor):
         yield Phase(
             "equilibrium",
             loss,
-            (images, data, starts, torch.arange(len(data), device=data.device)),
+            (images, data, problems.which, starts, torch.arange(len(data), device=data.device)),
             self.trainer.over(n_steps=300, lr=5e-4, final_lr=5e-5, max_grad_norm=1.0),
             held_out_psnr(
-                lambda y: self._reconstruct(A, y).x,
+                self._reconstructions_under(problems),
                 n_images=_N_SCORED,
-                cropped=self._spatial_axes(A) if self._measures_pixels(A) else (),
+                cropped=self._cropped_axes(problems),
             ),
             state=(failures, derivatives) if last is None else (failures, derivatives, last),
         )
@@ -316,10 +318,16 @@ class DeepEquilibriumRecon(LearnedReconstructor):
             failures.warn()
             derivatives.warn()
 
-    def _calibrate(self, module: Equilibrium, A: LinearMap, images: Tensor, data: Tensor) -> None:
+    def _calibrate(self, module: Equilibrium, problems: Problems, images: Tensor, data: Tensor) -> None:
         """Scale, step and weight to start from: the best reconstructions among those that converge."""
-        cropped = self._spatial_axes(A) if self._measures_pixels(A) else ()
-        x, y = crop(images, data, cropped)
+        x, y = crop(images, data, self._cropped_axes(problems))
+        cases, which = self._cases(problems), problems.which[: len(y)]
+
+        def reconstruct(case: Case, y: Tensor) -> Tensor:
+            """The images; NaN where no fixed point is reached."""
+            solution = case.method._reconstruct(case.A, y)
+            return torch.where(expand(solution.converged, solution.x), solution.x, torch.nan)
+
         numbers = [module.log_scale]
         if self.iteration == "proximal":
             numbers.append(module.log_eta)
@@ -330,8 +338,7 @@ class DeepEquilibriumRecon(LearnedReconstructor):
         def quality(*values: float) -> float:
             for number, value in zip(numbers, values, strict=True):
                 number.data.fill_(math.log(value))
-            solution = self._reconstruct(A, y)
-            return mean_psnr(x, solution.x) if solution.converged.all() else -math.inf
+            return mean_psnr(x, problems.each(reconstruct, cases, which, y))
 
         best, score = coordinate_search(quality, tuple(math.exp(n.item()) for n in numbers), _FACTOR)
         quality(*best)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from skinverse._tensors import as_channels, expand, norm
 from skinverse.estimators._learned import Failures
+from skinverse.estimators._problems import Problems
 from skinverse.estimators._units import NormalisedFidelity
 from skinverse.estimators.equilibrium.equation import Equation
 from skinverse.estimators.equilibrium.maps import Map
@@ -44,7 +45,8 @@ class EquilibriumLoss:
 
     def __init__(
         self,
-        fidelity: NormalisedFidelity,
+        problems: Problems,
+        fidelities: Sequence[NormalisedFidelity],
         solve: Callable[[Equation, Tensor], Solution],
         *,
         jacobian_weight: float,
@@ -53,19 +55,38 @@ class EquilibriumLoss:
         last: LastEquilibria | None,
         failures: Failures,
     ) -> None:
-        self.fidelity, self.solve = fidelity, solve
+        self.problems, self.fidelities, self.solve = problems, fidelities, solve
         self.jacobian_weight, self.patch_size = jacobian_weight, patch_size
         self.channel_axis = channel_axis
         self.last, self.failures = last, failures
 
-    def __call__(self, module: Equilibrium, x: Tensor, y: Tensor, x0: Tensor, index: Tensor) -> Tensor:
-        """The loss of each image; ``x0`` are the starts, ``index`` the places of the images among all."""
+    def __call__(
+        self, module: Equilibrium, x: Tensor, y: Tensor, which: Tensor, x0: Tensor, index: Tensor
+    ) -> Tensor:
+        """The loss of each image under its problem; ``x0`` are the starts, ``index`` the places among all."""
         channel_axis = self.channel_axis
         if self.patch_size is not None:
             x, y = _patches(as_channels(x, channel_axis), as_channels(y, channel_axis), self.patch_size)
             x0, channel_axis = y, 0
-        y, weights = self.fidelity.weighted_data(y), self.fidelity.relative_weights(y)
-        equation = Equation(module, self.fidelity.A, y, x0, channel_axis, weights)
+
+        def loss(fidelity: NormalisedFidelity, y: Tensor, *rows: Tensor) -> Tensor:
+            return self._under(fidelity, module, channel_axis, y, *rows)
+
+        return self.problems.each(loss, self.fidelities, which, y, x, x0, index)
+
+    def _under(
+        self,
+        fidelity: NormalisedFidelity,
+        module: Equilibrium,
+        channel_axis: int | None,
+        y: Tensor,
+        x: Tensor,
+        x0: Tensor,
+        index: Tensor,
+    ) -> Tensor:
+        """The loss of the images of one problem."""
+        y, weights = fidelity.weighted_data(y), fidelity.relative_weights(y)
+        equation = Equation(module, fidelity.A, y, x0, channel_axis, weights)
         solution = self._solution(equation, index)
         value = _mean_square(equation.image(solution.x) - x)
         # Where the map gives no numbers, or nothing like images, the loss is none either: the training ends.

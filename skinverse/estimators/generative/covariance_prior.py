@@ -38,6 +38,7 @@ from skinverse.estimators._declarations import (
     tol_parameter,
 )
 from skinverse.estimators._learned import LearnedReconstructor, analytic_inverse
+from skinverse.estimators._problems import Problem, Problems
 from skinverse.estimators._units import NormalisedFidelity, deviation, without_gain
 from skinverse.estimators._validation import (
     check_noise_known,
@@ -241,7 +242,7 @@ class GenerativeCovariancePrior(LearnedReconstructor):
             )
 
     # ------------------------------------------------------------------ training
-    def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
+    def _fit(self, problems: Problems | None, images: Tensor | None, data: Tensor | None) -> None:
         assert images is not None  # _needs
         channels = self._channels(images[:_N_MEASURED])
         self.dims_, self.real_ = tuple(images.shape[1:]), not images.is_complex()
@@ -251,7 +252,8 @@ class GenerativeCovariancePrior(LearnedReconstructor):
             check_generator(self.generator, self.n_latent, channels)
         # The model is one of images, trained as if they were measured without operator and noise.
         identity = pylops.Identity(self.dims_, dtype=str(images.dtype).removeprefix("torch."))
-        super()._fit(as_torch(identity), images, images)
+        nothing = Problem(identity, None, as_torch(identity))
+        super()._fit(Problems.one(nothing, images), images, images)
 
     def _learner(self) -> Self:
         """A twin that has not seen the operator either."""
@@ -269,7 +271,9 @@ class GenerativeCovariancePrior(LearnedReconstructor):
             generator=generator and NormalisedGenerator(generator, self.shape_, self.level_, self.spread_),
         )
 
-    def _phases(self, module: GenerativeModel, A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Phase]:
+    def _phases(
+        self, module: GenerativeModel, problems: Problems, images: Tensor, data: Tensor
+    ) -> Iterator[Phase]:
         x = rowwise(lambda images: self._channels(images).contiguous(), images)
         if self.min_std is not None:
             module.floor.fill_(self.min_std / self.spread_)
@@ -288,7 +292,7 @@ class GenerativeCovariancePrior(LearnedReconstructor):
             module.covariance_decoder.requires_grad_(True)
             yield Phase("covariance", covariance_loss, (x,), trainer)
         module.requires_grad_(False).eval()
-        measure_deviation(module, self._channel_fidelity(A, images[:_N_MEASURED]))
+        measure_deviation(module, self._channel_fidelity(problems.A, images[:_N_MEASURED]))
 
     # ------------------------------------------------------------------ reconstruction
     def predict(

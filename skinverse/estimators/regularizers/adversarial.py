@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -17,8 +17,9 @@ from skinverse.energies import WeightedEnergy
 from skinverse.estimators._base import BaseReconstructor
 from skinverse.estimators._declarations import noise_parameter
 from skinverse.estimators._learned import fit_initial, in_batches
-from skinverse.estimators._validation import check_not_swapped
-from skinverse.estimators.regularizers.base import EnergyReconstructor
+from skinverse.estimators._problems import Problems
+from skinverse.estimators._units import NormalisedFidelity
+from skinverse.estimators.regularizers.base import EnergyReconstructor, Part
 from skinverse.estimators.regularizers.data import are_pairs, noise_in_images
 from skinverse.estimators.regularizers.energies import untrained
 from skinverse.estimators.regularizers.losses import (
@@ -174,16 +175,17 @@ class AdversarialRegularizer(EnergyReconstructor):
     )
 
     # ------------------------------------------------------------------ fit
-    def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
-        assert A is not None and images is not None and data is not None  # _needs
-        self.paired_ = len(images) == len(data) and are_pairs(A, *sampled(images, data))
+    def _fit(self, problems: Problems | None, images: Tensor | None, data: Tensor | None) -> None:
+        assert problems is not None and images is not None and data is not None  # _needs
+        few = sampled(images, data, problems.which)
+        self.paired_ = len(images) == len(data) and are_pairs(problems, *few)
         if self.paired_:
-            check_not_swapped(A, images, data)
+            problems.check_not_swapped(images, data)
         pairs: Any = (images, data) if self.paired_ else (None, None)
-        self.initial_ = fit_initial(self.initial, self.operator_, self.channel_axis, *pairs)
-        super()._fit(A, images, data)
-        self.lam_, self.scale_ = self._weight_and_scale(A, images, data)
-        self._measure_amplification(A, data, self.weak_convexity_)
+        self.initial_ = fit_initial(self, self.initial, problems, *pairs)
+        super()._fit(problems, images, data)
+        self.lam_, self.scale_ = self._weight_and_scale(problems, images, data)
+        self._measure_amplification(problems, data, self.weak_convexity_)
 
     def _describe(self) -> None:
         assert self.operator_ is not None  # fitted on images
@@ -194,38 +196,45 @@ class AdversarialRegularizer(EnergyReconstructor):
             math.prod(dims[axis] for axis in spatial_axes(len(dims), self.channel_axis))
         )
 
-    def _weight_and_scale(self, A: LinearMap, images: Tensor, data: Tensor) -> tuple[float, float]:
+    def _weight_and_scale(self, problems: Problems, images: Tensor, data: Tensor) -> tuple[float, float]:
         if not isinstance(self.lam, str):
             return float(self.lam), 1.0
-        x, y = self._normalised_rows(A, images, data)
-        fidelity = self._fidelity(A)
-        rule, unit = self._noise(A, x, y), fidelity.unit_of_weight
+        x, y = self._normalised_rows(problems, images, data)
+        parts = self._parts(problems)
+        rule, unit = self._noise(problems, parts, x, y), parts[0].fidelity.unit_of_weight / parts[0].unit
         if rule == 0 or self.lam == "auto" or not self.paired_:
             return unit * rule, 1.0
-        x, y = x[:_N_CALIBRATION], y[:_N_CALIBRATION]
-        if self._measures_pixels(A):
-            x, y = crop(x, y, self._spatial_axes(A))
-        x0, bounds = self._start(A, y), self._normalised_bounds
-        lam, scale = fit_weight(fidelity(y), self._regularizer, self._descend, x0, x, bounds)
+        x, y = crop(x[:_N_CALIBRATION], y[:_N_CALIBRATION], self._cropped_axes(problems))
+        which, bounds = problems.which[:_N_CALIBRATION], self._normalised_bounds
+        misfit, x0 = self._misfit(problems, parts, which, y), self._starts_under(problems, parts, which, y)
+        lam, scale = fit_weight(misfit, self._regularizer, self._descend, x0, x, bounds)
         return unit * lam, scale
 
-    def _noise(self, A: LinearMap, images: Tensor, data: Tensor) -> float:
-        images, data = sampled(images, data)
+    def _noise(self, problems: Problems, parts: Sequence[Part], images: Tensor, data: Tensor) -> float:
+        images, data, which = sampled(images, data, problems.which)
         return noise_in_images(
-            self._fidelity(A),
-            images,
-            data,
-            self._spatial_axes(A),
+            list(self._with_images(problems.of(which), parts, images, data)),
+            self._spatial_axes(problems.maps[0]),
             known=self._noise_model.known,
             paired=self.paired_,
         )
+
+    def _with_images(
+        self, problems: Problems, parts: Sequence[Part], images: Tensor, data: Tensor
+    ) -> Iterator[tuple[NormalisedFidelity, float, Tensor, Tensor]]:
+        """The fidelity of each problem with its unit, images and data; any images where they are no pairs."""
+        if not problems.several:
+            yield parts[0].fidelity, 1.0, images, data
+            return
+        for problem, part, index in problems.groups(problems.which, parts):
+            yield part.fidelity, part.unit, images[index % len(images)], problem.measured(data[index])
 
     # ------------------------------------------------------------------ training
     def _make_module(self) -> nn.Module:
         return WeightedEnergy(untrained(self.energy, self.n_channels_, self.n_axes_))
 
-    def _phases(self, module: Any, A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Phase]:
-        bad = in_batches(lambda y: self._channels(self._start(A, y)), A, data)
+    def _phases(self, module: Any, problems: Problems, images: Tensor, data: Tensor) -> Iterator[Phase]:
+        bad, parts = rowwise(self._channels, self._starts(problems, data)), self._parts(problems)
         few, best, trainer = bad[:_N_NORMALISED], BestWeight(), self._trainer()
         certified = module.lipschitz(1) is not None
         versions = rowwise(lambda x: x[:, None], bad)
@@ -233,8 +242,8 @@ class AdversarialRegularizer(EnergyReconstructor):
             raise ValueError("n_recursions: expected 0 where measurements are read when they are needed")
 
         def phase(name: str, loss: Loss, versions: Tensor) -> Iterator[Phase]:
-            rows = (images, versions, data) if self.paired_ else (images, versions)
-            score = self._score(A, best)
+            rows = (images, versions, data, problems.which) if self.paired_ else (images, versions)
+            score = self._score(problems, parts, best)
             yield Phase(name, loss, rows, trainer, score, paired=self.paired_, state=(best,))
             best.move_scale_to(module)
 
@@ -250,7 +259,7 @@ class AdversarialRegularizer(EnergyReconstructor):
         yield from phase("adversarial", loss, versions)
         for k in range(self.n_recursions):
             normalise(module, few)
-            versions = torch.cat([versions, self._partial(A, images, data)[:, None]], 1)
+            versions = torch.cat([versions, self._partial(problems, parts, images, data)[:, None]], 1)
             yield from phase(f"recursion {k + 1}", loss, versions)
         normalise(module, few)
 
@@ -258,26 +267,32 @@ class AdversarialRegularizer(EnergyReconstructor):
         n_steps, lr = _TRAININGS.get(self.energy, _TRAINING)
         return self.trainer.over(n_steps=n_steps, lr=lr, final_lr=lr / 10)
 
-    def _partial(self, A: LinearMap, images: Tensor, data: Tensor) -> Tensor:
+    def _partial(self, problems: Problems, parts: Sequence[Part], images: Tensor, data: Tensor) -> Tensor:
         """Reconstructions after a few steps, with the energy as it is now, as real channels."""
-        lam, fidelity = self._noise(A, images, data), self._fidelity(A)
+        lam = self._noise(problems, parts, images, data)
 
-        def a_few_steps(y: Tensor) -> Tensor:
-            objective = fidelity(y) + lam * self._regularizer()
-            return accelerated_gradient(objective, self._start(A, y), max_steps=_PARTIAL, tol=0.0).x
+        def a_few_steps(part: Part, y: Tensor) -> Tensor:
+            objective = part.fidelity(y) + lam / part.unit * self._regularizer()
+            start = part.method._start(part.A, y)
+            return accelerated_gradient(objective, start, max_steps=_PARTIAL, tol=0.0).x
 
-        return self._channels(in_batches(a_few_steps, A, data))
+        def of_each(y: Tensor, which: Tensor) -> Tensor:
+            return problems.each(a_few_steps, parts, which, y)
 
-    def _score(self, A: LinearMap, best: BestWeight) -> Score:
+        return self._channels(in_batches(of_each, problems.maps[0], data, problems.which))
+
+    def _score(self, problems: Problems, parts: Sequence[Part], best: BestWeight) -> Score:
         """What tells better epochs from worse ones: reconstructions of pairs, or the separation."""
         if not self.paired_:
             return lambda x, versions: separation(self.module_, self._channels(x), versions[:, 0])
-        fidelity, cropped = self._fidelity(A), self._measures_pixels(A)
+        cropped = self._cropped_axes(problems)
         n = _N_SCORED if cropped else _N_SCORED // 2
 
-        def psnr_at_best_weight(x: Tensor, _: Tensor, y: Tensor) -> float:
-            x, y = crop(x[:n], y[:n], self._spatial_axes(A) if cropped else ())
-            return best.search(fidelity(y), self._regularizer, self._start(A, y), x)
+        def psnr_at_best_weight(x: Tensor, _: Tensor, y: Tensor, which: Tensor) -> float:
+            (x, y), which = crop(x[:n], y[:n], cropped), which[:n]
+            misfit = self._misfit(problems, parts, which, y)
+            x0 = self._starts_under(problems, parts, which, y)
+            return best.search(misfit, self._regularizer, x0, x)
 
         return psnr_at_best_weight
 

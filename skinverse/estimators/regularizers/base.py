@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from statistics import median_low
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from sklearn.exceptions import ConvergenceWarning
@@ -21,8 +23,10 @@ from skinverse.estimators._declarations import (
     max_steps_parameter,
     tol_parameter,
 )
-from skinverse.estimators._learned import LearnedReconstructor, check_kinds
-from skinverse.estimators._units import Interval, interval, within
+from skinverse.estimators._learned import Case, LearnedReconstructor, check_kinds
+from skinverse.estimators._problems import Problems
+from skinverse.estimators._units import Interval, NormalisedFidelity, interval, within
+from skinverse.estimators._validation import double
 from skinverse.functionals import Box, EnergyFunctional, Functional
 from skinverse.operators import LinearMap
 from skinverse.solvers import Solution, accelerated_gradient, proximal_gradient
@@ -30,6 +34,15 @@ from skinverse.solvers import Solution, accelerated_gradient, proximal_gradient
 # How stability is measured: relative change of the data, images, steps, and the amplification that is told.
 # After default trainings for denoising and CT it was 5 at most, also with a hundred times the weight.
 _CHANGE, _N_MEASURED, _N_STEPS, _CHAOS = 1e-6, 2, 50, 1e3
+
+
+class Part(NamedTuple):
+    """A method for one operator and its noise, with the fidelity and its unit relative to a common one."""
+
+    method: Any
+    A: LinearMap
+    fidelity: NormalisedFidelity
+    unit: float
 
 
 class EnergyReconstructor(LearnedReconstructor):
@@ -83,11 +96,11 @@ class EnergyReconstructor(LearnedReconstructor):
         doc="Whether the images of ``fit`` were real. If so, reconstructions under an operator are real too.",
     )
 
-    def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
-        assert A is not None and images is not None and data is not None  # _needs
-        check_kinds(A, images, data)
+    def _fit(self, problems: Problems | None, images: Tensor | None, data: Tensor | None) -> None:
+        assert problems is not None and images is not None and data is not None  # _needs
+        check_kinds(problems, images, data)
         self.real_, self.n_channels_ = not images.is_complex(), self._channels(images[:1]).shape[1]
-        super()._fit(A, images, data)
+        super()._fit(problems, images, data)
         self.fitted_lam_ = self.lam
 
     def _start(self, A: LinearMap, data: Tensor) -> Tensor:
@@ -125,18 +138,43 @@ class EnergyReconstructor(LearnedReconstructor):
         solve = accelerated_gradient if self.solver == "accelerated" else proximal_gradient
         return solve(objective, x0, max_steps=self.max_steps, tol=self.tol if tol is None else tol)
 
-    def _measure_amplification(self, A: LinearMap, data: Tensor, weak_convexity: float | None) -> None:
+    def _parts(self, problems: Problems) -> list[Part]:
+        """The fidelity of each problem, and its unit relative to that of one of them."""
+        cases = self._cases(problems)
+        fidelities = [case.method._fidelity(case.A) for case in cases]
+        unit = median_low(fidelity.unit for fidelity in fidelities)
+        return [Part(*c, f, f.unit / unit) for c, f in zip(cases, fidelities, strict=True)]
+
+    def _starts_under(self, problems: Problems, parts: Sequence[Part], which: Tensor, data: Tensor) -> Tensor:
+        """Where reconstructions of a few images start."""
+        return problems.each(lambda part, y: part.method._start(part.A, y), parts, which, data)
+
+    def _misfit(self, problems: Problems, parts: Sequence[Part], which: Tensor, data: Tensor) -> Functional:
+        """The fidelity of images, each under its own problem, in one unit."""
+
+        def in_one_unit(part: Part, y: Tensor) -> Functional:
+            return part.fidelity(y) if part.unit == 1 else part.unit * part.fidelity(y)
+
+        return problems.each_functional(in_one_unit, parts, which, data)
+
+    def _measure_amplification(self, problems: Problems, data: Tensor, weak_convexity: float | None) -> None:
         """Reconstruct twice, from data that hardly differ, and warn where the images do."""
         self.amplification_ = None
         if weak_convexity == 0:
             return
-        twin, y = copy.copy(self), data[:_N_MEASURED]
+        twin, y = copy.copy(self), double(data[:_N_MEASURED])
         twin.max_steps, twin.tol = min(_N_STEPS, self.max_steps), 0.0
-        y = self._normalised(A, y.to(torch.promote_types(y.dtype, torch.float64)))
         rng = torch.Generator("cpu").manual_seed(0)
-        noise = torch.randn(y.shape, generator=rng, dtype=y.dtype, device="cpu").to(y.device)
-        moved = y + expand(_CHANGE * norm(y) / norm(noise), y) * noise
-        x, x_moved = (twin._reconstruct(A, batch).x for batch in (y, moved))
+
+        def reconstruct(case: Case, y: Tensor) -> Tensor:
+            """Two images of each, side by side."""
+            y = case.method._normalised(case.A, y)
+            noise = torch.randn(y.shape, generator=rng, dtype=y.dtype, device="cpu").to(y.device)
+            moved = y + expand(_CHANGE * norm(y) / norm(noise), y) * noise
+            return torch.stack([case.method._reconstruct(case.A, batch).x for batch in (y, moved)], 1)
+
+        which = problems.which[:_N_MEASURED]
+        x, x_moved = problems.each(reconstruct, twin._cases(problems), which, y).unbind(1)
         size = norm(x).clamp_min(torch.finfo(torch.float64).tiny)
         self.amplification_ = float((norm(x_moved - x) / size).max()) / _CHANGE
         if not self.amplification_ <= _CHAOS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,10 +25,11 @@ from skinverse._parameters import (
 from skinverse._tensors import rms
 from skinverse.energies import SmoothEnergy, WeightedEnergy
 from skinverse.estimators._declarations import noise_parameter
-from skinverse.estimators._learned import held_out_psnr, in_batches
+from skinverse.estimators._learned import held_out_psnr
+from skinverse.estimators._problems import Problems
 from skinverse.estimators._units import gain_of
 from skinverse.estimators._validation import white_std
-from skinverse.estimators.regularizers.base import EnergyReconstructor
+from skinverse.estimators.regularizers.base import EnergyReconstructor, Part
 from skinverse.estimators.regularizers.data import back_projection
 from skinverse.estimators.regularizers.energies import untrained
 from skinverse.estimators.regularizers.losses import denoising_loss
@@ -36,6 +37,7 @@ from skinverse.estimators.regularizers.lower_level import LowerLevel, ProximalFi
 from skinverse.estimators.regularizers.smoothness import Smoothness, moduli
 from skinverse.estimators.regularizers.upper_level import (
     FromTheStart,
+    Inner,
     Patches,
     Sampler,
     UpperLevel,
@@ -215,18 +217,18 @@ class BilevelRegularizer(EnergyReconstructor):
         elif Y_meas is None:
             raise ValueError('BilevelRegularizer.fit with loss="sure" learns from Y_meas, but it is missing')
 
-    def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
-        assert A is not None and data is not None  # _check_given
+    def _fit(self, problems: Problems | None, images: Tensor | None, data: Tensor | None) -> None:
+        assert problems is not None and data is not None  # _check_given
         self.supervised_, self.real_ = images is not None, False
         if images is None:
-            images = in_batches(lambda y: self._start(A, y), A, data)
-        super()._fit(A, images, data)
-        learned = self._unit(A) * self._trained_weight()
+            images = self._starts(problems, data)
+        super()._fit(problems, images, data)
+        learned = self._common_unit(problems) * self._trained_weight()
         self.lam_ = learned if isinstance(self.lam, str) else float(self.lam)
         few = self._channels(self._normalisation.of_images(images[:_N_MEASURED]))
         # The Hessian of r(x) = spread^2 r'(x') is that of r'.
         self.weak_convexity_, self.smoothness_, self.certified_ = moduli(self.module_, few, self.patch_size)
-        self._measure_amplification(A, data, self.weak_convexity_)
+        self._measure_amplification(problems, data, self.weak_convexity_)
 
     # ------------------------------------------------------------------ training
     def _make_module(self) -> nn.Module:
@@ -234,8 +236,8 @@ class BilevelRegularizer(EnergyReconstructor):
         energy = untrained("convex_ridge" if convex else self.energy, self.n_channels_, self.n_axes_)
         return WeightedEnergy(SmoothEnergy(energy, alpha=self.alpha, beta=self.beta))
 
-    def _phases(self, module: Any, A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Phase]:
-        starts, fresh = in_batches(lambda y: self._start(A, y), A, data), not self._continued
+    def _phases(self, module: Any, problems: Problems, images: Tensor, data: Tensor) -> Iterator[Phase]:
+        starts, fresh = self._starts(problems, data), not self._continued
         module.log_weight.requires_grad_(self.lam == "fit")
         if fresh and self.pretraining and self.supervised_:
             lr = 1e-2 if self.energy in ("ridge", "convex_ridge") else 1e-3
@@ -245,48 +247,57 @@ class BilevelRegularizer(EnergyReconstructor):
             )
         with torch.no_grad():
             if not isinstance(self.lam, str):
-                module.log_weight.fill_(math.log(max(self.lam / self._unit(A), _SMALLEST_WEIGHT)))
+                weight = self.lam / self._common_unit(problems)
+                module.log_weight.fill_(math.log(max(weight, _SMALLEST_WEIGHT)))
             elif fresh:
-                self._set_first_weight(module, A, images, data, starts)
+                self._set_first_weight(module, problems, images, data, starts)
 
         trainer = self.trainer.over(n_steps=400, lr=1e-3, final_lr=1e-4)
-        upper = self._upper_level(module, A, data, starts, trainer)
-        rows = images, data, starts, torch.arange(len(data), device=data.device)
+        upper = self._upper_level(module, problems, data, starts, trainer)
+        rows = images, data, problems.which, starts, torch.arange(len(data), device=data.device)
         # Held-out quality alone would choose the roughest regulariser: with a penalty the last one is kept.
-        score = self._score(A, module, upper) if upper.smoothness is None else None
+        score = self._score(problems, module, upper) if upper.smoothness is None else None
         yield Phase("bilevel", upper, rows, trainer, score, state=upper.state)
         upper.lower.warn()
 
     def _set_first_weight(
-        self, module: Any, A: LinearMap, images: Tensor, data: Tensor, starts: Tensor
+        self, module: Any, problems: Problems, images: Tensor, data: Tensor, starts: Tensor
     ) -> None:
         """Calibrate weight and scale on a few pairs; without true images the weight follows a rule."""
         x, y, x0 = images[:_N_SCORED], data[:_N_SCORED], starts[:_N_SCORED]
-        if self._measures_pixels(A):
-            x, y = crop(x, y, self._spatial_axes(A))
+        if self._measures_pixels(problems):
+            x, y = crop(x, y, self._spatial_axes(problems.maps[0]))
             x0 = y
+        parts, which = self._parts(problems), problems.which[:_N_SCORED]
         if self.supervised_:
-            bounds = self._normalised_bounds
-            lam, scale = fit_weight(self._fidelity(A)(y), self._regularizer, self._descend, x0, x, bounds)
+            misfit, bounds = self._misfit(problems, parts, which, y), self._normalised_bounds
+            lam, scale = fit_weight(misfit, self._regularizer, self._descend, x0, x, bounds)
         else:
-            lam, scale = self._weight_by_rule(A, y, x0), 1.0
+            lam, scale = self._weight_by_rule(problems, parts, which, y, x0), 1.0
         module.log_scale.add_(math.log(scale))
         module.log_weight.add_(math.log(max(lam, _SMALLEST_WEIGHT)))
 
-    def _weight_by_rule(self, A: LinearMap, data: Tensor, x0: Tensor) -> float:
+    def _weight_by_rule(
+        self, problems: Problems, parts: Sequence[Part], which: Tensor, data: Tensor, x0: Tensor
+    ) -> float:
         """``rms(A^* noise) / rms(grad r(x_0))``: both gradients of the objective are of one size."""
-        noise = self._normalised_noise(data) * rms(back_projection(A, torch.randn_like(data), x0))
+
+        def seen(part: Part, y: Tensor, x0: Tensor) -> Tensor:
+            noise = back_projection(part.A, torch.randn_like(y), x0)
+            return part.unit * part.method._normalised_noise(y) * noise
+
+        noise = rms(problems.each(seen, parts, which, data, x0))
         slope = rms(self._regularizer().grad(x0))
         return noise / slope if slope > 1e-6 * noise else 1.0
 
     def _upper_level(
-        self, module: Any, A: LinearMap, data: Tensor, starts: Tensor, trainer: Trainer
+        self, module: Any, problems: Problems, data: Tensor, starts: Tensor, trainer: Trainer
     ) -> UpperLevel:
-        n, smooth = len(data), module.energy
+        n, smooth, pixels = len(data), module.energy, self._measures_pixels(problems)
         assert trainer.batch_size is not None  # filled in
         lower = LowerLevel(
             self._minimise,
-            choose_linear_solver(self.hypergradient, smooth, denoising=self._measures_pixels(A)),
+            choose_linear_solver(self.hypergradient, smooth, denoising=pixels),
             self._normalised_bounds,
             max_steps=self.max_steps,
             tol=self.tol,
@@ -295,11 +306,15 @@ class BilevelRegularizer(EnergyReconstructor):
         smoothness = None
         if self.beta is not None and not smooth.certified and self.smoothness_weight > 0:
             smoothness = Smoothness(n, self.smoothness_weight, self.beta, self.patch_size)
-        sampler = self._sampler(A, starts)
-        return UpperLevel(self._fidelity(A), lower, self._upper_loss(A, data), sampler, smoothness)
+        sampler = self._sampler(starts, pixels=pixels)
+        inner = [
+            Inner(part.fidelity, part.unit, part.method._upper_loss(part.A, data))
+            for part in self._parts(problems)
+        ]
+        return UpperLevel(problems, inner, lower, sampler, smoothness)
 
-    def _sampler(self, A: LinearMap, starts: Tensor) -> Sampler:
-        if self._measures_pixels(A):
+    def _sampler(self, starts: Tensor, *, pixels: bool) -> Sampler:
+        if pixels:
             return Patches(self.patch_size, self.channel_axis)
         if is_read_later(starts):
             return FromTheStart(self.channel_axis)
@@ -318,12 +333,21 @@ class BilevelRegularizer(EnergyReconstructor):
         """The ``lam`` that weighs the normalised regulariser by one."""
         return self._fidelity(A).unit / self.spread_**2
 
-    def _score(self, A: LinearMap, module: Any, upper: UpperLevel) -> Score:
+    def _common_unit(self, problems: Problems) -> float:
+        """The same, where problems have units of their own."""
+        first, *_ = self._parts(problems)
+        return first.method._unit(first.A) / first.unit
+
+    def _score(self, problems: Problems, module: Any, upper: UpperLevel) -> Score:
         """PSNR of held-out reconstructions, or minus their risk where there are no true images."""
         if not self.supervised_:
             return lambda *rows: -upper.risk(module, *rows)
-        cropped = self._spatial_axes(A) if self._measures_pixels(A) else ()
-        return held_out_psnr(lambda y: self._solution(A, y).x, n_images=_N_SCORED, cropped=cropped)
+        parts = self._parts(problems)
+
+        def reconstruct(y: Tensor, which: Tensor) -> Tensor:
+            return problems.each(lambda p, y: p.method._solution(p.A, y, 1 / p.unit).x, parts, which, y)
+
+        return held_out_psnr(reconstruct, n_images=_N_SCORED, cropped=self._cropped_axes(problems))
 
     # ------------------------------------------------------------------ reconstruction
     def _minimise(self, misfit: Any, R: Functional, x0: Tensor, tol: float) -> Solution:

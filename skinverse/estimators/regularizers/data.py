@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from skinverse._tensors import norm, real_like, rms
 from skinverse.estimators._learned import batch_size_for, in_batches
+from skinverse.estimators._problems import Problems
 from skinverse.estimators._units import NormalisedFidelity, without_gain
 from skinverse.operators import LinearMap
 
 # Images with which the data of one are compared, its own among them.
 _N_COMPARED = 9
+# Data that are compared with them, where each has its own operator.
+_N_ASKED = 64
 
 
-def are_pairs(A: LinearMap, images: Tensor, data: Tensor) -> bool:
+def are_pairs(problems: Problems, images: Tensor, data: Tensor, which: Tensor) -> bool:
     """Whether most measurements fit their own image better than the next eight ones."""
-    if len(images) != len(data):
-        return False
+    if problems.several:
+        return _are_pairs_under_several(problems, images, data, which)
+    A = problems.A
     n, expected = len(images), in_batches(A, A, images)
     parts = torch.arange(n, device=data.device).split(batch_size_for(A))
     best = [
@@ -33,10 +37,23 @@ def are_pairs(A: LinearMap, images: Tensor, data: Tensor) -> bool:
     return float((torch.cat(best) == 0).double().mean()) > 0.5
 
 
+def _are_pairs_under_several(problems: Problems, images: Tensor, data: Tensor, which: Tensor) -> bool:
+    """The same by a few of them: each other image has to be measured as the one was."""
+    n = len(data)
+    few = torch.arange(min(n, _N_ASKED), device=data.device)
+
+    def misfit(A: LinearMap, y: Tensor, x: Tensor) -> Tensor:
+        return norm(y - A(x))
+
+    misfits = [
+        problems.each(misfit, problems.maps, which[few], data[few], images[(few - shift) % n])
+        for shift in range(min(n, _N_COMPARED))
+    ]
+    return float((torch.stack(misfits).argmin(0) == 0).double().mean()) > 0.5
+
+
 def noise_in_images(
-    fidelity: NormalisedFidelity,
-    images: Tensor,
-    data: Tensor,
+    problems: Sequence[tuple[NormalisedFidelity, float, Tensor, Tensor]],
     axes: tuple[int, ...],
     *,
     known: bool,
@@ -45,26 +62,37 @@ def noise_in_images(
     """Root mean square, per pixel, of the gradient of the fidelity at true images: ``A^* noise / ||A||^2``.
 
     Where the noise is unknown, pairs show it as ``A^* (A x - y)``; of other sets it is taken for white.
-    ``axes`` are the spatial ones.
+    ``axes`` are the spatial ones. Of each problem there are the fidelity, what its gradient is multiplied
+    by, images and data.
     """
-    size = batch_size_for(fidelity.A)
     if known:
-        noisy = ((fidelity.drawn(x, seed), x) for seed, x in enumerate(images.split(size)))
-        return _rms(fidelity(y).grad(x) for y, x in noisy)
+        drawn = ((f, unit, x) for f, unit, images, _ in problems for x in images.split(batch_size_for(f.A)))
+        return _rms(unit * f(f.drawn(x, seed)).grad(x) for seed, (f, unit, x) in enumerate(drawn))
     if paired:
-        pairs = zip(images.split(size), data.split(size), strict=True)
-        return _rms(fidelity(y).grad(x) for x, y in pairs)
-    A, weighted = fidelity.A, fidelity.weighted_data
+        return _rms(unit * f(y).grad(x) for f, unit, *rows in problems for x, y in _few_at_a_time(f.A, *rows))
     noise_std = _white_noise(
-        (back_projection(A, weighted(y), images) for y in data.split(size)),
-        (back_projection(A, A(x), images) for x in images.split(size)),
-        _unit_noise(A, images, data),
+        (
+            back_projection(f.A, f.weighted_data(y), images)
+            for f, _, images, data in problems
+            for y in data.split(batch_size_for(f.A))
+        ),
+        (
+            back_projection(f.A, f.A(x), images)
+            for f, _, images, _ in problems
+            for x in images.split(batch_size_for(f.A))
+        ),
+        (noise for noise, _ in _unit_noise(problems)),
         axes,
     )
     if noise_std == 0:
         message = 'lam="auto" sees no noise in Y_meas: lam is 0; pass noise or lam'
         warnings.warn(message, stacklevel=8)
-    return noise_std * _rms(_unit_noise(A, images, data))
+    return noise_std * _rms(unit * noise for noise, unit in _unit_noise(problems))
+
+
+def _few_at_a_time(A: LinearMap, images: Tensor, data: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    size = batch_size_for(A)
+    return zip(images.split(size), data.split(size), strict=True)
 
 
 def back_projection(A: LinearMap, data: Tensor, images: Tensor) -> Tensor:
@@ -73,12 +101,15 @@ def back_projection(A: LinearMap, data: Tensor, images: Tensor) -> Tensor:
     return real_like(normed.adjoint(y), images)
 
 
-def _unit_noise(A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Tensor]:
-    """What noise of standard deviation 1 in the data is in the images, a few of them at a time."""
+def _unit_noise(
+    problems: Sequence[tuple[NormalisedFidelity, float, Tensor, Tensor]],
+) -> Iterator[tuple[Tensor, float]]:
+    """What noise of standard deviation 1 in the data is in the images, a few of them at a time; units."""
     draws = torch.Generator().manual_seed(0)
-    for y in data.split(batch_size_for(A)):
-        white = torch.randn(y.shape, dtype=y.dtype, generator=draws).to(y.device)
-        yield back_projection(A, white, images)
+    for f, unit, images, data in problems:
+        for y in data.split(batch_size_for(f.A)):
+            white = torch.randn(y.shape, dtype=y.dtype, generator=draws).to(y.device)
+            yield back_projection(f.A, white, images), unit
 
 
 def _white_noise(

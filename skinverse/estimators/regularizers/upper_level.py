@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from skinverse._tensors import as_channels, dot, norm
+from skinverse.estimators._problems import Problems
 from skinverse.estimators._units import NormalisedFidelity
 from skinverse.estimators.regularizers.lower_level import LowerLevel
 from skinverse.estimators.regularizers.smoothness import Smoothness
@@ -45,17 +46,29 @@ class Sampler(Protocol):
         """Go on from what :meth:`state_dict` gave."""
 
 
+class Inner(NamedTuple):
+    """What is minimised for the images of one problem, and how the minimiser is judged.
+
+    The objective is ``unit F + R`` with the fidelity ``F``; the loss is :func:`squared_error`,
+    :func:`absolute_error` or :func:`stein_risk`.
+    """
+
+    fidelity: NormalisedFidelity
+    unit: float
+    loss: UpperLoss
+
+
 class UpperLevel:
     """``l(x_hat_i(theta), x_i) + xi (Lip(grad s) - beta)_+`` for each image, to be minimised over ``theta``.
 
     Parameters
     ----------
-    fidelity : NormalisedFidelity
-        Of data: the fidelity of their reconstructions.
+    problems : Problems
+        The problems of the images.
+    inner : sequence of Inner
+        What is minimised, and how its minimiser is judged, for each problem.
     lower : LowerLevel
         Makes the reconstructions ``x_hat``.
-    loss : callable
-        The ``l``: :func:`squared_error`, :func:`absolute_error` or :func:`stein_risk`.
     sampler : Sampler
         :class:`Patches` or :class:`WholeImages`.
     smoothness : Smoothness or None
@@ -64,13 +77,13 @@ class UpperLevel:
 
     def __init__(
         self,
-        fidelity: NormalisedFidelity,
+        problems: Problems,
+        inner: Sequence[Inner],
         lower: LowerLevel,
-        loss: UpperLoss,
         sampler: Sampler,
         smoothness: Smoothness | None,
     ) -> None:
-        self.fidelity, self.lower, self.loss = fidelity, lower, loss
+        self.problems, self.inner, self.lower = problems, inner, lower
         self.sampler, self.smoothness = sampler, smoothness
 
     @property
@@ -79,19 +92,23 @@ class UpperLevel:
         always = self.lower, self.sampler
         return always if self.smoothness is None else (*always, self.smoothness)
 
-    def __call__(self, module: Any, x: Tensor, y: Tensor, x0: Tensor, index: Tensor) -> Tensor:
-        """The loss of some images, by their numbers among the training images."""
+    def __call__(self, module: Any, x: Tensor, y: Tensor, which: Tensor, x0: Tensor, index: Tensor) -> Tensor:
+        """The loss of some images under their problems, by their numbers among the training images."""
         R = EnergyFunctional(module.prepared(), self.sampler.channel_axis)
 
-        def reconstruct(y: Tensor, x0: Tensor) -> Tensor:
-            return self.lower(self.fidelity(y), R, x0)
+        def of_one(inner: Inner, y: Tensor, x: Tensor, x0: Tensor, index: Tensor) -> Tensor:
+            def reconstruct(y: Tensor, x0: Tensor) -> Tensor:
+                weighted = R if inner.unit == 1 else (1 / inner.unit) * R
+                return self.lower(inner.fidelity(y), weighted, x0)
+
+            x_hat = reconstruct(y, x0)
+            self.sampler.remember(index, x_hat)
+            return inner.loss(x_hat, x, y, reconstruct)
 
         if module.training:
             self.lower.advance()
         x, y, x0 = self.sampler.sample(x, y, x0, index)
-        x_hat = reconstruct(y, x0)
-        self.sampler.remember(index, x_hat)
-        loss = self.loss(x_hat, x, y, reconstruct)
+        loss = self.problems.each(of_one, self.inner, which, y, x, x0, index)
         if self.smoothness is None or not torch.is_grad_enabled():
             return loss
         return loss + self.smoothness(module, as_channels(x, self.sampler.channel_axis), index)

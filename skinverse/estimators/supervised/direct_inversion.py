@@ -18,6 +18,7 @@ from skinverse._defaults import copy_module
 from skinverse._parameters import Elements, Flag, Instance, Integer, fitted, parameter
 from skinverse._tensors import as_channels, from_channels, rms
 from skinverse.estimators._learned import LearnedReconstructor, held_out_psnr
+from skinverse.estimators._problems import Problems
 from skinverse.estimators.supervised.residual import NETWORKS, Residual
 from skinverse.operators import LinearMap
 from skinverse.solvers import Solution
@@ -124,8 +125,9 @@ class DirectInversion(LearnedReconstructor):
         shapes = tuple(data.shape[1:]), tuple(images.shape[1:])
         return pylops.Zero(*shapes, dtype=str(data.dtype).removeprefix("torch."))
 
-    def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
-        assert A is not None and images is not None and data is not None  # _needs
+    def _fit(self, problems: Problems | None, images: Tensor | None, data: Tensor | None) -> None:
+        assert problems is not None and images is not None and data is not None  # _needs
+        A = problems.A
         self.real_ = not images.is_complex()
         self.image_shape_ = tuple(self._channels(images[:1]).shape[1:])
         self.n_measurements_ = _numbers(data[:1], A).shape[1]
@@ -136,25 +138,26 @@ class DirectInversion(LearnedReconstructor):
                 "four times as much in training: a method that knows the operator needs none of them",
                 stacklevel=5,
             )
-        super()._fit(A, images, data)
+        super()._fit(problems, images, data)
 
     def _make_module(self) -> nn.Module:
         return Direct(self.image_shape_, self.n_measurements_, self.network)
 
-    def _phases(self, module: Any, A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Phase]:
-        def prepare(x: Tensor, y: Tensor) -> None:
+    def _phases(self, module: Any, problems: Problems, images: Tensor, data: Tensor) -> Iterator[Phase]:
+        def prepare(x: Tensor, y: Tensor, _: Tensor) -> None:
             if not self._continued:
                 module.start(x, y)
 
-        def loss(module: Any, x: Tensor, y: Tensor) -> Tensor:
+        def loss(module: Any, x: Tensor, y: Tensor, _: Tensor) -> Tensor:
             return (module(y) - x).square().flatten(1).mean(1)
 
-        def reconstruct(y: Tensor) -> Tensor:
+        def reconstruct(y: Tensor, _: Tensor) -> Tensor:
             with torch.no_grad():
                 x: Tensor = module(y)
                 return x
 
-        rows = rowwise(self._channels, images), rowwise(lambda y: _numbers(y, A), data)
+        A = problems.A
+        rows = rowwise(self._channels, images), rowwise(lambda y: _numbers(y, A), data), problems.which
         score = held_out_psnr(reconstruct, n_images=_N_SCORED)
         trainer = self.trainer.over(n_steps=1000, lr=1e-4, final_lr=1e-5, max_grad_norm=1.0)
         yield Phase("supervised", loss, rows, trainer, score, prepare=prepare)

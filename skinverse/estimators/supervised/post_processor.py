@@ -18,9 +18,9 @@ from skinverse.estimators._learned import (
     after,
     check_kinds,
     fit_initial,
-    in_batches,
     mean_psnr,
 )
+from skinverse.estimators._problems import Problems
 from skinverse.estimators.supervised.residual import NETWORKS, Residual
 from skinverse.operators import LinearMap
 from skinverse.solvers import Solution
@@ -107,18 +107,18 @@ class PostProcessor(LearnedReconstructor):
     )
     real_: bool = fitted(allowed=Flag(), doc="Whether the images of ``fit`` were real.")
 
-    def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
-        assert A is not None and images is not None and data is not None  # _needs
-        check_kinds(A, images, data)
+    def _fit(self, problems: Problems | None, images: Tensor | None, data: Tensor | None) -> None:
+        assert problems is not None and images is not None and data is not None  # _needs
+        check_kinds(problems, images, data)
         self.real_, self.n_channels_ = not images.is_complex(), self._channels(images[:1]).shape[1]
-        self.initial_ = fit_initial(self.initial, self.operator_, self.channel_axis, images, data)
-        super()._fit(A, images, data)
+        self.initial_ = fit_initial(self, self.initial, problems, images, data)
+        super()._fit(problems, images, data)
 
     def _make_module(self) -> nn.Module:
         return Residual(self.network, self.n_channels_, self.n_axes_)
 
-    def _phases(self, module: Any, A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Phase]:
-        first = in_batches(lambda y: self._start(A, y), A, data)
+    def _phases(self, module: Any, problems: Problems, images: Tensor, data: Tensor) -> Iterator[Phase]:
+        first, axes = self._starts(problems, data), self._spatial_axes(problems.maps[0])
 
         def loss(module: Any, x: Tensor, x0: Tensor) -> Tensor:
             both = random_patches(torch.cat([self._channels(x), self._channels(x0)], 1), self.patch_size)
@@ -126,7 +126,7 @@ class PostProcessor(LearnedReconstructor):
             return (module(x0) - x).square().flatten(1).mean(1)
 
         def score(x: Tensor, x0: Tensor) -> float:
-            x, x0 = crop(x[:_N_SCORED], x0[:_N_SCORED], self._spatial_axes(A))
+            x, x0 = crop(x[:_N_SCORED], x0[:_N_SCORED], axes)
             return mean_psnr(x, self._improved(module, x0))
 
         trainer = self.trainer.over(n_steps=3000, lr=1e-3, final_lr=1e-4, max_grad_norm=1.0)

@@ -29,8 +29,8 @@ from skinverse.estimators._learned import (
     check_kinds,
     fit_initial,
     held_out_psnr,
-    in_batches,
 )
+from skinverse.estimators._problems import Problems
 from skinverse.estimators._units import Interval, NormalisedFidelity, interval, within
 from skinverse.noise import NoiseModel
 from skinverse.operators import LinearMap, as_torch
@@ -101,28 +101,32 @@ class UnrolledReconstructor(LearnedReconstructor):
     def _make_module(self) -> Unrolled:
         """The untrained iterations."""
 
-    def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
-        assert A is not None and images is not None and data is not None  # _needs
-        check_kinds(A, images, data)
+    def _fit(self, problems: Problems | None, images: Tensor | None, data: Tensor | None) -> None:
+        assert problems is not None and images is not None and data is not None  # _needs
+        check_kinds(problems, images, data)
         self.real_, self.n_iterations_ = not images.is_complex(), self.n_iterations
-        space = DataSpace.of(A, self.channel_axis)
-        self.n_channels_ = self._channels(images[:1]).shape[1], space.channels(data[:1]).shape[1]
+        first = problems.distinct[0]
+        space, y = DataSpace.of(first.A, self.channel_axis), first.measured(data[:1])
+        self.n_channels_ = self._channels(images[:1]).shape[1], space.channels(y).shape[1]
         self._check_order()
-        self.initial_ = fit_initial(self.initial, self.operator_, self.channel_axis, images, data)
-        super()._fit(A, images, data)
+        self.initial_ = fit_initial(self, self.initial, problems, images, data)
+        super()._fit(problems, images, data)
 
-    def _phases(self, module: Any, A: LinearMap, images: Tensor, data: Tensor) -> Iterator[Phase]:
-        starts = in_batches(lambda y: self._start(A, y), A, data)
+    def _phases(self, module: Any, problems: Problems, images: Tensor, data: Tensor) -> Iterator[Phase]:
+        rows = images, data, problems.which, self._starts(problems, data)
+        fidelities = self._fidelities(problems)
 
-        fidelity = self._fidelity(A)
+        def loss(module: Any, x: Tensor, y: Tensor, which: Tensor, x0: Tensor) -> Tensor:
+            def reconstruct(fidelity: NormalisedFidelity, y: Tensor, x0: Tensor) -> Tensor:
+                x_hat: Tensor = module(*self._problem(fidelity, y, x0))
+                return x_hat
 
-        def loss(module: Any, x: Tensor, y: Tensor, x0: Tensor) -> Tensor:
-            x_hat = module(*self._problem(fidelity, y, x0))
+            x_hat = problems.each(reconstruct, fidelities, which, y, x0)
             return (x_hat - x).abs().square().flatten(1).mean(1)
 
-        score = held_out_psnr(lambda y: self._reconstruct(A, y).x, n_images=_N_SCORED)
+        score = held_out_psnr(self._reconstructions_under(problems), n_images=_N_SCORED)
         trainer = self.trainer.over(n_steps=2000, lr=1e-3, final_lr=1e-4, max_grad_norm=1.0)
-        yield Phase("supervised", loss, (images, data, starts), trainer, score)
+        yield Phase("supervised", loss, rows, trainer, score)
 
     def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
         first = self._first_images(A, data, self.initial_, real=self.real_)
@@ -184,6 +188,9 @@ class UnrolledReconstructor(LearnedReconstructor):
 class Unrolled(nn.Module, ABC):
     """Iterations with learned parts."""
 
+    # Whether what is learned sees the data themselves, and their channels with them.
+    sees_data = False
+
     def __init__(self, n_channels: tuple[int, int], n_iterations: int) -> None:
         super().__init__()
         self.n_channels, self.n_iterations = n_channels, n_iterations
@@ -223,7 +230,8 @@ class Unrolled(nn.Module, ABC):
         """The problem with the channels of the training; a denoiser of one channel takes many one by one."""
         space = DataSpace.of(A, channel_axis)
         of_images, of_data = as_channels(start, channel_axis).shape[1], space.channels(data).shape[1]
-        if (of_images, of_data) == self.n_channels:
+        known = of_data == self.n_channels[1] or not (self.sees_data or A.identity)
+        if of_images == self.n_channels[0] and known:
             return ScaledProblem(A, data, start, channel_axis, weights)
         if A.identity and self.n_channels == (1, 1) and of_images == of_data:
             y, x0 = (planes_for(batch, 1, "the network", channel_axis) for batch in (data, start))

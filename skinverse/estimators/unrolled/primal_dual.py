@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from skinverse._parameters import Elements, Flag, Integer, fitted, parameter
+from skinverse.estimators._problems import Problems
 from skinverse.estimators.unrolled.base import DataSpace, ScaledProblem, Unrolled, UnrolledReconstructor
 from skinverse.estimators.unrolled.updates import Update
 from skinverse.operators import LinearMap
@@ -98,10 +99,11 @@ class LearnedPrimalDual(UnrolledReconstructor):
         doc="Whether the data have neighbours along each of their spatial axes, which the networks see.",
     )
 
-    def _fit(self, A: LinearMap | None, images: Tensor | None, data: Tensor | None) -> None:
-        assert A is not None  # _needs
-        self.neighbours_ = DataSpace.of(A, self.channel_axis).neighbours
-        super()._fit(A, images, data)
+    def _fit(self, problems: Problems | None, images: Tensor | None, data: Tensor | None) -> None:
+        assert problems is not None  # _needs
+        spaces = [DataSpace.of(A, self.channel_axis) for A in problems.maps]
+        self.neighbours_ = tuple(all(beside) for beside in zip(*(s.neighbours for s in spaces), strict=True))
+        super()._fit(problems, images, data)
 
     def _make_module(self) -> Unrolled:
         return PrimalDualUnrolled(
@@ -116,6 +118,8 @@ class LearnedPrimalDual(UnrolledReconstructor):
 
 class PrimalDualUnrolled(Unrolled):
     """``h <- h + D(h, A f_1, y)`` and ``f <- f + P(f, A^* h_0)`` for several images ``f`` and data ``h``."""
+
+    sees_data = True
 
     def __init__(
         self,
