@@ -433,8 +433,8 @@ class BaseReconstructor(Parametrized, ABC):
             given, self.noise = self.noise, common.noise
             self._learn_from(common.operator, problems, images, data)
             self.noise = given
-        if own is not operator:  # which a method may also have found itself
-            self.operator_ = operator
+        if not problems.several and common.operator is not operator:
+            self.operator_ = operator  # else a method may have found its own
 
     def _learn_from(
         self, operator: pylops.LinearOperator, problems: Problems, images: Tensor | None, data: Tensor
