@@ -372,6 +372,8 @@ class BaseReconstructor(Parametrized, ABC):
         problems = list(self._problems(operator, measured, rows, np.arange(len(rows))))
         for problem in problems:
             self._check_learned_from(problem.rows)
+            if missing(problem.rows) is None:
+                warn_of_doubts(problem.A, to_batch(problem.rows[:FEW], device))
         if "Y_meas" not in self._needs and (len(problems) > 1 or missing(problems[0].rows) is not None):
             self._learn_from_images(operator, images)
         else:

@@ -143,7 +143,7 @@ def warn_of_doubts(A: LinearMap, data: Tensor) -> None:
     """
     found = A.doubt(data[:FEW].reshape(-1, *A.dimsd))
     if found:
-        warnings.warn(f"Y_meas: {found}", UserWarning, stacklevel=4)
+        warnings.warn(f"Y_meas: {found}", UserWarning, stacklevel=4)  # of fit; of predict within it
 
 
 def assigned(

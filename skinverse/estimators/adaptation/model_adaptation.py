@@ -221,9 +221,9 @@ class ModelAdaptation(BaseReconstructor):
         return self.operator_
 
     def _fit(self, problems: Problems | None, images: Tensor | None, data: Tensor | None) -> None:
+        self._check_estimator()
         assert problems is not None and data is not None  # _needs
         problems.check_single()
-        self._check_estimator()
         self._check_operator()
         self.fitted_operator_, self.history_ = self.operator, []
         # In double precision: a line search that sees the rounding of single precision does not end.
@@ -303,7 +303,7 @@ class ModelAdaptation(BaseReconstructor):
                 f"ModelAdaptation: the search for the {phase} did not converge in {self.max_steps} steps "
                 f"(last change {change:.1e}): raise max_steps or tol, or give noise",
                 ConvergenceWarning,
-                stacklevel=6,
+                stacklevel=7,
             )
 
     # ------------------------------------------------------------------ what is given

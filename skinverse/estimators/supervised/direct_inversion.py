@@ -136,7 +136,7 @@ class DirectInversion(LearnedReconstructor):
             warnings.warn(
                 f"DirectInversion: the linear map has {n_weights:.1e} weights, {n_weights / 2**28:.1f} GiB, "
                 "four times as much in training: a method that knows the operator needs none of them",
-                stacklevel=5,
+                stacklevel=6,
             )
         super()._fit(problems, images, data)
 
