@@ -662,7 +662,8 @@ class BaseReconstructor(Parametrized, ABC):
         for members, _, method, A, known in self._problems(operator, part, rows, numbers):
             method._check_measured(known, A)
             if missing(known) is None:
-                warn_of_doubts(A, to_batch(known[:FEW], resolve_device(self.device)))
+                # The call of predict that has led here through the parts of the measurements.
+                warn_of_doubts(A, to_batch(known[:FEW], resolve_device(self.device)), stacklevel=8)
             for index, solution in method._solutions_of(A, known, reconstruct):
                 yield members[index], solution
 

@@ -133,7 +133,7 @@ def check_operator(operator: Any, action: str | float) -> None:
         warnings.warn(str(error), UserWarning, stacklevel=5)
 
 
-def warn_of_doubts(A: LinearMap, data: Tensor) -> None:
+def warn_of_doubts(A: LinearMap, data: Tensor, stacklevel: int = 4) -> None:
     """Warn of data that seem to be of another convention than the operator's.
 
     Warns
@@ -143,7 +143,7 @@ def warn_of_doubts(A: LinearMap, data: Tensor) -> None:
     """
     found = A.doubt(data[:FEW].reshape(-1, *A.dimsd))
     if found:
-        warnings.warn(f"Y_meas: {found}", UserWarning, stacklevel=4)  # of fit; of predict within it
+        warnings.warn(f"Y_meas: {found}", UserWarning, stacklevel=stacklevel)
 
 
 def assigned(
