@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import numpy as np
 from sklearn.base import clone
 
 from skinverse._checks._expect import expect, expect_refusal
@@ -84,7 +85,7 @@ def representation(subject: Subject) -> None:
 
 
 def _expect_same(found: dict[str, Any], given: dict[str, Any], what: str) -> None:
-    """Expect the very same objects, or for numbers and text equal ones."""
+    """Expect the very same objects, or for numbers, arrays and text equal ones."""
     for name, value in given.items():
-        equal = isinstance(value, (int, float, str, tuple)) and found[name] == value
+        equal = isinstance(value, (int, float, str, tuple, np.ndarray)) and np.array_equal(found[name], value)
         expect(found[name] is value or equal, f"{what} {name} from {value!r} to {found[name]!r}")

@@ -743,7 +743,7 @@ class BaseReconstructor(Parametrized, ABC):
             )
 
     def set_params(self, **params: Any) -> Self:
-        """Set parameters; ``operator__sigma`` gives the estimator another operator of the same family.
+        """Set parameters; ``operator__sigma`` gives the estimator another operator of the same kind.
 
         Parameters
         ----------
@@ -760,11 +760,10 @@ class BaseReconstructor(Parametrized, ABC):
         }
         super().set_params(**{k: v for k, v in params.items() if not k.startswith("operator__")})
         if of_operator:
-            unknown = of_operator.keys() - getattr(self.operator, "parameters", {}).keys()
-            if unknown:
-                raise ValueError(f"operator: {self.operator!r} has no parameter {sorted(unknown)[0]!r}")
-            family: Any = self.operator
-            self.operator = family.with_parameters(of_operator)  # the operator itself may be shared
+            known = self.get_params()
+            changed = {k: v for k, v in of_operator.items() if not _equal(known.get(f"operator__{k}"), v)}
+            # Another one, for the operator itself may be shared; the same where nothing changes.
+            self.operator = with_parameters(self.operator, changed) if changed else self.operator
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -795,6 +794,11 @@ class BaseReconstructor(Parametrized, ABC):
         tags.target_tags.required = "Y_meas" in self._needs
         tags.input_tags.positive_only = self._noise_model.counted
         return tags
+
+
+def _equal(known: Any, value: Any) -> bool:
+    """Whether a parameter of an operator, None where it is not told, has this value already."""
+    return known is not None and np.array_equal(known, value)
 
 
 def without_images(solution: Solution) -> Solution:

@@ -89,7 +89,7 @@ def with_parameters(operator: LinearOperator, values: Mapping[str, Any]) -> Line
     unknown = sorted(set(values) - set(parameter_names(operator)))
     if unknown:
         known = ", ".join(parameter_names(operator)) or "none"
-        raise ValueError(f"{unknown[0]}: expected a parameter of the operator, which has {known}")
+        raise ValueError(f"operator: {operator!r} has no parameter {unknown[0]!r}, it has {known}")
     changed = _changed(operator, values)
     if changed.shape != operator.shape:
         raise ValueError(
