@@ -64,8 +64,17 @@ MAY_IMPORT = {
     "testing": {"_checks"},
 }
 
-# A family of estimators knows itself, these five files, and the rooms.
-BASE_FILES = {"_base", "_declarations", "_learned", "_problems", "_regressor", "_units", "_validation"}
+# A family of estimators knows itself, these files, and the rooms.
+BASE_FILES = {
+    "_base",
+    "_declarations",
+    "_learned",
+    "_problems",
+    "_reader",
+    "_regressor",
+    "_units",
+    "_validation",
+}
 
 # Third parties that few modules know.
 ONLY_IN = {

@@ -6,11 +6,10 @@ import copy
 import math
 import os
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
-from typing import Any, ClassVar, NamedTuple, Self, TypeAlias
+from typing import Any, ClassVar, Self, TypeAlias
 
 import numpy as np
 import pylops
@@ -28,49 +27,31 @@ from skinverse._arrays import (
     Rows,
     as_rows,
     check_complete,
-    check_finite,
-    in_parts,
-    masked,
     missing,
     to_batch,
-    where_measured,
 )
 from skinverse._batches import StoredBatch, as_batch
 from skinverse._defaults import copy_module, standard_defaults, survive_fork
 from skinverse._measurements import Measurements
 from skinverse._parameters import (
-    Constraint,
-    Instance,
-    Integer,
-    Null,
-    OneOf,
-    Parametrized,
-    Real,
     declared,
-    fitted,
-    parameter,
 )
 from skinverse._rows import columns, in_memory, is_stored, n_rows, take
-from skinverse._tensors import are_finite, reuse_freed_memory, spatial_axes
+from skinverse._tensors import are_finite, reuse_freed_memory
 from skinverse.estimators._problems import Problem, Problems
+from skinverse.estimators._reader import Group, Reader
 from skinverse.estimators._regressor import ReconstructionRegressor
 from skinverse.estimators._validation import (
     FEW,
     alike,
-    assigned,
-    check_channel_axis,
     check_dims,
-    check_operator,
-    check_spacing,
     information,
-    per_sample,
     resolve_device,
     same_kind,
     warn_of_doubts,
     write_rows,
 )
 from skinverse.metrics import mean_score, psnr
-from skinverse.noise import NoiseModel, noise_model
 from skinverse.operators import LinearMap, as_torch, local_copy, note_sent, with_parameters
 from skinverse.solvers import Solution
 
@@ -80,9 +61,6 @@ Measured: TypeAlias = ArrayLike | Tensor | Measurements
 Reconstruct = Callable[[Any, LinearMap, Tensor], Solution]
 # Numbers in each variable of a solver: what a processor's caches hold; a GPU wants more work at a time.
 _CHUNK = {"cpu": 2**20, "cuda": 2**24}
-# What to do about bad measurements.
-_TO_MASK = "; what was not measured is masked, as np.ma.masked_invalid(Y_meas) does"
-
 # Attributes that hold an operator.
 _OPERATORS = ("operator", "operator_", "fitted_operator_")
 
@@ -93,27 +71,7 @@ _INSTEAD = (
 )
 
 
-class _Device(Constraint):
-    """Where to compute."""
-
-    kind = '{"auto", "cpu", "cuda", "cuda:0", ...}'
-    expected = '"auto", "cpu" or "cuda"'
-
-    def allows(self, value: Any) -> bool:
-        return str(value).split(":")[0] in ("auto", "cpu", "cuda")
-
-
-class _Problem(NamedTuple):
-    """Measurements of one operator under one noise, and the method that knows both."""
-
-    members: NDArray[np.intp]
-    operator: pylops.LinearOperator
-    method: BaseReconstructor
-    A: LinearMap
-    rows: Rows
-
-
-class BaseReconstructor(Parametrized, ABC):
+class BaseReconstructor(Reader):
     """A reconstruction method: measurements in, images out.
 
     A method declares its parameters, and gives :meth:`_reconstruct` and, if it learns or prepares anything,
@@ -122,61 +80,17 @@ class BaseReconstructor(Parametrized, ABC):
 
     # Why a method does not keep some promises of the contract, by the names of checks in `skinverse.testing`.
     not_promised: ClassVar[Mapping[str, str]] = {}
-    # What `fit` needs, and whether images and measurements must come in pairs.
-    _needs: ClassVar[tuple[str, ...]] = ()
     _paired: ClassVar[bool] = True
     # Parameters that clones share instead of copying them.
     _shared: ClassVar[tuple[str, ...]] = ("operator",)
-    # Whether `predict`, too, needs all measurements, each in its place.
-    _complete: ClassVar[bool] = False
-    # Whether what is learned belongs to one operator, whose parameters cannot differ from image to image.
-    _one_operator: ClassVar[bool] = False
     # Whether a training maps rows by `rowwise` and `in_batches`, and can do without arrays of all of them.
     _reads_rows: ClassVar[bool] = False
     # How many numbers a step holds at once for each one of an image.
     _load: ClassVar[int] = 1
-    # What is known of the noise, where a method makes it a parameter.
-    noise: Any = None
-    # Distances of pixels, where a method makes them a parameter.
-    spacing: Any = None
 
     __metadata_request__fit: ClassVar[dict[str, str]] = {"X_true": UNUSED, "Y_meas": UNUSED}
     __metadata_request__predict: ClassVar[dict[str, str]] = {"Y_meas": UNUSED, "return_info": UNUSED}
     __metadata_request__score: ClassVar[dict[str, str]] = {"X_true": UNUSED, "Y_meas": UNUSED}
-
-    operator: pylops.LinearOperator | Callable[..., Any] | None = parameter(
-        default=None,
-        kw_only=False,
-        kind="pylops.LinearOperator, callable or None",
-        doc="""
-        The operator ``A``; None is the identity (denoising). For images of several sizes a function that is
-        given the shape of one measurement and returns the operator. Clones share it.""",
-    )
-    check_operator: str | float = parameter(
-        default="error",
-        allowed=OneOf("error", "warn") | Real(gt=0),
-        doc="""
-        What to do where the operator fails its dot test: projectors on graphics processors are often not
-        exact adjoints of one another. A number is the largest relative error that is allowed, in place of
-        1e-4 in single and 1e-8 in double precision.""",
-    )
-    channel_axis: int | None = parameter(
-        default=None,
-        allowed=Integer() | Null(),
-        doc="""
-        Which axis of one image holds channels, such as colours: 0 of (C, H, W), -1 of (H, W, C). None: every
-        axis is space, and images of three axes are volumes. Methods that treat each value by itself do not
-        ask.""",
-    )
-    device: str = parameter(
-        default="auto", allowed=_Device(), doc='Where to compute; "auto" is CUDA where there is a device.'
-    )
-
-    operator_: pylops.LinearOperator | None = fitted(
-        kind="pylops.LinearOperator or None",
-        allowed=Instance(pylops.LinearOperator, name="pylops.LinearOperator") | Null(),
-        doc="The operator that ``fit`` has seen; None while ``operator=None`` and no sizes have been seen.",
-    )
 
     def fit(self, X_true: ArrayLike | Tensor | None = None, Y_meas: Measured | None = None) -> Self:
         """Learn what the method learns; images first, measurements second.
@@ -323,28 +237,10 @@ class BaseReconstructor(Parametrized, ABC):
     ) -> None:
         """Learn or prepare; by default there is nothing to do."""
 
-    @abstractmethod
-    def _reconstruct(self, A: LinearMap, data: Tensor) -> Solution:
-        """Reconstruct a batch, (n, *A.dimsd) -> (n, *A.dims)."""
-
-    def _check_images(self, dims: tuple[int, ...]) -> None:
-        """Refuse images of another layout than the method can treat."""
-        check_channel_axis(self.channel_axis, dims)
-        check_spacing(self.spacing, spatial_axes(len(dims), self.channel_axis))
-
-    def _spatial_axes(self, A: LinearMap) -> tuple[int, ...]:
-        """The axes of images that are space, counted from the end."""
-        return spatial_axes(len(A.dims), self.channel_axis)
-
     # ------------------------------------------------------------------ private
     def _reconstructed(self, A: LinearMap, data: Tensor) -> Solution:
         """The reconstruction in the units of the images, also for another method that starts from it."""
         return self._reconstruct(A, data)
-
-    @property
-    def _noise_model(self) -> NoiseModel:
-        """The noise of the measurements."""
-        return noise_model(self.noise)
 
     def _unfitted(self) -> Self:
         """A shallow copy without what an earlier ``fit`` has found."""
@@ -403,15 +299,6 @@ class BaseReconstructor(Parametrized, ABC):
         else:
             self._learn_from_images(operator, images)
 
-    def _images_of(self, operator: Any, images: Any) -> Any:
-        """The images in the shape of the operator, which is checked; the identity of unknown size is None."""
-        if operator is None:
-            return images
-        check_operator(operator, self.check_operator)
-        self._check_images(tuple(operator.dims))
-        self._noise_model.check_shape(tuple(operator.dimsd), "noise__")
-        return None if images is None else per_sample(images, operator.dims, "X_true", "operator.dims")
-
     def _learn_from_images(self, operator: pylops.LinearOperator | None, images: Tensor | None) -> None:
         """Learn without measurements."""
         self.operator_, problems = operator, None
@@ -420,7 +307,7 @@ class BaseReconstructor(Parametrized, ABC):
         self._fit(problems, images, None)
 
     def _learn_from_measured(
-        self, operator: Any, images: Tensor | None, found: list[_Problem], device: torch.device
+        self, operator: Any, images: Tensor | None, found: list[Group], device: torch.device
     ) -> None:
         """Learn from what is measured of each image, with what all of them have in common in place."""
         problems, data = _together(found, device)
@@ -461,27 +348,10 @@ class BaseReconstructor(Parametrized, ABC):
         own = problems.under(lambda p: self.noise if p.kept is None else whole.restricted(p.kept))
         self._learn_from(operator, own, images, data)
 
-    def _measurements(self, rows: Rows, A: LinearMap, numbers: NDArray[np.intp]) -> Rows:
-        """Finite measurements of the operator's shape, zero where it measures nothing."""
-        check_dims(tuple(rows.shape), A.dimsd, "Y_meas", "operator.dimsd")
-        known = where_measured(rows, A.measured)
-        check_finite(known, "Y_meas", _TO_MASK, numbers=numbers)
-        if self._noise_model.counted:
-            for part in in_parts(known):
-                self._noise_model.check_data(to_batch(part))
-        return known
-
     def _check_learned_from(self, rows: Rows) -> None:
         """Refuse measurements that are not complete where a method learns from each one in its place."""
         if "Y_meas" in self._needs and self._complete:
             check_complete(rows, "Y_meas", f": {type(self).__name__}.fit learns from complete measurements")
-
-    def _masked(self, rows: Rows) -> Rows:
-        """The measurements, those of weight zero masked."""
-        unmeasured = self._noise_model.unmeasured()
-        if unmeasured is None or unmeasured.size != math.prod(rows.shape[1:]):  # which is refused later
-            return rows
-        return masked(rows, unmeasured)
 
     def _check_given(self, X_true: Any, Y_meas: Any) -> None:
         given = {"X_true": X_true, "Y_meas": Y_meas}
@@ -499,40 +369,6 @@ class BaseReconstructor(Parametrized, ABC):
                 f"{type(self).__name__}.fit expects pairs, "
                 f"but X_true holds {len(images)} images and Y_meas {len(data)} measurements{_INSTEAD}"
             )
-
-    def _operator_for(self, images: Tensor | None, data: Tensor | None) -> pylops.LinearOperator | None:
-        """The operator, or the identity of the sizes seen."""
-        seen = data if data is not None else images
-        if self._of_any_size:
-            return None if seen is None else self._operator_of_size(tuple(seen.shape[1:]))
-        if self.operator is not None or seen is None:
-            return self.operator
-        if images is not None and images[0].numel() != seen[0].numel():
-            raise ValueError(
-                "operator=None is denoising and expects images and measurements of one shape, but got "
-                f"{tuple(images.shape[1:])} and {tuple(seen.shape[1:])}: pass the operator"
-            )
-        dims = tuple((seen if images is None else images).shape[1:])
-        known: Any = getattr(self, "operator_", None)
-        if type(known) is pylops.Identity and (dims == known.dims or dims == (known.shape[1],)):
-            return known
-        return pylops.Identity(dims, dtype=str(seen.dtype).removeprefix("torch."))
-
-    @property
-    def _of_any_size(self) -> bool:
-        """Whether the operator is a function of the size of data."""
-        return callable(self.operator) and not isinstance(self.operator, pylops.LinearOperator)
-
-    def _operator_of_size(self, shape: tuple[int, ...]) -> pylops.LinearOperator:
-        """What the function ``operator`` gives for one measurement of this shape."""
-        make: Any = self.operator
-        made = make(shape)
-        if isinstance(made, pylops.LinearOperator) and tuple(made.dimsd) != shape:
-            raise ValueError(
-                f"operator: expected a function that is given the shape of one measurement and returns its "
-                f"operator, got for {shape} one of data {tuple(made.dimsd)}"
-            )
-        return made
 
     def _reconstructions(
         self, Y_meas: Any, reconstruct: Reconstruct, out: Any = None
@@ -607,49 +443,6 @@ class BaseReconstructor(Parametrized, ABC):
                 solution = Solution.gather(len(rows), solutions, device or torch.device("cpu")).finite()
             yield index, solution
 
-    def _operator_of(self, rows: Rows) -> pylops.LinearOperator:
-        """The checked operator of measurements."""
-        self._check_axes(tuple(rows.shape))
-        operator: Any = self._operator_for(None, to_batch(rows[:1]))
-        if operator is not self.operator_:
-            check_operator(operator, self.check_operator)
-        self._check_images(tuple(operator.dims))
-        self._noise_model.check_shape(tuple(operator.dimsd), "noise__")
-        return operator
-
-    def _check_axes(self, shape: tuple[int, ...]) -> None:
-        """Refuse to guess, where there is no operator, whether this is one image or several signals."""
-        if self.operator is not None:
-            return
-        known: Any = getattr(self, "operator_", None)
-        n_axes = len(shape) - (1 if self.channel_axis is None else 2)
-        if known is None and n_axes == 1:
-            expected = "" if self.channel_axis is None else " and an axis of channels"
-            raise ValueError(
-                f"Y_meas: expected images, (n_samples, height, width){expected}, got shape {shape} "
-                "and operator=None: one image is Y_meas[None]; for signals pass pylops.Identity(dims) or "
-                "signals in fit"
-            )
-        if known is not None and shape[1:] != (known.shape[0],) and len(shape) <= len(known.dimsd):
-            expected = ", ".join(map(str, known.dimsd))
-            alone = ": a single sample is Y_meas[None]" if len(shape) == len(known.dimsd) else ""
-            raise ValueError(
-                f"Y_meas: expected as many axes as in fit, (n_samples, {expected}), got shape {shape}{alone}"
-            )
-
-    def _check_measured(self, rows: Rows, A: LinearMap) -> None:
-        """Refuse samples without a measurement, and incomplete ones where a part needs all of them."""
-        if any(getattr(part, "_complete", False) for part in (self, *self.get_params(deep=True).values())):
-            check_complete(rows, "Y_meas", f": {type(self).__name__} needs each measurement in its place")
-        masks = missing(rows)
-        if masks is None:
-            return
-        n_empty = int((masks.reshape(len(masks), -1).sum(1) == A.n_measured).sum())
-        if n_empty:
-            raise ValueError(
-                f"Y_meas: expected measurements, got {n_empty} of {len(masks)} samples with all values masked"
-            )
-
     def _solutions(
         self,
         operator: pylops.LinearOperator,
@@ -667,37 +460,6 @@ class BaseReconstructor(Parametrized, ABC):
             for index, solution in method._solutions_of(A, known, reconstruct):
                 yield members[index], solution
 
-    def _problems(
-        self, operator: pylops.LinearOperator, measured: Measurements, rows: Rows, numbers: NDArray[np.intp]
-    ) -> Iterator[_Problem]:
-        """The measurements, of these numbers, in parts of which each has one operator and one noise."""
-        for members, values in measured.alike():
-            method, own = self._with_values(values, operator)
-            A = as_torch(own)
-            chosen = rows if len(members) == len(rows) else rows[members]
-            known = method._measurements(method._masked(chosen), A, numbers[members])
-            yield _Problem(members, own, method, A, known)
-
-    def _with_values(
-        self, values: dict[str, Any], operator: pylops.LinearOperator
-    ) -> tuple[Self, pylops.LinearOperator]:
-        """The method and its operator for images with these values of parameters."""
-        if not values and not self._of_any_size:
-            return self, operator
-        of_operator, of_noise = assigned(values, operator, self._noise_model)
-        if of_operator and self._one_operator:
-            raise ValueError(
-                f"{type(self).__name__}: what was learned belongs to one operator, got "
-                f"{', '.join(of_operator)} for each image"
-            )
-        twin, own = copy.copy(self), with_parameters(operator, of_operator) if of_operator else operator
-        twin.operator = twin.operator_ = own
-        if of_noise:
-            twin.noise = self._noise_model.with_parameters(of_noise)
-            twin.noise.check_parameters()
-            twin.noise.check_shape(tuple(own.dimsd))
-        return twin, own
-
     def _solutions_of(
         self, A: LinearMap, rows: Rows, reconstruct: Reconstruct
     ) -> Iterator[tuple[NDArray[np.intp], Solution]]:
@@ -712,16 +474,6 @@ class BaseReconstructor(Parametrized, ABC):
             for index in np.split(members, range(size, len(members), size)):
                 data = to_batch(rows[index], device).flatten(1)[:, kept].reshape(-1, *B.dimsd)
                 yield index, reconstruct(self if B is A else self._restricted_to(kept, A.dimsd), B, data)
-
-    def _restricted_to(self, kept: NDArray[np.intp], dimsd: tuple[int, ...]) -> Self:
-        """The method and those in it for a part of the measurements ``dimsd``, with that of the noise."""
-        twin = copy.copy(self)
-        twin.noise = self._noise_model.restricted(kept)
-        for name, value in vars(self).items():
-            restricted_to = getattr(value, "_restricted_to", None)
-            if restricted_to is not None:
-                setattr(twin, name, restricted_to(kept, dimsd))
-        return twin
 
     def _warn(self, solution: Solution) -> None:
         """Warn of images that are not finite or did not converge, by a report without them."""
@@ -829,7 +581,7 @@ def _rows_of(operator: Any, kept: NDArray[np.intp]) -> pylops.LinearOperator:
     return pylops.Restriction(operator.shape[0], kept, dtype=dtype) @ operator
 
 
-def _together(found: list[_Problem], device: torch.device) -> tuple[Problems, Tensor]:
+def _together(found: list[Group], device: torch.device) -> tuple[Problems, Tensor]:
     """The problems to learn from, and the data of all images: on the grid, if problems differ in masks."""
     parts = [(p, index, kept, B) for p in found for index, kept, B in _measured_alike(p.A, p.rows)]
     if len(parts) == 1:
@@ -847,7 +599,7 @@ def _together(found: list[_Problem], device: torch.device) -> tuple[Problems, Te
     return Problems(distinct, which), whole.reshape(-1, *found[0].A.dimsd)
 
 
-def _alone(problem: _Problem, kept: Any, device: torch.device) -> tuple[Problems, Tensor]:
+def _alone(problem: Group, kept: Any, device: torch.device) -> tuple[Problems, Tensor]:
     """The only problem, restricted to what is measured, and its data."""
     own, noise = problem.operator, problem.method.noise
     data = to_batch(problem.rows, device).reshape(-1, *problem.A.dimsd)
