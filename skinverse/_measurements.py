@@ -129,6 +129,10 @@ class Measurements:
     def __iter__(self) -> Iterator[Self]:
         return (self[i] for i in range(len(self)))
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        """Refuse to forget what belongs to each image."""
+        raise TypeError("Measurements are no array: their data are its attribute `data`")
+
     def __sizeof__(self) -> int:
         """Bytes with those of arrays in it: what is large, dask sends to its workers once."""
         parts = (self.data, *self.parameters.values())

@@ -252,9 +252,11 @@ class BaseReconstructor(Reader):
     def _fit_to(self, X_true: ArrayLike | Tensor | None, Y_meas: Measured | None) -> None:
         """Check operator and arrays, and learn from them."""
         device = resolve_device(self.device)
+        measured = None if Y_meas is None else Measurements.of(Y_meas)
+        if measured is not None and measured.n_sizes > 1:
+            X_true, measured = None, self._of_the_first_size(measured)
         X_true = X_true if self._reads_rows or not self._needs else in_memory(X_true)
         images = None if X_true is None else as_batch(X_true, "X_true", device)
-        measured = None if Y_meas is None else Measurements.of(Y_meas)
         if measured is not None and self._reads_later(measured):
             self._fit_to_stored(images, measured.data, device)
             return
@@ -274,6 +276,16 @@ class BaseReconstructor(Reader):
             self._learn_from_images(operator, images)
         else:
             self._learn_from_measured(operator, images, problems, device)
+
+    def _of_the_first_size(self, measured: Measurements) -> Measurements:
+        """Measurements to check parameters by, where nothing is learned from those of several sizes."""
+        if self._needs:
+            raise ValueError(
+                f"Y_meas: {type(self).__name__}.fit learns from images of one size, got a list of "
+                f"{measured.n_sizes} sizes: train on patches of one size"
+            )
+        _, part = next(measured.parts(None))
+        return part
 
     def _reads_later(self, measured: Measurements) -> bool:
         """Whether measurements are read when they are needed: stored ones of one operator and noise."""

@@ -219,7 +219,10 @@ class Reader(Parametrized, ABC):
     ) -> Iterator[Group]:
         """The measurements, of these numbers, in parts of which each has one operator and one noise."""
         for members, values in measured.alike():
-            method, own = self._with_values(values, operator)
+            try:
+                method, own = self._with_values(values, operator)
+            except ValueError as error:
+                raise ValueError(f"Y_meas, row {numbers[members[0]]}: {error}") from error
             A = as_torch(own)
             chosen = rows if len(members) == len(rows) else rows[members]
             known = method._measurements(method._masked(chosen), A, numbers[members])

@@ -238,6 +238,8 @@ def test_some_of_them() -> None:
     assert Y.shape == BLURRED.shape
     with pytest.raises(IndexError, match=r"a mask of 4 measurements"):
         Y[np.array([True, False])]
+    with pytest.raises(TypeError, match="no array"):
+        np.asarray(Y)
 
 
 def test_tensors_and_masked_arrays() -> None:
@@ -279,8 +281,8 @@ WRONG = [
         {"width": WIDTHS},
         r"width: expected a parameter of operator or noise \(operator: sigma; noise: std, weights",
     ),
-    ({"sigma": [1.0, -1.0, 1.0, 1.0]}, r"sigma .* positive"),
-    ({"std": [0.1, 0.0, 0.1, 0.1]}, r"std: expected .* > 0"),
+    ({"sigma": [1.0, -1.0, 1.0, 1.0]}, r"Y_meas, row 1: .* sigma .* positive"),
+    ({"std": [0.1, 0.0, 0.1, 0.1]}, r"Y_meas, row 1: std: expected .* > 0"),
     ({"weights": np.ones((N, 5, 5))}, r"weights: expected .*\(12, 12\), got shape \(5, 5\)"),
 ]
 

@@ -131,7 +131,7 @@ def blur(shape: tuple[int, ...]) -> Any:
 
 @pytest.mark.parametrize("operator", [None, blur], ids=["denoising", "blur"])
 def test_images_of_several_sizes_are_those_of_a_loop(operator: Any) -> None:
-    method = sv.TotalVariationRecon(operator, lam=0.1, max_steps=500).fit()
+    method = sv.TotalVariationRecon(operator, lam=0.1, max_steps=500).fit(SEVERAL, SEVERAL)
     x, info = method.predict(SEVERAL, return_info=True)
     for i, y in enumerate(SEVERAL):
         own = None if operator is None else operator(y.shape)
@@ -178,6 +178,11 @@ def test_places_that_do_not_fit_are_refused() -> None:
         METHOD.predict(DATA[:2] * 1j, out=np.empty((2, *SHAPE)))
     with pytest.raises(ValueError, match=r"out: expected measurements of one size"):
         sv.Tikhonov(lam=1.0).fit().predict(SEVERAL, out=np.empty((4, 12, 10)))
+
+
+def test_methods_that_learn_do_so_from_images_of_one_size() -> None:
+    with pytest.raises(ValueError, match="fit learns from images of one size, got a list of 3"):
+        sv.PostProcessor().fit(SEVERAL, SEVERAL)
 
 
 def test_operators_of_another_size_are_refused() -> None:
