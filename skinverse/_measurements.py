@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skinverse._arrays import as_rows
-from skinverse._rows import ahead, columns, is_stored, n_rows, take
+from skinverse._rows import ahead, column, columns, is_stored, n_rows, take
 
 # Numbers of stored measurements that are read together.
 _AT_ONCE = 2**20
@@ -66,6 +66,7 @@ class Measurements:
         _, data = columns(data, "Y_meas") or (None, data)
         data = data if hasattr(data, "__len__") else as_rows(data, "Y_meas")
         n = n_rows(data, "Y_meas")
+        parameters = {name: column(values, name) for name, values in parameters.items()}
         for name, values in parameters.items():
             n_values = n_rows(values, name)
             if n_values != n:

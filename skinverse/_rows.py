@@ -94,6 +94,35 @@ class _Column:
         return item[self._place]
 
 
+def column(values: Any, name: str) -> Any:
+    """One value for each image as a list, an array, a tensor or a stored set; tables become arrays.
+
+    Parameters
+    ----------
+    values : array-like
+        The values.
+    name : str
+        Their name, for the error.
+
+    Returns
+    -------
+    list, tuple, ndarray, Tensor or stored set
+        The same values.
+
+    Raises
+    ------
+    TypeError
+        If they have no order.
+    """
+    if isinstance(values, (dict, str, set)):
+        raise TypeError(f"{name}: expected one row for each image, got {type(values).__name__}")
+    if isinstance(values, Tensor):
+        return values.detach().cpu()
+    if isinstance(values, (list, tuple, np.ndarray)) or is_stored(values) or not hasattr(values, "__len__"):
+        return values
+    return np.asarray(values)
+
+
 def n_rows(source: Any, name: str) -> int:
     """Number of rows.
 

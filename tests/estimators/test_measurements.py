@@ -227,6 +227,29 @@ def test_regressors_take_them() -> None:
     np.testing.assert_allclose(got, method.fit().predict(Y), rtol=1e-12)
 
 
+class Table:
+    """What tables have in common: rows by position alone, and names when they are iterated over."""
+
+    iloc = None
+
+    def __len__(self) -> int:
+        return len(WIDTHS)
+
+    def __iter__(self) -> Any:
+        return iter("abcd")
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        return np.array(WIDTHS)
+
+
+@pytest.mark.parametrize("kind", [tuple, np.array, torch.tensor, np.float32, lambda _: Table()])
+def test_values_may_be_of_any_kind(kind: Any) -> None:
+    method = sv.Tikhonov(gaussian_blur((SIZE, SIZE), 1.0), lam=1e-2).fit()
+    expected = method.predict(Measurements(BLURRED, sigma=WIDTHS))
+    got = method.predict(Measurements(BLURRED, sigma=kind(WIDTHS)))
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_some_of_them() -> None:
     Y = Measurements(BLURRED, sigma=WIDTHS, weights=np.ones_like(BLURRED))
     for index in (1, slice(1, 3), [2, 0], np.array([3]), np.array([True, False, True, False]), -1):
@@ -266,6 +289,7 @@ BAD = [
         TypeError,
         "sigma: expected one row for each image",
     ),
+    (lambda: Measurements(BLURRED, sigma=dict(enumerate(WIDTHS))), TypeError, "sigma: .*, got dict"),
     (lambda: Measurements(3), ValueError, "Y_meas: expected a batch"),
 ]
 
