@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skinverse._arrays import as_rows
-from skinverse._rows import ahead, column, columns, is_stored, n_rows, take
+from skinverse._rows import ahead, column, columns, in_memory, is_stored, n_rows, take
 
 # Numbers of stored measurements that are read together.
 _AT_ONCE = 2**20
@@ -94,9 +94,9 @@ class Measurements:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the data, with the axis of images first; data of several sizes have none."""
+        """Shape of the data, with the axis of images first: the only one of data of several sizes."""
         if self.n_sizes > 1:
-            raise AttributeError("shape: expected data of one size, got several")
+            return (len(self),)
         known = getattr(self.data, "shape", None)
         return (len(self), *np.shape(self.data[0])) if known is None else tuple(known)
 
@@ -176,10 +176,11 @@ class Measurements:
         if not self.parameters:
             yield np.arange(len(self)), {}
             return
-        groups: dict[bytes, list[int]] = {}
-        columns = {name: [np.asarray(row) for row in values] for name, values in self.parameters.items()}
+        groups: dict[Any, list[int]] = {}
+        read = {name: in_memory(values) for name, values in self.parameters.items()}
+        columns = {name: [np.asarray(row) for row in values] for name, values in read.items()}
         for i in range(len(self)):
-            groups.setdefault(b"|".join(column[i].tobytes() for column in columns.values()), []).append(i)
+            groups.setdefault(tuple(_content(column[i]) for column in columns.values()), []).append(i)
         for members in groups.values():
             values = {name: column[members[0]] for name, column in columns.items()}
             yield np.array(members), {k: v.item() if v.ndim == 0 else v for k, v in values.items()}
@@ -201,3 +202,8 @@ class Measurements:
         if array.ndim != 1 or (array.size and array.dtype.kind not in "iub"):
             raise IndexError(f"expected an index, a slice, indices or a mask of measurements, got {index!r}")
         return np.arange(len(self))[array.astype(int) if not array.size else array]
+
+
+def _content(value: NDArray[Any]) -> tuple[Any, ...]:
+    """What tells a value from others of other bytes, shape or type."""
+    return value.shape, value.dtype.str, value.tobytes()

@@ -116,8 +116,12 @@ def column(values: Any, name: str) -> Any:
     """
     if isinstance(values, (dict, str, set)):
         raise TypeError(f"{name}: expected one row for each image, got {type(values).__name__}")
+    if isinstance(values, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name}: expected values without a mask; a weight of zero says that nothing was measured"
+        )
     if isinstance(values, Tensor):
-        return values.detach().cpu()
+        return values.detach().cpu().resolve_conj()
     if isinstance(values, (list, tuple, np.ndarray)) or is_stored(values) or not hasattr(values, "__len__"):
         return values
     return np.asarray(values)
@@ -202,6 +206,8 @@ def release(source: Any) -> None:
 
 def _together(parts: list[Any], first: Any, *, stack: bool) -> Any:
     """What was read one after the other, in memory; ``first`` are the rows with which the parts begin."""
+    if not parts:
+        raise ValueError("rows: expected at least one, got none")
     shapes = [tuple(np.shape(part))[0 if stack else 1 :] for part in parts]
     for row, shape in zip(first, shapes, strict=True):
         if shape != shapes[0]:

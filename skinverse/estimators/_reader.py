@@ -245,6 +245,7 @@ class Reader(Parametrized, ABC):
         if of_noise:
             twin.noise = self._noise_model.with_parameters(of_noise)
             twin.noise.check_parameters()
+            twin.check_parameters()
             twin.noise.check_shape(tuple(own.dimsd))
         return twin, own
 

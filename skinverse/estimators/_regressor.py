@@ -140,6 +140,8 @@ class ReconstructionRegressor(MetaEstimatorMixin, RegressorMixin, Parametrized):
 
     def _validated(self, estimator: Any, X: ArrayLike, *, reset: bool) -> np.ndarray:
         """Measurements as flat rows, checked as scikit-learn does, which knows no masks."""
+        if isinstance(X, (list, tuple)) and any(isinstance(row, np.ma.MaskedArray) for row in X):
+            X = np.ma.stack(X)
         if isinstance(X, np.ma.MaskedArray):
             values = self._validated(estimator, X.filled(0), reset=reset)
             return np.ma.array(values, mask=np.ma.getmaskarray(X).reshape(values.shape))

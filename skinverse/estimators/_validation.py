@@ -180,11 +180,20 @@ def write_rows(x: Tensor, out: Any, index: np.ndarray[Any, Any], n_images: int) 
     shape = (n_images, *x.shape[1:])
     if tuple(getattr(out, "shape", shape)) != shape:
         raise ValueError(f"out: expected shape {shape}, got {tuple(out.shape)}")
-    if x.is_complex() and "complex" not in str(getattr(out, "dtype", "complex")):
-        raise ValueError(f"out: expected room for complex images, got {out.dtype}")
+    kind = _kind(getattr(out, "dtype", np.complex128))
+    if kind not in ("c" if x.is_complex() else "fc"):
+        needed = "complex images" if x.is_complex() else "images of floating point numbers"
+        raise ValueError(f"out: expected room for {needed}, got {out.dtype}")
     rows = slice(int(index[0]), int(index[-1]) + 1)
     out[rows] = x.to(out.device) if isinstance(out, Tensor) else x.cpu().numpy()
     release(out)
+
+
+def _kind(dtype: Any) -> str:
+    """The letter of NumPy for a type of NumPy or of torch."""
+    if isinstance(dtype, torch.dtype):
+        return "c" if dtype.is_complex else "f" if dtype.is_floating_point else "i"
+    return str(np.dtype(dtype).kind)
 
 
 def operator_digest(operator: pylops.LinearOperator | None) -> str:

@@ -224,6 +224,11 @@ def _held_blur(arguments: Arguments) -> int:
     return 24 * sum(n**2 for n in _ints(arguments["dims"][-2:])) + 24 * int(arguments["radius"])
 
 
+def _own_centre(op: Any) -> tuple[int, ...] | None:
+    """None where it is the middle, which is another pixel of another point spread function."""
+    return None if op.centre == tuple(n // 2 for n in op.psf.shape) else op.centre
+
+
 def _held_convolution(arguments: Arguments) -> int:
     """The spectrum of an image with its border, and two temporary arrays of its size."""
     psf = arguments["psf"]
@@ -379,12 +384,12 @@ ENTRIES: dict[str, Entry] = {
     ),
     "Convolution": _leaf(
         Convolution,
-        lambda op: {"psf": op.psf, "dims": op._image, "boundary": op.boundary, "centre": op.centre},
+        lambda op: {"psf": op.psf, "dims": op._image, "boundary": op.boundary, "centre": _own_centre(op)},
         {
             "psf": kinds.array(kinds.NUMBERS),
             "dims": kinds.SHAPE,
             "boundary": kinds.choice(*BOUNDARIES),
-            "centre": kinds.several(kinds.whole(0)),
+            "centre": kinds.optional(kinds.several(kinds.whole(0))),
         },
         held=_held_convolution,
         fits=lambda arguments: arguments["psf"].ndim <= len(arguments["dims"]),

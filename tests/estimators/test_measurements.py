@@ -158,6 +158,14 @@ def test_images_with_the_same_values_are_reconstructed_together() -> None:
     assert sorted(calls) == [1, 1, 2]
 
 
+def test_kernels_of_other_shapes_and_sizes_have_their_own_middle() -> None:
+    kernels = [np.full((1, 3), 1 / 3), np.full((3, 1), 1 / 3), RNG.random((5, 5)), np.full((3, 3), 1 / 9)]
+    operators = [convolution(kernel, (SIZE, SIZE)) for kernel in kernels]
+    method = sv.Tikhonov(operators[3], lam=1e-2).fit()
+    expected = one_by_one(method, operators, BLURRED)
+    np.testing.assert_allclose(method.predict(Measurements(BLURRED, psf=kernels)), expected, rtol=1e-9)
+
+
 # ---------------------------------------------------------------------- noise of images
 NOISES = [
     ("weights", RNG.integers(0, 3, (N, SIZE, SIZE)).astype(float), lambda w: Gaussian(weights=w)),
@@ -250,6 +258,26 @@ def test_values_may_be_of_any_kind(kind: Any) -> None:
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_several_sizes_are_split_by_scikit_learn() -> None:
+    Y = [BLURRED[0], BLURRED[1][:6], BLURRED[2], BLURRED[3][:, :5]]
+    X = [IMAGES[0], IMAGES[1][:6], IMAGES[2], IMAGES[3][:, :5]]
+    method = sv.Tikhonov(lambda shape: gaussian_blur(shape, 1.0), lam=0.1)
+    found = cross_validate(method, X, Measurements(Y, sigma=WIDTHS), cv=2, error_score="raise")
+    assert np.isfinite(found["test_score"]).all()
+
+
+def test_masks_in_lists_reach_regressors() -> None:
+    hidden = [np.ma.masked_less(y, 0.4) for y in BLURRED]
+    method = sv.Tikhonov(gaussian_blur((SIZE, SIZE), 1.0), lam=0.1).fit()
+    np.testing.assert_allclose(method.as_regressor().predict(hidden), method.predict(hidden), rtol=1e-10)
+
+
+def test_a_method_refuses_of_images_what_it_refuses_at_all() -> None:
+    method = sv.SpectralCutoff(gaussian_blur((SIZE, SIZE), 1.0), n_components=30).fit()
+    with pytest.raises(ValueError, match="white noise only"):
+        method.predict(Measurements(BLURRED, weights=1 + RNG.random(BLURRED.shape)))
+
+
 def test_some_of_them() -> None:
     Y = Measurements(BLURRED, sigma=WIDTHS, weights=np.ones_like(BLURRED))
     for index in (1, slice(1, 3), [2, 0], np.array([3]), np.array([True, False, True, False]), -1):
@@ -290,6 +318,7 @@ BAD = [
         "sigma: expected one row for each image",
     ),
     (lambda: Measurements(BLURRED, sigma=dict(enumerate(WIDTHS))), TypeError, "sigma: .*, got dict"),
+    (lambda: Measurements(BLURRED, weights=np.ma.masked_less(BLURRED, 0)), TypeError, "without a mask"),
     (lambda: Measurements(3), ValueError, "Y_meas: expected a batch"),
 ]
 

@@ -176,6 +176,8 @@ def test_places_that_do_not_fit_are_refused() -> None:
         METHOD.predict(DATA, out=np.empty((N, 5, 5)))
     with pytest.raises(ValueError, match=r"out: expected room for complex images, got float64"):
         METHOD.predict(DATA[:2] * 1j, out=np.empty((2, *SHAPE)))
+    with pytest.raises(ValueError, match=r"out: expected room for images of floating .* got uint8"):
+        METHOD.predict(DATA[:2], out=np.empty((2, *SHAPE), np.uint8))
     with pytest.raises(ValueError, match=r"out: expected measurements of one size"):
         sv.Tikhonov(lam=1.0).fit().predict(SEVERAL, out=np.empty((4, 12, 10)))
 
