@@ -81,6 +81,7 @@ for name, x in X_hat.items():
 
 # %%
 # What is left of the rings shows most near the rim. The network has seen rings of this scanner and wins by
-# 0.6 dB on these eight slices, which have served for nothing else; total variation takes them for edges.
-# Another scanner, with other rings, would ask for another training, while total variation asks for a weight.
+# 0.6 dB, after one training, on these eight slices, which have served for nothing else; total variation takes
+# them for edges. Another scanner, with other rings, would ask for another training, while total variation
+# asks for a weight.
 ReconstructionDisplay.from_predictions(X_true[:2], {name: x[:2] for name, x in X_hat.items()})

@@ -35,7 +35,7 @@ class Measurements:
         :func:`~skinverse.operators.gaussian_blur`, or those of a
         :class:`~skinverse.operators.ParametricOperator`; and of the noise model, such as ``weights``, ``std``
         and ``gain``. A name that both have is told apart as ``operator__offset`` and ``noise__offset``.
-        Stored ones are read in parts, too.
+        ``predict`` and ``score`` read stored ones in parts, ``fit`` as a whole.
 
     Raises
     ------
@@ -47,7 +47,8 @@ class Measurements:
     Notes
     -----
     Images of which all values are the same are reconstructed together; the time grows with the number of
-    different operators.
+    different operators. A method inside another one, ``initial=``, gets the operator of each image, and of
+    the noise what is not measured; its own noise stays as it is.
 
     Examples
     --------

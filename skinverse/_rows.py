@@ -116,7 +116,8 @@ def column(values: Any, name: str) -> Any:
     """
     if isinstance(values, (dict, str, set)):
         raise TypeError(f"{name}: expected one row for each image, got {type(values).__name__}")
-    if isinstance(values, np.ma.MaskedArray):
+    rows = values if isinstance(values, (list, tuple)) else [values]
+    if any(isinstance(row, np.ma.MaskedArray) for row in rows):
         raise TypeError(
             f"{name}: expected values without a mask; a weight of zero says that nothing was measured"
         )
@@ -213,7 +214,7 @@ def _together(parts: list[Any], first: Any, *, stack: bool) -> Any:
         if shape != shapes[0]:
             known = f"{shapes[0]} in row {first[0]}"
             raise ValueError(f"rows: expected one shape, got {known} and {shape} in row {row}")
-    if parts and all(isinstance(part, Tensor) for part in parts):
+    if all(isinstance(part, Tensor) for part in parts):
         return torch.stack(parts) if stack else torch.cat(parts)
     arrays = [part if isinstance(part, np.ma.MaskedArray) else np.asarray(part) for part in parts]
     package: Any = np.ma if any(isinstance(array, np.ma.MaskedArray) for array in arrays) else np

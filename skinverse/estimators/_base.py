@@ -203,7 +203,7 @@ class BaseReconstructor(Reader):
                 f"X_true: expected one image for each of {len(measured)} measurements, got {n_true}"
             )
         values = []
-        for index, part in measured.parts(None):
+        for index, part in measured.parts(_CHUNK["cpu"] if is_stored(true) else None):
             X_hat = self.predict(part if part.parameters else part.data)
             images, dims = as_rows(take(true, index), "X_true"), tuple(X_hat.shape[1:])
             check_dims(tuple(images.shape), dims, "X_true", "the reconstructions")

@@ -45,7 +45,7 @@ from skinverse.estimators._validation import (
     per_sample,
 )
 from skinverse.noise import NoiseModel, noise_model
-from skinverse.operators import LinearMap, as_torch, with_parameters
+from skinverse.operators import LinearMap, as_torch, check_is_operator, with_parameters
 from skinverse.solvers import Solution
 
 # What to do about bad measurements.
@@ -168,7 +168,8 @@ class Reader(Parametrized, ABC):
         """What the function ``operator`` gives for one measurement of this shape."""
         make: Any = self.operator
         made = make(shape)
-        if isinstance(made, pylops.LinearOperator) and tuple(made.dimsd) != shape:
+        check_is_operator(made)
+        if tuple(made.dimsd) != shape:
             raise ValueError(
                 f"operator: expected a function that is given the shape of one measurement and returns its "
                 f"operator, got for {shape} one of data {tuple(made.dimsd)}"

@@ -319,6 +319,7 @@ BAD = [
     ),
     (lambda: Measurements(BLURRED, sigma=dict(enumerate(WIDTHS))), TypeError, "sigma: .*, got dict"),
     (lambda: Measurements(BLURRED, weights=np.ma.masked_less(BLURRED, 0)), TypeError, "without a mask"),
+    (lambda: Measurements(BLURRED, weights=[*map(np.ma.array, BLURRED)]), TypeError, "without a mask"),
     (lambda: Measurements(3), ValueError, "Y_meas: expected a batch"),
 ]
 

@@ -98,6 +98,7 @@ def test_little_is_read_and_written_at_once(tmp_path: Path, expected: Any) -> No
     assert max(rows.asked) == 64  # 2**20 numbers
     assert sum(rows.asked) <= N + 2
     METHOD.score(rows, rows)
+    METHOD.score(rows, DATA)
     assert max(rows.asked) == 64
 
 
@@ -191,3 +192,5 @@ def test_operators_of_another_size_are_refused() -> None:
     method = sv.Tikhonov(lambda shape: gaussian_blur((8, 8), 1.0), lam=1.0).fit()
     with pytest.raises(ValueError, match=r"operator: .* got for \(12, 10\) one of data \(8, 8\)"):
         method.predict(SEVERAL)
+    with pytest.raises(TypeError, match=r"operator: expected a pylops.LinearOperator, got NoneType"):
+        sv.Tikhonov(lambda shape: None, lam=1.0).fit().predict(SEVERAL)
