@@ -1,31 +1,33 @@
 """Train the weights that come with the package, ``skinverse.pretrained("ridge")``, and write their card.
 
-The ridge learns to denoise by minimising ``1/2 ||x - y||^2 + s^2 R(x / s)`` for noise of every standard deviation
-``s``: that is, images and data are divided by ``s``, so that one energy sees noise of deviation one in images of
-many contrasts. The weight of ``R`` is one, so that every such objective is convex. The loss is the logarithm of
-the mean square error, which is minus the PSNR up to a factor.
+The ridge learns to denoise by minimising ``1/2 ||x - y||^2 + s^2 R(x / s)`` for noise of every standard
+deviation ``s``: that is, images and data are divided by ``s``, so that one energy sees noise of deviation one
+in images of many contrasts. The weight of ``R`` is one, so that every such objective is convex. The loss is
+the logarithm of the mean square error, which is minus the PSNR up to a factor.
 
-The images may be used by everybody: the ten photographs of ``load_photographs(subset="train")``, which come
-with scikit-image and scikit-learn, and synthetic ones. BSD68 only measures, when it is there.
+The images may be used by everybody: photographs that come with scikit-image, CC0 or in the public domain, and
+synthetic ones. BSD68 only measures, when it is there.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import skimage.data
 import torch
 from _record import quality, write
 from safetensors.torch import save_file
+from skimage.color import rgb2gray
+from skimage.transform import resize
 from torch import Tensor
 
 import skinverse
 from skinverse import TotalVariationRecon
-from skinverse.datasets import load_photographs, make_ellipses
+from skinverse.datasets import make_ellipses
 from skinverse.energies import RidgeEnergy
 from skinverse.functionals import EnergyFunctional, LeastSquares
 from skinverse.solvers import accelerated_gradient, jacobian_free
@@ -40,7 +42,25 @@ TEST_STD, TV_LAMS = 0.1, (0.06, 0.07, 0.08)
 STEEPNESS, SHARPNESS = 0.5, 5.0
 
 
+NAMES = ("brick", "coffee", "grass", "gravel", "hubble_deep_field")
+NAMES += ("immunohistochemistry", "retina", "rocket")
+
+
 # ---------------------------------------------------------------------- images
+def photographs() -> list[np.ndarray]:
+    """All photographs in grey."""
+    images = [getattr(skimage.data, name)() for name in NAMES]
+    return [rgb2gray(image) if image.ndim == 3 else image / 255 for image in images]
+
+
+def cut(photograph: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A random square of a random size, reduced."""
+    side = round(math.exp(rng.uniform(math.log(SIZE), math.log(min(photograph.shape)))))
+    top, left = (int(rng.integers(n - side + 1)) for n in photograph.shape)
+    square = photograph[top : top + side, left : left + side]
+    return resize(square, (SIZE, SIZE), anti_aliasing=side > SIZE)
+
+
 def dead_leaves(n: int, size: int, rng: np.random.Generator) -> np.ndarray:
     """Shaded discs and boxes that cover each other, of all sizes, some of them striped."""
     return np.stack([_leaves(2 * size, rng) for _ in range(n)]).reshape(n, size, 2, size, 2).mean((2, 4))
@@ -67,9 +87,10 @@ def _leaves(side: int, rng: np.random.Generator) -> np.ndarray:
 
 def training_images() -> np.ndarray:
     rng = np.random.default_rng(SEED)
-    photographs = load_photographs(SIZE, subset="train", n_patches=N_PHOTOGRAPHS, random_state=SEED)
+    wholes = photographs()
+    patches = np.stack([cut(wholes[k % len(wholes)], rng) for k in range(N_PHOTOGRAPHS)])
     ellipses = make_ellipses(N_ELLIPSES, SIZE, random_state=SEED)
-    return np.concatenate([photographs, dead_leaves(N_LEAVES, SIZE, rng), ellipses]).astype(np.float32)
+    return np.concatenate([patches, dead_leaves(N_LEAVES, SIZE, rng), ellipses]).astype(np.float32)
 
 
 # ---------------------------------------------------------------------- training
@@ -136,13 +157,13 @@ def main() -> None:
     torch.set_num_threads(1)
     start = time.perf_counter()
     energy = train(training_images())
-    weights = {name: value.contiguous() for name, value in energy.state_dict().items()}
-    save_file(weights, WEIGHTS / "ridge.safetensors")
+    path, weights = WEIGHTS / "ridge.safetensors", energy.state_dict()
+    save_file({name: value.contiguous() for name, value in weights.items()}, path)
+    path.chmod(0o644)
     figures: dict[str, Any] = {"seconds_fit": time.perf_counter() - start}
     if (DATA / "bsd68.npz").exists():
         figures |= measured(energy)
     write("pretrained", figures, seeds=[SEED])
-    print(json.dumps({name: list(value.shape) for name, value in weights.items()}))
 
 
 if __name__ == "__main__":
